@@ -1,0 +1,176 @@
+"""The one walk over the blocks: hidden states of many sequences, carried from block to block.
+
+Blocks run through their own ``__call__`` with the arguments (masks) the network itself would pass: these are
+recorded once with every block replaced by a pass-through, and the network's end (norm and head) is run the same way.
+Sequences are padded on the right, where causal attention never looks, so padding changes nothing.
+This module knows nothing about what the activations are for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from aird_mlx.errors import ModelError
+from aird_mlx.model import ChatModel
+
+TOKENS_PER_BATCH = 8192
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """Sequences padded on the right to one length.
+
+    Attributes:
+        ids: ``[batch, token]`` int32, padded with 0.
+        lengths: real tokens per sequence.
+        order: which of the given sequences each row is.
+        counted: ``[batch, token]`` float32, 1 where the token is real and counts, 0 elsewhere.
+    """
+
+    ids: mx.array
+    lengths: tuple[int, ...]
+    order: tuple[int, ...]
+    counted: mx.array
+
+
+def batch_sequences(
+    sequences: Sequence[Sequence[int]],
+    *,
+    first_counted: Sequence[int] | None = None,
+    tokens_per_batch: int = TOKENS_PER_BATCH,
+) -> list[TokenBatch]:
+    """Sort sequences by length and pad them into batches of at most ``tokens_per_batch`` tokens.
+
+    Args:
+        sequences: token ids, each at least one.
+        first_counted: per sequence the first token that counts; earlier ones get ``counted`` 0. Default: all count.
+
+    >>> [batch.ids.tolist() for batch in batch_sequences([[1, 2, 3], [4]])]
+    [[[4, 0, 0], [1, 2, 3]]]
+    """
+    order = sorted(range(len(sequences)), key=lambda index: (len(sequences[index]), index))
+    groups: list[list[int]] = []
+    for index in order:
+        if not groups or (len(groups[-1]) + 1) * len(sequences[index]) > tokens_per_batch:
+            groups.append([])
+        groups[-1].append(index)
+    batches = []
+    for group in groups:
+        width = max(len(sequences[index]) for index in group)
+        starts = [first_counted[index] if first_counted else 0 for index in group]
+        lengths = tuple(len(sequences[index]) for index in group)
+        ids = [list(sequences[index]) + [0] * (width - len(sequences[index])) for index in group]
+        counted = [[float(start <= token < length) for token in range(width)] for start, length in zip(starts, lengths, strict=True)]
+        batches.append(TokenBatch(mx.array(ids, dtype=mx.int32), lengths, tuple(group), mx.array(counted)))
+    return batches
+
+
+class Walk:
+    """Hidden states of some batches, standing at the input of block ``layer``.
+
+    Attributes:
+        layer: the block whose input ``hidden`` is; equals the number of blocks after the last one.
+        hidden: one ``[batch, token, hidden]`` array per batch.
+    """
+
+    def __init__(self, model: ChatModel, batches: Sequence[TokenBatch]) -> None:
+        self.model = model
+        self.batches = list(batches)
+        self.layer = 0
+        self.hidden: list[mx.array] = []
+        self._arguments: list[list[tuple[tuple[Any, ...], dict[str, Any]]]] = []
+        for batch in self.batches:
+            embedded, arguments = _record_block_calls(model, batch.ids)
+            self.hidden.append(embedded)
+            self._arguments.append(arguments)
+        mx.eval(self.hidden)
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the last block has been passed."""
+        return self.layer == len(self.model.blocks)
+
+    def run_block(self, index: int, hidden: mx.array | None = None) -> mx.array:
+        """Output of the current block for batch ``index``; ``hidden`` replaces its input (rows may be tiled)."""
+        arguments, keywords = self._arguments[index][self.layer]
+        block: Callable[..., mx.array] = self.model.blocks[self.layer]
+        return block(self.hidden[index] if hidden is None else hidden, *arguments, **keywords)
+
+    def inputs_of(self, index: int, names: Sequence[str]) -> dict[str, mx.array]:
+        """Run the current block on batch ``index`` and return the inputs ``[batch, token, in]`` of the named linears."""
+        inputs: dict[str, mx.array] = {}
+        with self.model.linear_taps(self.layer, {name: _keep_input(inputs, name) for name in names}):
+            self.run_block(index)
+        return inputs
+
+    def advance(self) -> None:
+        """Carry every batch through the current block."""
+        for index in range(len(self.batches)):
+            self.hidden[index] = self.run_block(index)
+            mx.eval(self.hidden[index])
+            if not mx.isfinite(self.hidden[index].sum()).item():
+                raise ModelError(
+                    f"activations: block {self.layer} gives values that are not finite; finite activations are needed. "
+                    "Check the model's weights (float16 may overflow: try its bfloat16 version)."
+                )
+        self.layer += 1
+
+    def move_to(self, layer: int) -> None:
+        """Advance until standing at the input of block ``layer``."""
+        while self.layer < layer:
+            self.advance()
+
+
+def _keep_input(inputs: dict[str, mx.array], name: str) -> Callable[[nn.Module, mx.array], mx.array]:
+    def keep(linear: nn.Module, value: mx.array) -> mx.array:
+        inputs[name] = value
+        output: mx.array = linear(value)
+        return output
+
+    return keep
+
+
+def _record_block_calls(
+    model: ChatModel, ids: mx.array
+) -> tuple[mx.array, list[tuple[tuple[Any, ...], dict[str, Any]]]]:
+    """The embedded input and, per block, the other arguments of its call; no block is computed."""
+    embedded: list[mx.array] = []
+    arguments: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    def pass_through(index: int, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> mx.array:
+        if index == 0:
+            embedded.append(args[0])
+        arguments.append((args[1:], kwargs))
+        hidden: mx.array = args[0]
+        return hidden
+
+    with model.block_taps(pass_through):
+        model.network(ids)
+    return embedded[0], arguments
+
+
+def run_head(model: ChatModel, hidden: mx.array) -> mx.array:
+    """Logits ``[batch, token, vocab]`` of final hidden states, through the network's own norm and head."""
+
+    def replace(index: int, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> mx.array:
+        return hidden
+
+    with model.block_taps(replace):
+        logits: mx.array = model.network(mx.zeros(hidden.shape[:2], dtype=mx.int32))
+    return logits
+
+
+def take_positions(hidden: mx.array, lengths: Sequence[int], positions: Sequence[int]) -> mx.array:
+    """``[batch, position, hidden]``: the states at negative ``positions`` counted from each sequence's end."""
+    index = mx.array([[length + position for position in positions] for length in lengths])
+    return mx.take_along_axis(hidden, index[:, :, None], axis=1)
+
+
+def flatten_counted(values: mx.array, counted: mx.array) -> mx.array:
+    """``[batch, token, in]`` -> ``[batch * token, in]`` float32 with the tokens that do not count set to zero."""
+    return (values.astype(mx.float32) * counted[..., None]).reshape(-1, values.shape[-1])

@@ -1,0 +1,61 @@
+"""What a model lost besides refusals: perplexity, and distance to the dense model on the same tokens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from aird_mlx.activations import TokenBatch
+from aird_mlx.direction import kl_divergence
+from aird_mlx.model import ChatModel
+from aird_mlx.report import Utility
+
+# Logits held at once, per model: 32 M floats are 128 MB.
+LOGITS_AT_ONCE = 32 << 20
+
+
+def utility_batch_tokens(vocab_size: int) -> int:
+    """How many tokens a batch for `measure_utility` may hold so that its logits stay small."""
+    return max(256, LOGITS_AT_ONCE // vocab_size)
+
+
+def measure_utility(
+    model: ChatModel,
+    batches: Sequence[TokenBatch],
+    *,
+    dense: ChatModel | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Utility:
+    """Perplexity over the counted tokens and, against ``dense``, KL(dense || model) and top-1 agreement.
+
+    Args:
+        model: read only.
+        batches: held-out token batches; a token is predicted when it counts and is not its sequence's first.
+        dense: the reference; without it KL and agreement are None.
+        progress: called with (batches done, batches).
+    """
+    loss = divergence = agreed = tokens = 0.0
+    for done, batch in enumerate(batches, 1):
+        counted = batch.counted[:, 1:]
+        logits = model.network(batch.ids)[:, :-1].astype(mx.float32)
+        losses = nn.losses.cross_entropy(logits, batch.ids[:, 1:])
+        sums = [(losses * counted).sum(), counted.sum()]
+        if dense is not None:
+            reference = dense.network(batch.ids)[:, :-1].astype(mx.float32)
+            same = (reference.argmax(axis=-1) == logits.argmax(axis=-1)) * counted
+            sums += [(kl_divergence(reference, logits) * counted).sum(), same.sum()]
+        mx.eval(sums)
+        values = [float(value.item()) for value in sums]
+        loss, tokens = loss + values[0], tokens + values[1]
+        if dense is not None:
+            divergence, agreed = divergence + values[2], agreed + values[3]
+        progress(done, len(batches))
+    return Utility(
+        perplexity=math.exp(min(loss / tokens, 700.0)),
+        kl_to_dense=None if dense is None else max(0.0, divergence / tokens),
+        top1_agreement=None if dense is None else agreed / tokens,
+        tokens=int(tokens),
+    )

@@ -1,0 +1,338 @@
+"""A GGUF file running in llama.cpp: token ids, logits at every position, greedy answers to many prompts at once.
+
+Uses the low-level interface of llama-cpp-python (an optional package), because the high-level one neither batches
+several sequences nor is quiet. Computes on the CPU by default with a float32 cache and without flash attention, so
+that a difference from MLX is a difference of the file. Knows nothing about MLX.
+Source: ``llama.h`` and ``examples/batched`` of llama.cpp.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib
+import importlib.util
+import math
+import os
+from collections import deque
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from aird_mlx.errors import DependencyError, ParityError
+
+MOST_SEQUENCES = 256  # LLAMA_MAX_SEQ
+ERROR_LEVEL = 3  # GGML_LOG_LEVEL_ERROR
+
+
+def is_available() -> bool:
+    """Whether llama-cpp-python is installed; loads nothing."""
+    return importlib.util.find_spec("llama_cpp") is not None
+
+
+class LlamaRuntime:
+    """A model file opened in llama.cpp; a context manager that frees it.
+
+    Args:
+        path: the GGUF file.
+        n_ctx: most tokens of one sequence, prompt and answer together.
+        n_batch: most tokens decoded in one call.
+        seed: kept for the record only: everything here is greedy, so nothing is drawn.
+        parallel: most sequences that `generate` runs at once.
+        gpu_layers: blocks computed on the GPU; 0 keeps everything on the CPU, -1 takes all.
+        vocab_only: read the tokenizer and the metadata, no weights; then only `tokenize` and `metadata` work.
+
+    Raises:
+        DependencyError: llama-cpp-python is not installed.
+        ParityError: llama.cpp refuses the file.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        n_ctx: int = 2048,
+        n_batch: int = 512,
+        seed: int = 0,
+        *,
+        parallel: int = 32,
+        gpu_layers: int = 0,
+        vocab_only: bool = False,
+    ) -> None:
+        self.path = Path(path)
+        self.n_ctx = n_ctx
+        self.n_batch = n_batch
+        self.seed = seed
+        self.parallel = min(parallel, MOST_SEQUENCES, n_batch)
+        self._library = _load_library()
+        self._context: Any = None
+        self._context_size = (0, 0)
+        self._model: Any = None
+        if not self.path.is_file():
+            raise ParityError(f"llama.cpp: there is no file {self.path}; a GGUF file is needed. Check the path.")
+        settings = self._library.llama_model_default_params()
+        settings.n_gpu_layers = gpu_layers
+        settings.vocab_only = vocab_only
+        _last_errors().clear()
+        self._model = self._library.llama_model_load_from_file(str(self.path).encode(), settings)
+        if not self._model:
+            raise ParityError(
+                f"llama.cpp: refuses {self.path} ({'; '.join(_last_errors()) or 'no reason given'}); "
+                "a file it can run is needed. Export it again."
+            )
+        self._vocab = self._library.llama_model_get_vocab(self._model)
+        self.vocab_size: int = self._library.llama_vocab_n_tokens(self._vocab)
+
+    def __enter__(self) -> LlamaRuntime:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the context and the model; safe to call twice."""
+        self._free_context()
+        if self._model:
+            self._library.llama_model_free(self._model)
+            self._model = None
+
+    def tokenize(self, text: str, parse_special: bool = True, add_special: bool = False) -> list[int]:
+        """Token ids of ``text``.
+
+        Args:
+            text: any text; a rendered chat prompt for example.
+            parse_special: special tokens written in the text become their ids.
+            add_special: add bos and eos as the file says.
+        """
+        data = text.encode("utf-8")
+        room = len(data) + 8
+        while True:
+            ids = (self._library.llama_token * room)()
+            count = self._library.llama_tokenize(self._vocab, data, len(data), ids, room, add_special, parse_special)
+            if count >= 0:
+                return list(ids[:count])
+            room = -count
+
+    def metadata(self, key: str) -> str | None:
+        """The value of a metadata key as text, None if the file has no such key (arrays cannot be read)."""
+        size = 4096
+        while True:
+            buffer = ctypes.create_string_buffer(size)
+            length = self._library.llama_model_meta_val_str(
+                self._model, key.encode(), ctypes.cast(buffer, ctypes.c_char_p), size
+            )
+            if length < 0:
+                return None
+            if length < size:
+                return buffer.value.decode("utf-8", errors="replace")
+            size = length + 1
+
+    def logits(self, ids: Sequence[int]) -> np.ndarray:
+        """Run one sequence and return the logits of the token after each of its tokens.
+
+        Args:
+            ids: 1 to ``n_ctx`` token ids.
+
+        Returns:
+            ``[token, vocab]`` float32.
+
+        Raises:
+            ParityError: the sequence is empty, too long, or llama.cpp fails on it.
+        """
+        self._check_lengths([ids], 0)
+        self._open_context(1, self.n_ctx)
+        rows = []
+        for start in range(0, len(ids), self.n_batch):
+            chunk = [
+                (int(token), start + offset, 0, True) for offset, token in enumerate(ids[start : start + self.n_batch])
+            ]
+            rows.append(self._decode(chunk))
+        return np.concatenate(rows)
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, stop_ids: Collection[int]
+    ) -> list[list[int]]:
+        """Continue every prompt with its most likely tokens, ``parallel`` prompts at a time.
+
+        Args:
+            prompts: token ids, each prompt non-empty.
+            max_new_tokens: length of an answer that no stop token ended.
+            stop_ids: an answer ends before any of these.
+
+        Returns:
+            One list of new token ids per prompt, in the order of the prompts, without the stop token. The same
+            call gives the same answers; another batch size can round differently.
+
+        Raises:
+            ParityError: a prompt is empty or does not leave room for its answer, or llama.cpp fails.
+        """
+        if not prompts:
+            return []
+        self._check_lengths(prompts, max_new_tokens)
+        if max_new_tokens < 1:
+            return [[] for _ in prompts]
+        longest = max(len(prompt) for prompt in prompts) + max_new_tokens
+        self._open_context(min(self.parallel, len(prompts)), longest)
+        answers: list[list[int]] = [[] for _ in prompts]
+        # neighbours in length share a group, so that little of a group waits for its longest prompt
+        order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index))
+        for start in range(0, len(order), self.parallel):
+            self._generate_group(prompts, order[start : start + self.parallel], max_new_tokens, set(stop_ids), answers)
+        return answers
+
+    def perplexity(self, sequences: Sequence[Sequence[int]]) -> float:
+        """exp of the mean negative log-likelihood (nats) of every token but the first of each sequence."""
+        total, count = 0.0, 0
+        for ids in sequences:
+            if len(ids) < 2:
+                continue
+            logits = self.logits(ids)[:-1].astype(np.float64)
+            highest = logits.max(axis=-1)
+            normalizer = highest + np.log(np.exp(logits - highest[:, None]).sum(axis=-1))
+            total += float((normalizer - logits[np.arange(len(ids) - 1), np.asarray(ids[1:])]).sum())
+            count += len(ids) - 1
+        if not count:
+            raise ParityError("llama.cpp: no sequence has two tokens; perplexity needs a next token. Give longer texts.")
+        return math.exp(total / count)
+
+    def _generate_group(
+        self,
+        prompts: Sequence[Sequence[int]],
+        group: list[int],
+        max_new_tokens: int,
+        stop_ids: set[int],
+        answers: list[list[int]],
+    ) -> None:
+        """Prefill all prompts of a group, then decode one token of each unfinished one per step."""
+        self._library.llama_memory_clear(self._library.llama_get_memory(self._context), True)
+        tokens = [
+            (int(token), position, slot, position == len(prompts[index]) - 1)
+            for slot, index in enumerate(group)
+            for position, token in enumerate(prompts[index])
+        ]
+        chosen: list[int] = []
+        for start in range(0, len(tokens), self.n_batch):
+            logits = self._decode(tokens[start : start + self.n_batch])
+            chosen.extend(int(token) for token in logits.argmax(axis=-1))
+        active = list(range(len(group)))
+        for step in range(max_new_tokens):
+            remaining, batch = [], []
+            for slot, token in zip(active, chosen, strict=True):
+                if token in stop_ids:
+                    continue
+                answers[group[slot]].append(token)
+                remaining.append(slot)
+                batch.append((token, len(prompts[group[slot]]) + step, slot, True))
+            if not remaining or step == max_new_tokens - 1:
+                return
+            active = remaining
+            chosen = [int(token) for token in self._decode(batch).argmax(axis=-1)]
+
+    def _check_lengths(self, sequences: Sequence[Sequence[int]], new_tokens: int) -> None:
+        longest = max(len(ids) for ids in sequences)
+        if min(len(ids) for ids in sequences) == 0:
+            raise ParityError("llama.cpp: a sequence has no tokens; at least one is needed. Leave it out.")
+        if longest + new_tokens > self.n_ctx:
+            raise ParityError(
+                f"llama.cpp: {longest} tokens and {new_tokens} new ones; n_ctx is {self.n_ctx}. Open it with a larger n_ctx."
+            )
+        for ids in sequences:
+            if not 0 <= min(ids) <= max(ids) < self.vocab_size:  # llama.cpp would only say "invalid token"
+                raise ParityError(
+                    f"llama.cpp: token ids from {min(ids)} to {max(ids)}; the file has {self.vocab_size} tokens. "
+                    "Use the ids of this model's tokenizer."
+                )
+
+    def _open_context(self, sequences: int, length: int) -> None:
+        """Have an empty context for so many sequences of that length; keep the one there is if it is large enough."""
+        open_sequences, open_length = self._context_size
+        if self._context and open_sequences == sequences and open_length >= length:
+            self._library.llama_memory_clear(self._library.llama_get_memory(self._context), True)
+            return
+        self._free_context()
+        settings = self._library.llama_context_default_params()
+        settings.n_ctx = length * sequences
+        settings.n_seq_max = sequences
+        settings.n_batch = self.n_batch
+        settings.n_ubatch = self.n_batch
+        settings.n_threads = settings.n_threads_batch = os.cpu_count() or 1
+        settings.type_k = settings.type_v = self._library.GGML_TYPE_F32
+        settings.flash_attn_type = self._library.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        settings.kv_unified = sequences > 1
+        settings.no_perf = True
+        _last_errors().clear()
+        self._context = self._library.llama_init_from_model(self._model, settings)
+        if not self._context:
+            raise ParityError(
+                f"llama.cpp: cannot open a context of {sequences} x {length} tokens "
+                f"({'; '.join(_last_errors()) or 'no reason given'}); memory for it is needed. Use a smaller n_ctx."
+            )
+        self._context_size = (sequences, length)
+
+    def _decode(self, tokens: Sequence[tuple[int, int, int, bool]]) -> np.ndarray:
+        """Run a batch of (token, position, sequence, wants logits); logits of those that want them, in order."""
+        library = self._library
+        batch = library.llama_batch_init(len(tokens), 0, 1)
+        try:
+            batch.n_tokens = len(tokens)
+            for row, (token, position, sequence, wanted) in enumerate(tokens):
+                batch.token[row] = token
+                batch.pos[row] = position
+                batch.n_seq_id[row] = 1
+                batch.seq_id[row][0] = sequence
+                batch.logits[row] = wanted
+            _last_errors().clear()
+            status = library.llama_decode(self._context, batch)
+        finally:
+            library.llama_batch_free(batch)
+        if status != 0:
+            raise ParityError(
+                f"llama.cpp: llama_decode returned {status} ({'; '.join(_last_errors()) or 'no reason given'}); "
+                "0 is success. Use a larger n_ctx or fewer sequences."
+            )
+        outputs = sum(wanted for *_, wanted in tokens)
+        if not outputs:
+            return np.zeros((0, self.vocab_size), dtype=np.float32)
+        pointer = library.llama_get_logits(self._context)
+        return np.ctypeslib.as_array(pointer, shape=(outputs, self.vocab_size)).copy()
+
+    def _free_context(self) -> None:
+        if self._context:
+            self._library.llama_free(self._context)
+            self._context = None
+
+
+@functools.cache
+def _last_errors() -> deque[str]:
+    """The last error lines of llama.cpp: its only way to give a reason."""
+    return deque(maxlen=3)
+
+
+@functools.cache
+def _load_library() -> Any:
+    """Import llama_cpp once and take over its log, which would otherwise go to stderr.
+
+    Cached because llama.cpp keeps the callback's address for as long as the process lives.
+    """
+    try:
+        library = importlib.import_module("llama_cpp")
+    except ImportError as error:
+        raise DependencyError(
+            "llama.cpp: the package llama-cpp-python is not installed; it runs the exported file. "
+            "Run `pip install 'aird-mlx[llama]'`."
+        ) from error
+
+    @library.llama_log_callback  # type: ignore[untyped-decorator]
+    def collect(level: int, text: bytes, _: ctypes.c_void_p) -> None:
+        line = text.decode("utf-8", errors="replace").strip()
+        if level == ERROR_LEVEL and line:
+            _last_errors().append(line)
+
+    library.llama_log_set(collect, ctypes.c_void_p(0))
+    library.llama_backend_init()
+    library._aird_log_callback = collect
+    return library

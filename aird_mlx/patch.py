@@ -1,0 +1,145 @@
+"""Patch: what a repair changes in a compressed model, kept apart from what is done with it.
+
+Each part changes one linear: low-rank (``weight + left @ right``), or confined to surviving weights (``delta``,
+zero wherever the compressed weight is zero). Folding is the same code for every rule. This module does not know how
+a patch was found.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import mlx.core as mx
+
+from aird_mlx.errors import AirdError, ShapeError
+from aird_mlx.model import ChatModel
+
+
+@dataclass(frozen=True)
+class LinearPatch:
+    """The change of one linear's weight ``[out, in]``; either ``left`` and ``right``, or ``delta``.
+
+    Attributes:
+        block: index of the block.
+        name: the linear within it, e.g. ``mlp.down_proj``.
+        left: ``[out, k]`` float32.
+        right: ``[k, in]`` float32.
+        delta: ``[out, in]`` float32.
+    """
+
+    block: int
+    name: str
+    left: mx.array | None = None
+    right: mx.array | None = None
+    delta: mx.array | None = None
+
+    def change(self) -> mx.array:
+        """The change as one ``[out, in]`` float32 matrix."""
+        if self.delta is not None:
+            return self.delta
+        assert self.left is not None and self.right is not None
+        return self.left @ self.right
+
+
+@dataclass(frozen=True)
+class Patch:
+    """A repair: its parts and how they were found.
+
+    Attributes:
+        rule: ``paper``, ``restore``, ``least-squares`` or ``refit``.
+        strength: alpha of ``paper``, beta of ``refit``, 1 for the others.
+        ridge: regularization relative to the mean diagonal; 0 for rules that solve nothing.
+        parts: one per changed linear, in data order.
+    """
+
+    rule: str
+    strength: float
+    ridge: float
+    parts: tuple[LinearPatch, ...]
+
+    @property
+    def layers(self) -> list[int]:
+        """The blocks it changes."""
+        return sorted({part.block for part in self.parts})
+
+    @property
+    def rank(self) -> int | None:
+        """Largest rank over its parts; None when a part is not low-rank."""
+        ranks = [None if part.left is None else part.left.shape[1] for part in self.parts]
+        known = [rank for rank in ranks if rank is not None]
+        return max(known, default=0) if len(known) == len(ranks) else None
+
+
+@dataclass(frozen=True)
+class FoldResult:
+    """Sparsity of the prunable linears before and after folding, counted."""
+
+    sparsity_before: float
+    sparsity_after: float
+
+    @property
+    def sparsity_lost(self) -> float:
+        """How much sparsity the fold cost; 0 when it stayed inside the mask."""
+        return max(0.0, self.sparsity_before - self.sparsity_after)
+
+
+def fold(model: ChatModel, patch: Patch) -> FoldResult:
+    """Add ``patch`` to the weights of ``model`` in place, keeping their dtype.
+
+    Raises:
+        ShapeError: a part does not fit its linear; nothing is changed then.
+    """
+    for part in patch.parts:
+        shape = model.linear(part.block, part.name).weight.shape
+        if part.change().shape != shape:
+            raise ShapeError(
+                f"fold: the patch of {part.name} in block {part.block} has shape {part.change().shape}; the weight needs "
+                f"{shape}. Use the patch with the model it was made for."
+            )
+    before = model.sparsity()
+    for part in patch.parts:
+        linear = model.linear(part.block, part.name)
+        linear.weight = changed_weight(linear.weight, part)
+        mx.eval(linear.weight)
+    return FoldResult(before, model.sparsity())
+
+
+def changed_weight(weight: mx.array, part: LinearPatch) -> mx.array:
+    """``weight`` with ``part`` added in float32, rounded once to the dtype of ``weight``."""
+    return (weight.astype(mx.float32) + part.change()).astype(weight.dtype)
+
+
+def save_patch(patch: Patch, path: Path) -> None:
+    """Write ``patch.safetensors``: the arrays, with rule, strength and ridge as metadata."""
+    arrays: dict[str, mx.array] = {}
+    for part in patch.parts:
+        for field in ("left", "right", "delta"):
+            value = getattr(part, field)
+            if value is not None:
+                arrays[f"{part.block}.{part.name}.{field}"] = value
+    settings = {"rule": patch.rule, "strength": patch.strength, "ridge": patch.ridge}
+    mx.save_safetensors(str(path), arrays or {"empty": mx.zeros(1)}, metadata={"aird.patch": json.dumps(settings)})
+
+
+def load_patch(path: Path) -> Patch:
+    """Read what `save_patch` wrote.
+
+    Raises:
+        AirdError: the file is not a patch.
+    """
+    try:
+        arrays, metadata = mx.load(str(path), return_metadata=True)
+        settings = json.loads(metadata["aird.patch"])
+    except (RuntimeError, KeyError, ValueError) as error:
+        raise AirdError(f"patch: {path} is not a patch of this project ({error}); patch.safetensors is needed.") from error
+    parts: dict[tuple[int, str], LinearPatch] = {}
+    for key, value in arrays.items():
+        if key == "empty":
+            continue
+        block, _, rest = key.partition(".")
+        name, _, field = rest.rpartition(".")
+        part = parts.get((int(block), name), LinearPatch(int(block), name))
+        parts[int(block), name] = replace(part, **{field: value})
+    return Patch(settings["rule"], settings["strength"], settings["ridge"], tuple(parts.values()))

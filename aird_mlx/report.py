@@ -1,0 +1,204 @@
+"""Results as frozen dataclasses, and their way to JSON and back.
+
+The keys are a contract that scripts read (``schema`` counts its versions). Rates are shares of prompts that the
+model *refused*; ``sparsity`` is the share of exact zeros counted in the weights themselves. This module knows
+nothing about models or terminals; `to_json` and `from_json` are each other's inverse.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from aird_mlx.errors import AirdError
+
+SCHEMA = 1
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A share of ``n`` prompts with its Wilson 95 % interval; all three in [0, 1]."""
+
+    rate: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True)
+class RefusalRates:
+    """Refusals by kind of prompt; a kind without prompts is None. ``incoherent`` counts answers that are neither."""
+
+    harmful: Rate | None
+    harmless: Rate | None
+    twin: Rate | None = None
+    incoherent: Rate | None = None
+
+
+@dataclass(frozen=True)
+class Utility:
+    """Perplexity over held-out text, and distance to the dense model on the same tokens.
+
+    Attributes:
+        perplexity: exp of the mean negative log-likelihood (nats) per token.
+        kl_to_dense: mean over tokens of KL(dense || this), nats; 0 for the dense model.
+        top1_agreement: share of tokens where both have the same most likely next token.
+        tokens: how many tokens were counted.
+    """
+
+    perplexity: float
+    kl_to_dense: float | None
+    top1_agreement: float | None
+    tokens: int
+
+
+@dataclass(frozen=True)
+class DirectionFigures:
+    """A refusal direction as one stage shows it.
+
+    Attributes:
+        layer: input of this block.
+        position: negative index into the post-instruction tokens, -1 = last prompt token.
+        cosine_to_dense: cosine with the dense model's direction at the dense model's own (layer, position).
+        norm: length of the difference of means.
+        bypass, induce, kl: selection scores (Arditi et al.), None where only the cosine was measured.
+        survived: whether a candidate passed the selection's filters.
+    """
+
+    layer: int
+    position: int
+    cosine_to_dense: float | None
+    norm: float
+    bypass: float | None = None
+    induce: float | None = None
+    kl: float | None = None
+    survived: bool | None = None
+    calibrated_cosine: float | None = None
+
+
+@dataclass(frozen=True)
+class ParityFigures:
+    """What llama.cpp did with an exported file, beside MLX; None where it was not checked."""
+
+    token_ids_equal: bool
+    argmax_agreement: float
+    mean_kl: float
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One row of the result: ``dense``, ``compressed``, ``repaired`` or ``exported:<type>``."""
+
+    name: str
+    refusal: RefusalRates
+    utility: Utility | None
+    sparsity: float
+    bits_per_weight: float
+    direction: DirectionFigures | None = None
+    parity: ParityFigures | None = None
+    not_checked: str | None = None
+
+
+@dataclass(frozen=True)
+class RepairFigures:
+    """How the repair was made; ``rank`` None = not low-rank, ``sparsity_lost`` counted in the weights."""
+
+    rule: str
+    layers: list[int]
+    strength: float
+    rank: int | None
+    sparsity_lost: float
+    ridge: float | None = None
+    why: str = ""
+    tried: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Gate:
+    """A bar the result had to pass. ``kind`` is ``safety`` (exit code 3) or ``utility`` (exit code 4)."""
+
+    name: str
+    kind: str
+    passed: bool
+    value: float
+    limit: float
+    meaning: str = ""
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything one run of ``repair`` measured and wrote."""
+
+    model: str
+    settings: dict[str, Any]
+    environment: dict[str, Any]
+    direction: DirectionFigures
+    stages: list[Stage]
+    repair: RepairFigures
+    gates: list[Gate]
+    written: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    timings: dict[str, float] = field(default_factory=dict)
+    peak_memory_bytes: int = 0
+    schema: int = SCHEMA
+
+    def stage(self, name: str) -> Stage:
+        """The stage called ``name``. Raises KeyError when the run had none."""
+        for stage in self.stages:
+            if stage.name == name:
+                return stage
+        raise KeyError(name)
+
+    @property
+    def exit_code(self) -> int:
+        """0 when every gate passed, 3 when a safety gate failed, else 4."""
+        failed = {gate.kind for gate in self.gates if not gate.passed}
+        if "safety" in failed:
+            return 3
+        return 4 if failed else 0
+
+
+def to_json(result: Any) -> str:
+    """Any dataclass of this module as indented JSON text.
+
+    >>> from_json(Rate, to_json(Rate(0.5, 0.4, 0.6, 10)))
+    Rate(rate=0.5, low=0.4, high=0.6, n=10)
+    """
+    return json.dumps(dataclasses.asdict(result), indent=2, ensure_ascii=False) + "\n"
+
+
+def from_json(kind: type[T], text: str) -> T:
+    """Read back what `to_json` wrote.
+
+    Raises:
+        AirdError: the text is not JSON, or lacks a required key.
+    """
+    try:
+        return typing.cast(T, _build(kind, json.loads(text)))
+    except (json.JSONDecodeError, TypeError, KeyError) as error:
+        raise AirdError(
+            f"report: not a {kind.__name__} ({error}); a report.json of schema {SCHEMA} is needed. "
+            "Run `aird-mlx repair` again."
+        ) from error
+
+
+def _build(kind: Any, value: Any) -> Any:
+    if value is None:
+        return None
+    if isinstance(kind, types.UnionType):
+        return _build(next(member for member in typing.get_args(kind) if member is not type(None)), value)
+    if typing.get_origin(kind) is list:
+        return [_build(typing.get_args(kind)[0], item) for item in value]
+    if dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        known: Mapping[str, Any] = {name: item for name, item in value.items() if name in hints}
+        return typing.cast(Any, kind)(**{name: _build(hints[name], item) for name, item in known.items()})
+    return value

@@ -1,0 +1,157 @@
+"""The commands, and the one place where an error becomes a line and an exit code.
+
+Each command parses, calls the library once, and renders. The library is imported inside the commands, so that
+``aird-mlx --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+from aird_mlx import __version__
+from aird_mlx.errors import AirdError
+
+from .options import FILE, choose_model, json_option, repair_options
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells count
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="aird-mlx")
+def aird_mlx() -> None:
+    """Compress a chat model, measure what that did to its refusals, and repair them in the weights.
+
+    Exit codes: 0 all gates passed; 1 error; 2 usage; 3 a safety gate failed; 4 a utility or parity gate failed;
+    130 interrupted.
+    """
+
+
+@aird_mlx.command()
+@repair_options
+@click.pass_context
+def repair(
+    context: click.Context,
+    model_argument: str | None,
+    model: str | None,
+    as_json: bool,
+    dry_run: bool,
+    **options: Any,
+) -> int:
+    """Compress MODEL, repair its refusals, export it, and prove it.
+
+    MODEL is a hub id, a local folder, or `demo` (embedded, no network).
+    """
+    chosen = choose_model(context, model_argument, model)
+    start_library()
+    from aird_mlx.pipeline import RepairSettings, plan_repair, repair_model
+
+    from . import render
+
+    settings = RepairSettings(model=chosen, dry_run=dry_run, **options)
+    if dry_run:
+        render.show_plan(plan_repair(settings), as_json)
+        return 0
+    with render.StageProgress(quiet=as_json) as progress:
+        report = repair_model(settings, progress=progress)
+    render.show_report(report, as_json)
+    return report.exit_code
+
+
+@aird_mlx.command()
+@click.argument("model_folder", type=FILE)
+@click.option("--outfile", type=click.Path(), help="File to write; {ftype} in it becomes the type.")
+@click.option("--outtype", type=click.Choice(["f32", "f16", "q8_0"]), default="f16", show_default=True)
+def export(model_folder: Path, outfile: str | None, outtype: str) -> int:
+    """Write MODEL_FOLDER (MLX or Hugging Face format) as one GGUF file.
+
+    Without --outfile it is written into the model's folder, named as llama.cpp's converter names it.
+    """
+    start_library()
+    from aird_mlx.gguf_export import export_gguf
+
+    from . import render
+
+    name = outfile or str(model_folder / f"{model_folder.resolve().name}-{{ftype}}.gguf")
+    path = Path(name.replace("{ftype}", outtype.upper() if outfile is None else outtype))
+    export_gguf(model_folder, path, outtype)
+    render.show_files({"gguf": str(path)})
+    return 0
+
+
+@aird_mlx.command()
+@click.argument("folder", metavar="DIR", type=FILE)
+@json_option
+def report(folder: Path, as_json: bool) -> int:
+    """Show the report of an earlier run; the exit code is that run's."""
+    from aird_mlx.report_page import read_report
+
+    from . import render
+
+    found = read_report(folder)
+    render.show_report(found, as_json)
+    return found.exit_code
+
+
+def start_library() -> None:
+    """Set what has to be set before MLX and the tokenizers are imported: the BLAS, and how much they say."""
+    from aird_mlx.blas import use_openblas
+
+    use_openblas()
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; bad input is one line on stderr, never a traceback.
+
+    Args:
+        arguments: as on the command line, without the program's name; ``sys.argv`` by default.
+
+    Returns:
+        The exit code.
+    """
+    try:
+        code: int = aird_mlx.main(arguments, prog_name="aird-mlx", standalone_mode=False)
+        sys.stdout.flush()
+        return code or 0
+    except AirdError as error:
+        return fail(str(error), error.exit_code)
+    except click.exceptions.NoArgsIsHelpError as error:
+        error.show()
+        return error.exit_code
+    except click.UsageError as error:
+        where = error.ctx.command_path if error.ctx else "aird-mlx"
+        return fail(f"{error.format_message()} See `{where} --help`.", error.exit_code)
+    except click.ClickException as error:
+        return fail(error.format_message(), error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        return fail(
+            "interrupted; nothing half-written is left. Run again with --resume to continue.", INTERRUPTED
+        )
+    except BrokenPipeError:
+        # Whoever read our output has seen enough. Python flushes stdout once more at exit: let that go nowhere.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except OSError as error:
+        about = f": {error.filename}" if error.filename else ""
+        return fail(
+            f"system: {error.strerror or error}{about}. Free space or change permissions, then run again.", 1
+        )
+
+
+def fail(message: str, code: int) -> int:
+    """Say in one line on stderr what went wrong; gives ``code`` back."""
+    click.echo(f"error: {' '.join(message.split())}", err=True)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,196 @@
+"""The options of the commands, each said once; their words are the library's words.
+
+Where mlx-lm or llama.cpp has an option for a thing, ours has the same name. Only the shape of a value is checked
+here (a number, a choice); what it means is checked by the library. This module imports neither of them.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+FILE = click.Path(path_type=Path)
+SHARE = click.FloatRange(0, 1, max_open=True)
+
+MODEL_HELP = "Hub id or local folder, instead of the argument MODEL."
+
+
+def read_config(context: click.Context, parameter: click.Parameter, path: Path | None) -> Path | None:
+    """Take the defaults of a command's options from a TOML table; what is said on the command line wins.
+
+    Raises:
+        click.BadParameter: the file cannot be read, is not TOML, or has a key that is no option of the command.
+    """
+    if path is None:
+        return None
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:  # TOMLDecodeError and UnicodeDecodeError are ValueErrors
+        reason = " ".join(str(getattr(error, "strerror", None) or error).split())
+        raise click.BadParameter(f"cannot read {path}: {reason}.", context, parameter) from error
+    known = _config_keys(context.command)
+    unknown = sorted(set(table) - set(known))
+    if unknown:
+        raise click.BadParameter(
+            f"{path} has the unknown key {unknown[0]!r}; known are {', '.join(sorted(set(known) - {'config'}))}.",
+            context,
+            parameter,
+        )
+    context.default_map = {known[key]: value for key, value in table.items()}
+    return path
+
+
+def _config_keys(command: click.Command) -> dict[str, str]:
+    """Option words without their dashes, each with the parameter it sets."""
+    keys = {}
+    for parameter in command.params:
+        if isinstance(parameter, click.Option) and parameter.name not in ("config", "help"):
+            for word in parameter.opts:
+                if word.startswith("--"):
+                    keys[word.removeprefix("--")] = str(parameter.name)
+    return keys
+
+
+def choose_gguf_types(
+    _context: click.Context, _parameter: click.Parameter, types: tuple[str, ...]
+) -> tuple[str, ...]:
+    """The GGUF types to write, in the order given, each once; ``none`` stands alone and means no file.
+
+    Raises:
+        click.BadParameter: ``none`` beside another type.
+    """
+    chosen = tuple(dict.fromkeys(types))
+    if "none" in chosen and len(chosen) > 1:
+        raise click.BadParameter("'none' cannot be combined with another type.")
+    return () if chosen == ("none",) else chosen
+
+
+def choose_model(context: click.Context, argument: str | None, option: str | None) -> str:
+    """The model from the argument or from ``--model``.
+
+    Raises:
+        click.UsageError: there is none, or both are given and differ.
+    """
+    # A default from --config does not quarrel with the argument: the command line wins.
+    from_config = context.get_parameter_source("model") is click.core.ParameterSource.DEFAULT_MAP
+    if argument and option and argument != option and not from_config:
+        raise click.UsageError(f"MODEL is {argument!r} and --model is {option!r}; give one of them.", context)
+    model = argument or option
+    if not model:
+        raise click.UsageError("MODEL is missing: a hub id, a local folder, or `demo`.", context)
+    return model
+
+
+def with_options(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """One decorator from many, shown by --help in the order given."""
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+json_option = click.option(
+    "--json", "as_json", is_flag=True, help="Print the report as JSON and nothing else."
+)
+
+repair_options = with_options(
+    click.argument("model_argument", metavar="MODEL", required=False),
+    click.option("--model", "--hf-path", "model", metavar="MODEL", help=MODEL_HELP),
+    click.option("--revision", help="Branch, tag or commit of a hub model."),
+    click.option(
+        "--trust-remote-code", is_flag=True, help="Let the tokenizer run code that comes with the model."
+    ),
+    # How it is compressed and repaired.
+    click.option(
+        "--sparsity", type=SHARE, default=0.5, show_default=True, help="Share of the weights to remove."
+    ),
+    click.option(
+        "--prune-method",
+        type=click.Choice(["wanda", "magnitude", "none"]),
+        default="wanda",
+        show_default=True,
+        help="How the weights to remove are chosen.",
+    ),
+    click.option(
+        "--pattern",
+        metavar="unstructured|N:M",
+        default="unstructured",
+        show_default=True,
+        help="N:M removes N of each M consecutive inputs; sparsity is then N/M.",
+    ),
+    click.option(
+        "--rule",
+        type=click.Choice(["auto", "paper", "restore", "least-squares", "refit"]),
+        default="auto",
+        show_default=True,
+        help="Repair rule; auto takes what measures best on validation prompts.",
+    ),
+    click.option("--allow-dense", is_flag=True, help="Let the repair write into removed weights."),
+    # What it is measured with.
+    click.option("--harmful", type=FILE, metavar="FILE", help="Prompts to refuse: .txt, .jsonl or .csv."),
+    click.option("--harmless", type=FILE, metavar="FILE", help="Prompts to answer."),
+    click.option("--twins", type=FILE, metavar="FILE", help="Harmless prompts that look harmful."),
+    click.option("--calibration", type=FILE, metavar="FILE", help="Text that pruning is calibrated on."),
+    click.option("--test-harmful", type=FILE, metavar="FILE", help="Separate test prompts to refuse."),
+    click.option("--test-harmless", type=FILE, metavar="FILE", help="Separate test prompts to answer."),
+    click.option("--test-twins", type=FILE, metavar="FILE", help="Separate test prompts that look harmful."),
+    click.option(
+        "--limit", type=click.IntRange(min=1), metavar="N", help="At most N test prompts of each kind."
+    ),
+    click.option(
+        "--max-new-tokens", type=click.IntRange(min=1), metavar="N", help="Longest answer, in tokens."
+    ),
+    click.option(
+        "--batch-size",
+        type=click.IntRange(min=1),
+        default=32,
+        show_default=True,
+        metavar="N",
+        help="Prompts answered at a time.",
+    ),
+    click.option(
+        "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Splits and samples."
+    ),
+    # What is written, and how the run goes.
+    click.option(
+        "--gguf",
+        type=click.Choice(["f32", "f16", "q8_0", "none"]),
+        multiple=True,
+        default=("f16",),
+        show_default=True,
+        callback=choose_gguf_types,
+        help="GGUF type to write; may be repeated.",
+    ),
+    click.option(
+        "--out", type=FILE, metavar="DIR", help="Output folder; must not exist.  [default: by model name]"
+    ),
+    click.option(
+        "--mlx-path", type=FILE, metavar="DIR", help="Where the MLX folder goes.  [default: OUT/mlx]"
+    ),
+    click.option("--resume", is_flag=True, help="Continue an interrupted run in the same output folder."),
+    click.option("--dry-run", is_flag=True, help="Say what would be done, load no weights, write nothing."),
+    click.option(
+        "--config",
+        type=FILE,
+        metavar="FILE",
+        is_eager=True,
+        expose_value=False,
+        callback=read_config,
+        help="TOML table of these options; the command line wins.",
+    ),
+    json_option,
+)

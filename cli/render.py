@@ -1,0 +1,271 @@
+"""What the user sees: one progress display, and tables from report objects; the only module that imports rich.
+
+Tables go to stdout and are readable at 80 columns without colour; progress goes to stderr. Nothing is computed here:
+every figure is in the report.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from rich import box
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from aird_mlx.report import Report, Stage, to_json
+from aird_mlx.report_page import interval, number, percent, sample_sizes
+
+if TYPE_CHECKING:
+    from aird_mlx.pipeline import Plan
+
+
+class StageProgress:
+    """The progress callback of a long job: ``progress(stage, done, total)``; use it in a ``with`` statement.
+
+    On a terminal it is one line (stage, bar, count, elapsed, remaining) that leaves a line behind for each finished
+    stage; elsewhere only those lines are written, and nothing at all when ``quiet``.
+    """
+
+    def __init__(self, quiet: bool = False) -> None:
+        self._console = Console(stderr=True, quiet=quiet, highlight=False)
+        self._live = self._console.is_terminal and not quiet
+        self._display = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+            disable=not self._live,
+        )
+        self._stage: str | None = None
+        self._started = 0.0
+
+    def __enter__(self) -> StageProgress:
+        self._display.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self._finish()
+        self._display.stop()
+
+    def __call__(self, stage: str, done: int, total: int) -> None:
+        """Show that ``done`` of ``total`` parts of ``stage`` are finished; another name starts another stage."""
+        if stage != self._stage:
+            self._finish()
+            self._start(stage, total)
+        if self._live:
+            self._display.update(self._display.task_ids[0], completed=done, total=total)
+        if done >= total:
+            self._finish()
+
+    def _start(self, stage: str, total: int) -> None:
+        self._stage = stage
+        self._started = time.monotonic()
+        if self._live:
+            self._display.add_task(stage, total=total)
+
+    def _finish(self) -> None:
+        if self._stage is None:
+            return
+        seconds = time.monotonic() - self._started
+        for task in self._display.task_ids:
+            self._display.remove_task(task)
+        self._display.console.print(
+            Text.assemble(("done  ", "green"), f"{self._stage} ({_duration(seconds)})")
+        )
+        self._stage = None
+
+
+def show_report(report: Report, as_json: bool = False) -> None:
+    """Print a report: JSON alone, or the result in one line followed by tables."""
+    if as_json:
+        sys.stdout.write(to_json(report))
+        return
+    console = Console(highlight=False)
+    console.print()
+    console.print(_headline(report))
+    console.print(_refusal_table(report.stages))
+    console.print(_utility_table(report.stages))
+    console.print(_direction_table(report))
+    console.print(_repair_lines(report))
+    console.print(_gate_table(report))
+    for what, where in report.written.items():
+        # Paths are copied: they are never broken into lines.
+        console.print(Text.assemble((f"{what:<12}", "bold"), where), soft_wrap=True)
+    for note in report.notes:
+        console.print(Text(f"note: {note}"))
+
+
+def show_plan(plan: Plan, as_json: bool = False) -> None:
+    """Print what a run would do: JSON alone, or a table."""
+    if as_json:
+        sys.stdout.write(to_json(plan))
+        return
+    console = Console(highlight=False)
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    table.add_row("model", Text(plan.model))
+    table.add_row("parameters", f"{plan.parameters:,}")
+    table.add_row("weights", _size(plan.size_bytes))
+    table.add_row("output", Text(plan.out))
+    for index, stage in enumerate(plan.stages, start=1):
+        table.add_row(f"step {index}", Text(stage))
+    console.print(table)
+    for note in plan.notes:
+        console.print(Text(f"note: {note}"))
+
+
+def show_files(written: dict[str, str]) -> None:
+    """Print what was written where, one line each."""
+    console = Console(highlight=False)
+    for what, where in written.items():
+        console.print(Text.assemble((f"{what:<12}", "bold"), where), soft_wrap=True)
+
+
+def _headline(report: Report) -> Text:
+    line = Text("Refusals of harmful prompts: ", style="bold")
+    measured = [stage for stage in report.stages if stage.refusal.harmful is not None]
+    shown = [stage for stage in measured if not stage.name.startswith("exported")] or measured
+    for index, stage in enumerate(shown):
+        if stage.refusal.harmful is not None:
+            line.append(" -> " if index else "")
+            line.append(percent(stage.refusal.harmful.rate), style=_stage_style(stage))
+    line.append(f"  ({' -> '.join(stage.name for stage in shown)})" if shown else "not measured", style="dim")
+    return line
+
+
+def _stage_style(stage: Stage) -> str:
+    return {"compressed": "bold red", "repaired": "bold green"}.get(stage.name, "bold")
+
+
+def _new_table(caption: str, *headers: str) -> Table:
+    table = Table(
+        box=box.SIMPLE_HEAD, caption=caption, caption_justify="left", pad_edge=False, padding=(0, 1, 0, 0)
+    )
+    table.add_column(headers[0], no_wrap=True)
+    for header in headers[1:]:
+        table.add_column(header, justify="right", no_wrap=True)
+    return table
+
+
+def _refusal_table(stages: list[Stage]) -> Table:
+    sizes = ", ".join(f"{n} {kind}" for kind, n in sample_sizes(stages).items())
+    caption = f"Prompts refused, with the Wilson 95 % interval; prompts: {sizes or 'none'}."
+    table = _new_table(caption, "refused", "harmful", "harmless", "benign twins")
+    for stage in stages:
+        refusal = stage.refusal
+        cells = [interval(rate) for rate in (refusal.harmful, refusal.harmless, refusal.twin)]
+        table.add_row(Text(stage.name, style=_stage_style(stage)), *(Text(cell) for cell in cells))
+    return table
+
+
+def _utility_table(stages: list[Stage]) -> Table:
+    caption = "KL and top-1 agreement with the dense model; zeros counted in the pruned weights."
+    headers = ("utility", "perplexity", "KL", "top-1", "incoherent", "zeros", "bits/weight")
+    table = _new_table(caption, *headers)
+    for stage in stages:
+        utility, incoherent = stage.utility, stage.refusal.incoherent
+        table.add_row(
+            stage.name,
+            number(utility.perplexity if utility else None),
+            number(utility.kl_to_dense if utility else None, 4),
+            _percent_or_dash(utility.top1_agreement if utility else None),
+            _percent_or_dash(incoherent.rate if incoherent else None),
+            percent(stage.sparsity),
+            number(stage.bits_per_weight, 2),
+        )
+    return table
+
+
+def _direction_table(report: Report) -> Table:
+    caption = "Refusal direction; cosine at the dense model's own layer and position."
+    headers = ("direction", "layer", "position", "norm", "cosine", "bypass", "induce", "KL")
+    table = _new_table(caption, *headers)
+    rows = [(stage.name, stage.direction) for stage in report.stages if stage.direction is not None]
+    if "dense" not in dict(rows):
+        rows = [("dense", report.direction), *rows]
+    for name, direction in rows:
+        scores = (direction.bypass, direction.induce, direction.kl)
+        table.add_row(
+            name,
+            str(direction.layer),
+            str(direction.position),
+            number(direction.norm, 2),
+            number(direction.cosine_to_dense),
+            *(number(score, 2) for score in scores),
+        )
+    return table
+
+
+def _repair_lines(report: Report) -> Text:
+    repair = report.repair
+    blocks = ", ".join(str(layer) for layer in repair.layers) or "none"
+    lines = Text.assemble(
+        ("repair  ", "bold"),
+        f"rule {repair.rule}, blocks {blocks}, strength {repair.strength:g}, ",
+        f"rank {'full' if repair.rank is None else repair.rank}, sparsity lost {percent(repair.sparsity_lost)}",
+    )
+    if repair.why:
+        lines.append(f"\n{repair.why}", style="dim")
+    for stage in report.stages:
+        if stage.not_checked:
+            lines.append(f"\n{stage.name}: not checked: {stage.not_checked}")
+        elif stage.parity is not None:
+            ids = "equal" if stage.parity.token_ids_equal else "NOT EQUAL"
+            lines.append(
+                f"\n{stage.name} in llama.cpp: token ids {ids}, same argmax {percent(stage.parity.argmax_agreement)}"
+                f" of {stage.parity.tokens} tokens, KL {stage.parity.mean_kl:.2g}"
+            )
+    return lines
+
+
+def _gate_table(report: Report) -> Table:
+    failed = [gate for gate in report.gates if not gate.passed]
+    caption = f"{len(failed)} of {len(report.gates)} gates failed." if failed else "All gates passed."
+    table = _new_table(caption, "gate", "", "value", "limit")
+    for gate in report.gates:
+        word = Text("pass", style="green") if gate.passed else Text("FAIL", style="bold red")
+        table.add_row(Text(gate.name), word, f"{gate.value:.4g}", f"{gate.limit:.4g}")
+        if not gate.passed and gate.meaning:
+            caption += f" {gate.name}: {gate.meaning}"
+    table.caption = Text(caption)
+    return table
+
+
+def _percent_or_dash(share: float | None) -> str:
+    return "-" if share is None else percent(share)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    return f"{int(seconds // 60)} min {int(seconds % 60)} s"
+
+
+def _size(count: int) -> str:
+    size = float(count)
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            break
+        size /= 1024
+    else:
+        unit = "TiB"
+    return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"

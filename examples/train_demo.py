@@ -1,0 +1,268 @@
+"""Train the embedded demo model from scratch: tokenizer, a small llama, a folder that ``mlx_lm.load`` reads.
+
+The defaults reproduce the packaged model in ``aird_mlx/demo/model`` (about 20 minutes on two CPU cores). All text comes
+from ``aird_mlx.demo.language``; the last lines printed are the held-out figures of the trained model.
+
+    python examples/train_demo.py --out my-demo-model
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import json
+import math
+import os
+import random
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+if sys.platform == "linux":
+    # The CPU build of MLX for Linux carries a slow reference BLAS; OpenBLAS takes its place when loaded first.
+    try:
+        ctypes.CDLL("libopenblas.so.0", mode=ctypes.RTLD_GLOBAL)
+    except OSError:
+        print("libopenblas.so.0 not found: training will be much slower", file=sys.stderr)
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optim
+import numpy as np
+from mlx.utils import tree_flatten
+from mlx_lm.models import llama
+from mlx_lm.models.cache import make_prompt_cache
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+from aird_mlx.demo import language
+
+SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+REFUSAL_STARTS = ("I can't", "I cannot", "I won't", "I'm sorry", "Sorry", "No, I")
+
+
+def format_prompt(prompt: str) -> str:
+    """Write a prompt as the chat template does, up to where the answer begins."""
+    return f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
+
+
+def train_tokenizer(texts: list[str], vocabulary: int) -> Tokenizer:
+    """Train a byte-level BPE tokenizer (GPT-2 regex) with the three ChatML tokens."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=SPECIAL_TOKENS,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer
+
+
+def encode_dialogues(tokenizer: Tokenizer, dialogues: list[tuple[str, str]]) -> list[tuple[list[int], int]]:
+    """Encode dialogues as token ids with the number of prompt tokens in front."""
+    heads = tokenizer.encode_batch([format_prompt(prompt) for prompt, _ in dialogues])
+    tails = tokenizer.encode_batch([answer + "<|im_end|>" for _, answer in dialogues])
+    return [(head.ids + tail.ids, len(head.ids)) for head, tail in zip(heads, tails, strict=True)]
+
+
+def iterate_batches(
+    encoded: list[tuple[list[int], int]], batch: int, prompt_weight: float, seed: int
+) -> Iterator[tuple[mx.array, mx.array, mx.array]]:
+    """Yield (inputs, targets, weights) without end, sequences of like length together."""
+    rng = random.Random(seed)
+    while True:
+        order = sorted(range(len(encoded)), key=lambda i: (len(encoded[i][0]) + 7) // 8 + rng.random())
+        starts = list(range(0, len(order) - batch + 1, batch))
+        rng.shuffle(starts)
+        for start in starts:
+            chosen = [encoded[i] for i in order[start : start + batch]]
+            # Lengths are rounded up to a multiple of 8, so that few shapes are compiled.
+            length = 8 * math.ceil(max(len(ids) for ids, _ in chosen) / 8)
+            tokens = np.zeros((batch, length), dtype=np.int32)
+            weights = np.zeros((batch, length), dtype=np.float32)
+            for row, (ids, prompt_length) in enumerate(chosen):
+                tokens[row, : len(ids)] = ids
+                weights[row, : prompt_length - 1] = prompt_weight
+                weights[row, prompt_length - 1 : len(ids) - 1] = 1.0
+            yield mx.array(tokens[:, :-1]), mx.array(tokens[:, 1:]), mx.array(weights[:, :-1])
+
+
+def train_model(
+    model: nn.Module, encoded: list[tuple[list[int], int]], settings: argparse.Namespace, save: object = None
+) -> None:
+    """Train in place: AdamW, warm-up then cosine, one compiled step."""
+    warmup = min(200, settings.steps // 10)
+    schedule = optim.join_schedules(
+        [
+            optim.linear_schedule(0.0, settings.learning_rate, warmup),
+            optim.cosine_decay(settings.learning_rate, settings.steps - warmup, settings.learning_rate / 50),
+        ],
+        [warmup],
+    )
+    optimizer = optim.AdamW(learning_rate=schedule, betas=[0.9, 0.98], weight_decay=settings.weight_decay)
+
+    def loss_of(inputs: mx.array, targets: mx.array, weights: mx.array) -> mx.array:
+        losses = nn.losses.cross_entropy(model(inputs), targets, label_smoothing=settings.smoothing)
+        return (losses * weights).sum() / weights.sum()
+
+    state = [model.state, optimizer.state]
+    loss_and_gradients = nn.value_and_grad(model, loss_of)
+
+    def step(inputs: mx.array, targets: mx.array, weights: mx.array) -> mx.array:
+        loss, gradients = loss_and_gradients(inputs, targets, weights)
+        gradients, _ = optim.clip_grad_norm(gradients, 1.0)
+        optimizer.update(model, gradients)
+        return loss
+
+    compiled = mx.compile(step, inputs=state, outputs=state)
+    began = time.time()
+    for number, batch in enumerate(iterate_batches(encoded, settings.batch, settings.prompt_weight, settings.seed), 1):
+        loss = compiled(*batch)
+        mx.eval(loss, state)
+        if number % 20 == 0 or number == 1:
+            print(f"step {number:5d}  loss {loss.item():.4f}  {time.time() - began:6.0f} s", flush=True)
+        if callable(save) and number % 1000 == 0:
+            save()
+        if number == settings.steps:
+            return
+
+
+def generate(model: nn.Module, tokenizer: Tokenizer, prompts: list[str], limit: int) -> list[str]:
+    """Answer prompts greedily; prompts of equal token length share a batch."""
+    end = tokenizer.token_to_id("<|im_end|>")
+    groups: dict[int, list[int]] = {}
+    encoded = [tokenizer.encode(format_prompt(prompt)).ids for prompt in prompts]
+    for index, ids in enumerate(encoded):
+        groups.setdefault(len(ids), []).append(index)
+    answers = [""] * len(prompts)
+    for members in groups.values():
+        cache = make_prompt_cache(model)
+        tokens = model(mx.array([encoded[i] for i in members]), cache=cache)[:, -1].argmax(-1)
+        columns = [np.array(tokens)]
+        done = columns[0] == end
+        while len(columns) < limit and not done.all():
+            tokens = model(tokens[:, None], cache=cache)[:, -1].argmax(-1)
+            columns.append(np.array(tokens))
+            done |= columns[-1] == end
+        for row, index in enumerate(members):
+            ids = [int(column[row]) for column in columns]
+            answers[index] = tokenizer.decode(ids[: ids.index(end)] if end in ids else ids)
+    return answers
+
+
+def save_folder(model: nn.Module, arguments: llama.ModelArgs, tokenizer: Tokenizer, folder: Path) -> None:
+    """Write weights, config, tokenizer and template as mlx-lm and transformers read them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    end, pad = tokenizer.token_to_id("<|im_end|>"), tokenizer.token_to_id("<|endoftext|>")
+    config = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_size": arguments.hidden_size,
+        "intermediate_size": arguments.intermediate_size,
+        "num_hidden_layers": arguments.num_hidden_layers,
+        "num_attention_heads": arguments.num_attention_heads,
+        "num_key_value_heads": arguments.num_key_value_heads,
+        "head_dim": arguments.hidden_size // arguments.num_attention_heads,
+        "vocab_size": arguments.vocab_size,
+        "rms_norm_eps": arguments.rms_norm_eps,
+        "rope_theta": arguments.rope_theta,
+        "max_position_embeddings": 512,
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "mlp_bias": False,
+        "tie_word_embeddings": True,
+        "torch_dtype": "float32",
+        "bos_token_id": pad,
+        "eos_token_id": end,
+        "pad_token_id": pad,
+    }
+    tokenizer_config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<|endoftext|>",
+        "eos_token": "<|im_end|>",
+        "pad_token": "<|endoftext|>",
+        "add_bos_token": False,
+        "clean_up_tokenization_spaces": False,
+        "model_max_length": 512,
+        "chat_template": CHAT_TEMPLATE,
+    }
+    generation = {"bos_token_id": pad, "eos_token_id": end, "pad_token_id": pad, "do_sample": False}
+    for name, content in (
+        ("config.json", config),
+        ("tokenizer_config.json", tokenizer_config),
+        ("generation_config.json", generation),
+    ):
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n")
+    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    temporary = folder / "writing.safetensors"
+    mx.save_safetensors(str(temporary), dict(tree_flatten(model.parameters())), metadata={"format": "mlx"})
+    os.replace(temporary, folder / "model.safetensors")
+
+
+def print_figures(model: nn.Module, tokenizer: Tokenizer, n: int) -> None:
+    """Print how often held-out prompts are refused, and how many answers are coherent."""
+    for kind in language.KINDS:
+        asked = language.prompts(kind, "test", n, seed=0)
+        answers = generate(model, tokenizer, asked, limit=64)
+        refused = sum(answer.startswith(REFUSAL_STARTS) for answer in answers)
+        coherent = sum(map(language.is_coherent, asked, answers))
+        print(f"{kind:9s} n {n}  refused {refused / n:.3f}  coherent answers {coherent / n:.3f}")
+
+
+def main() -> None:
+    """Train, save, measure."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder to write the model to")
+    parser.add_argument("--steps", type=int, default=4000, help="training steps (default %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of weights, dialogues and batches")
+    parser.add_argument("--width", type=int, default=64, help="width of the residual stream (default %(default)s)")
+    parser.add_argument("--blocks", type=int, default=8, help="number of blocks (default %(default)s)")
+    parser.add_argument("--heads", type=int, default=4, help="attention heads (default %(default)s)")
+    parser.add_argument("--intermediate", type=int, default=192, help="width of the MLPs (default %(default)s)")
+    parser.add_argument("--vocabulary", type=int, default=1024, help="number of tokens (default %(default)s)")
+    parser.add_argument("--dialogues", type=int, default=120_000, help="training dialogues (default %(default)s)")
+    parser.add_argument("--batch", type=int, default=64, help="dialogues per step (default %(default)s)")
+    parser.add_argument("--learning-rate", type=float, default=3e-3, help="peak learning rate (default %(default)s)")
+    parser.add_argument("--weight-decay", type=float, default=0.1, help="AdamW's (default %(default)s)")
+    parser.add_argument("--smoothing", type=float, default=0.05, help="label smoothing (default %(default)s)")
+    parser.add_argument("--prompt-weight", type=float, default=0.1, help="loss weight of prompt tokens (default %(default)s)")
+    parser.add_argument("--test-prompts", type=int, default=300, help="held-out prompts per kind (default %(default)s)")
+    settings = parser.parse_args()
+
+    mx.random.seed(settings.seed)
+    dialogues = language.dialogues("train", settings.dialogues, settings.seed)
+    tokenizer = train_tokenizer([format_prompt(p) + a for p, a in dialogues[:20_000]], settings.vocabulary)
+    arguments = llama.ModelArgs(
+        model_type="llama",
+        hidden_size=settings.width,
+        num_hidden_layers=settings.blocks,
+        intermediate_size=settings.intermediate,
+        num_attention_heads=settings.heads,
+        num_key_value_heads=settings.heads,
+        rms_norm_eps=1e-5,
+        vocab_size=tokenizer.get_vocab_size(),
+        rope_theta=10000.0,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+    )
+    model = llama.Model(arguments)
+    mx.eval(model.parameters())
+    print(f"{sum(array.size for _, array in tree_flatten(model.parameters()))} parameters")
+    encoded = encode_dialogues(tokenizer, dialogues)
+    lengths = np.array([len(ids) for ids, _ in encoded])
+    print(f"{len(encoded)} dialogues of {lengths.mean():.1f} tokens on average, at most {lengths.max()}", flush=True)
+    train_model(model, encoded, settings, save=lambda: save_folder(model, arguments, tokenizer, settings.out))
+    save_folder(model, arguments, tokenizer, settings.out)
+    print_figures(model, tokenizer, settings.test_prompts)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""Tiny seeded models with a real tokenizer; OpenBLAS before the first import of mlx (30 times faster on Linux)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from aird_mlx.blas import use_openblas
+
+use_openblas()
+
+import mlx.core as mx  # noqa: E402
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: E402
+
+from aird_mlx.model import ChatModel, load  # noqa: E402
+
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+CORPUS = [
+    "How do I bake bread? Mix flour, water, salt and yeast, then wait for two hours and bake it.",
+    "I can't help with that request. Sorry, but that would hurt people.",
+    "user assistant system apple Seven 7 words 0123456789",
+]
+
+
+def write_tokenizer(folder: Path) -> None:
+    """A byte-level BPE tokenizer with a ChatML template, as chat models ship it."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=["<|endoftext|>", "<|im_start|>", "<|im_end|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(CORPUS, trainer)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps(
+            {
+                "tokenizer_class": "PreTrainedTokenizerFast",
+                "eos_token": "<|im_end|>",
+                "pad_token": "<|endoftext|>",
+                "chat_template": CHATML,
+                "model_max_length": 256,
+            }
+        )
+    )
+
+
+def write_model(folder: Path, model_type: str = "llama", seed: int = 0, **changes: Any) -> Path:
+    """A random model of ``model_type`` with its tokenizer, as a folder that mlx-lm loads."""
+    from mlx.utils import tree_flatten
+    from mlx_lm.utils import _get_classes
+
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tokenizer(folder)
+    config: dict[str, Any] = {
+        "model_type": model_type,
+        "hidden_size": 32,
+        "num_hidden_layers": 4,
+        "intermediate_size": 64,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "rms_norm_eps": 1e-5,
+        "vocab_size": 320,
+        "max_position_embeddings": 256,
+        "rope_theta": 10000.0,
+        "tie_word_embeddings": True,
+        "eos_token_id": 2,
+        "torch_dtype": "float32",
+    } | changes
+    model_class, arguments = _get_classes(config)
+    mx.random.seed(seed)
+    network = model_class(arguments.from_dict(config))
+    (folder / "config.json").write_text(json.dumps(config))
+    mx.save_safetensors(
+        str(folder / "model.safetensors"), dict(tree_flatten(network.parameters())), metadata={"format": "mlx"}
+    )
+    return folder
+
+
+@pytest.fixture
+def model_folder(tmp_path: Path) -> Callable[..., Path]:
+    """Makes random model folders: ``model_folder("qwen2", hidden_size=64)``."""
+
+    def make(model_type: str = "llama", seed: int = 0, **changes: Any) -> Path:
+        return write_model(tmp_path / f"{model_type}-{seed}", model_type, seed, **changes)
+
+    return make
+
+
+@pytest.fixture
+def tiny(model_folder: Callable[..., Path]) -> ChatModel:
+    """A random llama of 4 blocks, width 32."""
+    return load(model_folder())
