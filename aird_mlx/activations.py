@@ -65,7 +65,10 @@ def batch_sequences(
         starts = [first_counted[index] if first_counted else 0 for index in group]
         lengths = tuple(len(sequences[index]) for index in group)
         ids = [list(sequences[index]) + [0] * (width - len(sequences[index])) for index in group]
-        counted = [[float(start <= token < length) for token in range(width)] for start, length in zip(starts, lengths, strict=True)]
+        counted = [
+            [float(start <= token < length) for token in range(width)]
+            for start, length in zip(starts, lengths, strict=True)
+        ]
         batches.append(TokenBatch(mx.array(ids, dtype=mx.int32), lengths, tuple(group), mx.array(counted)))
     return batches
 

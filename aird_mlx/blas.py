@@ -1,7 +1,7 @@
 """Give MLX a fast BLAS on Linux, where its CPU wheel carries a slow one.
 
-The command line, the tests and the examples call this before MLX is first imported; the library never calls it
-on its own, since which BLAS a process uses is the application's choice. It imports nothing but the standard library.
+The command line, the tests and the examples call this before MLX is first imported; the library never does,
+since which BLAS a process uses is the application's choice. It imports only the standard library.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ def use_openblas() -> bool:
     """Let MLX use the system's OpenBLAS; to be called before anything imports ``mlx``.
 
     MLX's Linux CPU wheel links a reference BLAS: 8 GFLOP/s in float32 on two cores, where OpenBLAS does 250
-    (measured, mlx 0.32.4). Symbols of a library that is loaded globally before MLX are found first, and that is
-    all this does. On macOS MLX uses Accelerate and Metal: nothing is done there.
+    (measured, mlx 0.32.4). Symbols of a library that is loaded globally before MLX are found first, and that
+    is all this does. On macOS MLX uses Accelerate and Metal: nothing is done there.
 
     Returns:
         Whether OpenBLAS is in place. False is no error: MLX works without, only slower.

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import mlx.core as mx
@@ -75,6 +75,25 @@ class Candidate:
     def is_survivor(self) -> bool:
         """Whether it passes the filters on KL and induce (its layer was checked when it was made)."""
         return self.kl <= MAXIMUM_KL and self.induce >= MINIMUM_INDUCE
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """A selected direction with all it was selected from.
+
+    Attributes:
+        direction: the selected one.
+        differences: ``[layer, position, hidden]`` float32, every difference of means.
+        candidates: scores of all candidates.
+    """
+
+    direction: Direction
+    differences: mx.array
+    candidates: tuple[Candidate, ...]
+
+    def cosine_with(self, other: Direction) -> float:
+        """Cosine of this model's difference of means with ``other``, at the layer and position of ``other``."""
+        return cosine(self.differences[other.layer, other.position], other.vector)
 
 
 def refusal_tokens(refused: Sequence[int], answered: Sequence[int]) -> list[int]:
@@ -176,7 +195,7 @@ def measure_direction(
     tokens: Sequence[int],
     positions: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Direction:
+) -> Measurement:
     """Find the refusal direction of ``model``.
 
     Args:
@@ -194,27 +213,28 @@ def measure_direction(
         Arditi et al. 2024, arXiv:2406.11717, sections 2.3 and C.
     """
     differences = mean_differences(model, harmful, harmless, positions)
-    candidates = score_candidates(
-        model, differences, select_harmful, select_harmless, tokens, progress=progress
-    )
+    candidates = score_candidates(model, differences, select_harmful, select_harmless, tokens, progress=progress)
     if not candidates:
         raise DirectionError(
             "direction: harmful and harmless prompts look the same at every layer; prompts that differ are needed. "
             "Check the prompt files."
         )
     best = select_candidate(candidates)
-    vector = differences[best.layer, best.position + positions]
-    return Direction(
-        vector=vector / mx.linalg.norm(vector),
-        layer=best.layer,
-        position=best.position,
-        norm=best.norm,
-        bypass=best.bypass,
-        induce=best.induce,
-        kl=best.kl,
-        survived=best.is_survivor,
-        found=(len(harmful), len(harmless)),
-        selected=(len(select_harmful), len(select_harmless)),
+    return Measurement(
+        Direction(
+            vector=differences[best.layer, best.position] / best.norm,
+            layer=best.layer,
+            position=best.position,
+            norm=best.norm,
+            bypass=best.bypass,
+            induce=best.induce,
+            kl=best.kl,
+            survived=best.is_survivor,
+            found=(len(harmful), len(harmless)),
+            selected=(len(select_harmful), len(select_harmless)),
+        ),
+        differences,
+        tuple(candidates),
     )
 
 
@@ -375,4 +395,4 @@ def load_direction(path: Path) -> Direction:
 
     arrays, metadata = mx.load(str(path), return_metadata=True)
     fields = {name: ast.literal_eval(metadata[name]) for name in metadata if name in Direction.__annotations__}
-    return replace(Direction(vector=arrays["vector"], **fields))
+    return Direction(vector=arrays["vector"], **fields)

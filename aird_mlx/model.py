@@ -12,6 +12,8 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -122,7 +124,7 @@ class ChatModel:
         originals = list(blocks)
         try:
             for index, block in enumerate(originals):
-                blocks[index] = Tap(block, _bind(call, index, block))  # type: ignore[call-overload]
+                blocks[index] = Tap(block, _bind(call, index, block))
             yield
         finally:
             blocks[:] = originals
@@ -212,10 +214,8 @@ def _looks_like_a_path(model: str) -> bool:
 
 
 def _download(hub_id: str, revision: str | None) -> Path:
-    import httpx
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-    from huggingface_hub.errors import OfflineModeIsEnabled, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
 
     try:
         return Path(snapshot_download(hub_id, revision=revision, allow_patterns=DOWNLOAD_PATTERNS))
@@ -224,7 +224,7 @@ def _download(hub_id: str, revision: str | None) -> Path:
             f"model: {hub_id} is neither a local folder nor found on the hub ({type(error).__name__}); an existing "
             "id and revision are needed (a private model needs `hf auth login`). Check the spelling."
         ) from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, httpx.HTTPError, OSError) as error:
+    except (HfHubHTTPError, OSError, _network_error()) as error:
         raise ModelError(
             f"model: {hub_id} is no local folder, and the hub cannot be reached ({type(error).__name__}); a local "
             "folder, a cached model or a connection is needed. Check the spelling, or go online."
@@ -234,6 +234,13 @@ def _download(hub_id: str, revision: str | None) -> Path:
             f"model: {hub_id!r} is neither a local folder nor a valid hub id; something like `org/name` is needed. "
             "Check the spelling."
         ) from error
+
+
+def _network_error() -> type[Exception]:
+    """What the hub's HTTP client raises when a connection breaks; which client it is depends on the hub's version."""
+    client = "httpx2" if find_spec("httpx2") else "httpx"
+    error: type[Exception] = import_module(client).HTTPError
+    return error
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -133,7 +133,9 @@ def load_patch(path: Path) -> Patch:
         arrays, metadata = mx.load(str(path), return_metadata=True)
         settings = json.loads(metadata["aird.patch"])
     except (RuntimeError, KeyError, ValueError) as error:
-        raise AirdError(f"patch: {path} is not a patch of this project ({error}); patch.safetensors is needed.") from error
+        raise AirdError(
+            f"patch: {path} is not a patch of this project ({error}); patch.safetensors is needed."
+        ) from error
     parts: dict[tuple[int, str], LinearPatch] = {}
     for key, value in arrays.items():
         if key == "empty":

@@ -64,7 +64,9 @@ def read_prompts(path: Path, kind: str = "harmful") -> list[str]:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
-        raise PromptError(f"prompts: there is no file {path}; a .txt, .jsonl or .csv is needed. Check the path.") from None
+        raise PromptError(
+            f"prompts: there is no file {path}; a .txt, .jsonl or .csv is needed. Check the path."
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise PromptError(f"prompts: {path} cannot be read ({error}); UTF-8 text is needed. Check the file.") from error
     rows: Iterable[str]
@@ -108,7 +110,9 @@ def _read_json_lines(path: Path, text: str, kind: str) -> list[str]:
 
 def _read_table(path: Path, text: str, kind: str) -> list[str]:
     try:
-        reader = csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
+        reader = csv.DictReader(
+            io.StringIO(text, newline=""), delimiter="\t" if path.suffix == ".tsv" else ",", strict=True
+        )
         columns = [str(name) for name in reader.fieldnames or ()]
         rows = list(reader)
     except csv.Error as error:
@@ -159,9 +163,7 @@ def render_prompt(tokenizer: TokenizerWrapper, prompt: str) -> list[int]:
 def render_text(tokenizer: TokenizerWrapper, prompt: str) -> str:
     """The same as text, as a chat app would send it to a runtime."""
     return str(
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False
-        )
+        tokenizer.apply_chat_template([{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False)
     )
 
 

@@ -312,6 +312,6 @@ def paired_moments(dense: Walk, compressed: Walk, name: str) -> tuple[mx.array, 
         drifted, original = flatten_counted(seen, batch.counted), flatten_counted(wanted, batch.counted)
         second = second + drifted.T @ drifted
         cross = cross + original.T @ drifted
-        tokens += batch.counted.sum().item()  # type: ignore[operator]
+        tokens += batch.counted.sum().item()
         mx.eval(second, cross)
     return second / max(tokens, 1.0), cross / max(tokens, 1.0)

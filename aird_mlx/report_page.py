@@ -1,7 +1,7 @@
 """A report as a page: read back from the folder of a run, written as Markdown.
 
-The page holds the same figures as ``report.json``, for people. Plain string building: this module knows nothing of
-terminals, models or how the figures came about.
+The page holds the same figures as ``report.json``, for people. Plain string building: this module knows
+nothing of terminals, models or how the figures came about.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def read_report(folder: Path) -> Report:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise AirdError(
-            f"report: cannot read {path} ({_reason(error)}); the output folder of a finished `aird-mlx repair` is needed. "
-            "Check the path, or continue that run with --resume."
+            f"report: cannot read {path} ({_reason(error)}); the output folder of a finished "
+            "`aird-mlx repair` is needed. Check the path, or continue that run with --resume."
         ) from error
     return from_json(Report, text)
 
@@ -43,8 +43,8 @@ def to_markdown(report: Report) -> str:
         report: what a run measured.
 
     Returns:
-        The page, ending in a newline. Rates are percentages with their Wilson 95 % interval; ``-`` is what was not
-        measured.
+        The page, ending in a newline. Rates are percentages with their Wilson 95 % interval; ``-`` is what
+        was not measured.
     """
     parts = [
         f"# {report.model}: refusals after compression and repair",
@@ -75,7 +75,7 @@ def headline(report: Report) -> str:
     """One sentence: what happened to the refusals of harmful prompts, stage by stage.
 
     Returns:
-        For example ``Refusals of harmful prompts: 99.1 % (dense) -> 88.2 % (compressed) -> 98.7 % (repaired)``.
+        For example ``Refusals of harmful prompts: 99 % (dense) -> 88 % (compressed) -> 98 % (repaired)``.
     """
     steps = [
         f"{percent(stage.refusal.harmful.rate)} ({stage.name})"
@@ -121,6 +121,21 @@ def number(value: float | None, digits: int = 3) -> str:
     return "-" if value is None else f"{value:.{digits}f}"
 
 
+def blocks(layers: Sequence[int]) -> str:
+    """Block numbers, runs of them as a range.
+
+    >>> blocks([0, 1, 2, 5]), blocks([])
+    ('0-2, 5', 'none')
+    """
+    runs: list[list[int]] = []
+    for layer in sorted(set(layers)):
+        if runs and layer == runs[-1][-1] + 1:
+            runs[-1].append(layer)
+        else:
+            runs.append([layer])
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs) or "none"
+
+
 def sample_sizes(stages: Sequence[Stage]) -> dict[str, int]:
     """How many prompts of each kind were answered; empty when nothing was measured."""
     sizes: dict[str, int] = {}
@@ -141,10 +156,7 @@ def _refusal_table(stages: Sequence[Stage]) -> str:
     rows = [
         [
             stage.name,
-            *(
-                interval(getattr(stage.refusal, kind))
-                for kind in ("harmful", "harmless", "twin", "incoherent")
-            ),
+            *(interval(getattr(stage.refusal, kind)) for kind in ("harmful", "harmless", "twin", "incoherent")),
         ]
         for stage in stages
     ]
@@ -183,8 +195,9 @@ def _parity(stage: Stage) -> str:
         return f"not checked: {stage.not_checked}"
     if stage.parity is None:
         return "-"
-    ids = "equal" if stage.parity.token_ids_equal else "NOT equal"
-    return f"token ids {ids}, {percent(stage.parity.argmax_agreement)} same argmax, KL {stage.parity.mean_kl:.2g}"
+    parity = stage.parity
+    ids = "equal" if parity.token_ids_equal else "NOT equal"
+    return f"token ids {ids}, {percent(parity.argmax_agreement)} same argmax, KL {parity.mean_kl:.2g}"
 
 
 def _direction_table(report: Report) -> str:
@@ -221,7 +234,7 @@ def _repair_section(report: Report) -> list[str]:
     repair = report.repair
     figures = {
         "rule": repair.rule,
-        "blocks": ", ".join(str(layer) for layer in repair.layers) or "-",
+        "blocks": blocks(repair.layers),
         "strength": f"{repair.strength:g}",
         "rank": "not low-rank" if repair.rank is None else str(repair.rank),
         "sparsity lost": percent(repair.sparsity_lost),
@@ -254,8 +267,14 @@ def _gate_table(report: Report) -> str:
 
 
 def _cell(value: object) -> str:
+    """A value of the settings, the environment or a trial, on one line."""
     if isinstance(value, float):
         return f"{value:.4g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_cell(item)}" for key, item in value.items()) or "-"
+    if isinstance(value, (list, tuple)):
+        whole = all(isinstance(item, int) for item in value)
+        return (blocks(value) if whole else ", ".join(_cell(item) for item in value)) if value else "-"
     return "-" if value is None else str(value)
 
 

@@ -55,7 +55,12 @@ class Workspace:
             saved.write_text(settings, encoding="utf-8")
 
     def stage(
-        self, name: str, file: str, compute: Callable[[], T], write: Callable[[T, Path], None], read: Callable[[Path], T]
+        self,
+        name: str,
+        file: str,
+        compute: Callable[[], T],
+        write: Callable[[T, Path], None],
+        read: Callable[[Path], T],
     ) -> T:
         """The result of a stage: read from ``file`` when it is there, else computed and written.
 
@@ -65,14 +70,31 @@ class Workspace:
         if not path.exists():
             started = time.monotonic()
             result = compute()
-            partial = path.with_name("writing-" + path.name)
-            with self.guarding():
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write(result, partial)
-                partial.replace(path)
-                self.timings[name] = round(time.monotonic() - started, 3)
-                (self.folder / "timings.json").write_text(json.dumps(self.timings), encoding="utf-8")
+            self.write(file, result, write)
+            self._finished(name, started)
         return read(path)
+
+    def write(self, file: str, value: T, write: Callable[[T, Path], None]) -> None:
+        """Write a side file of a stage, complete or not at all."""
+        path = self.folder / file
+        partial = path.with_name("writing-" + path.name)
+        with self.guarding():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write(value, partial)
+            partial.replace(path)
+
+    def folder_stage(self, name: str, folder: str, make: Callable[[Path], None]) -> None:
+        """A stage whose result is a folder that ``make`` creates in one go; skipped when it is there."""
+        path = self.folder / folder
+        if not path.exists():
+            started = time.monotonic()
+            with self.guarding():
+                make(path)
+            self._finished(name, started)
+
+    def _finished(self, name: str, started: float) -> None:
+        self.timings[name] = round(time.monotonic() - started, 3)
+        self.write("timings.json", self.timings, write_json)
 
     def guarding(self) -> _Guard:
         """Context in which a full disk or a forbidden folder becomes one clear `OutputError`."""

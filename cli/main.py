@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,8 @@ INTERRUPTED = 130  # 128 + SIGINT, as shells count
 def aird_mlx() -> None:
     """Compress a chat model, measure what that did to its refusals, and repair them in the weights.
 
-    Exit codes: 0 all gates passed; 1 error; 2 usage; 3 a safety gate failed; 4 a utility or parity gate failed;
-    130 interrupted.
+    Exit codes: 0 all gates passed; 1 error; 2 usage; 3 a safety gate failed; 4 a utility or parity gate
+    failed; 130 interrupted.
     """
 
 
@@ -37,6 +38,7 @@ def aird_mlx() -> None:
 @click.pass_context
 def repair(
     context: click.Context,
+    /,
     model_argument: str | None,
     model: str | None,
     as_json: bool,
@@ -65,22 +67,20 @@ def repair(
 
 @aird_mlx.command()
 @click.argument("model_folder", type=FILE)
-@click.option("--outfile", type=click.Path(), help="File to write; {ftype} in it becomes the type.")
+@click.option("--outfile", help="File to write; {ftype} in it becomes f16, {FTYPE} F16.  [default: beside the weights]")
 @click.option("--outtype", type=click.Choice(["f32", "f16", "q8_0"]), default="f16", show_default=True)
 def export(model_folder: Path, outfile: str | None, outtype: str) -> int:
-    """Write MODEL_FOLDER (MLX or Hugging Face format) as one GGUF file.
-
-    Without --outfile it is written into the model's folder, named as llama.cpp's converter names it.
-    """
+    """Write MODEL_FOLDER (MLX or Hugging Face format) as one GGUF file."""
     start_library()
     from aird_mlx.gguf_export import export_gguf
 
     from . import render
 
-    name = outfile or str(model_folder / f"{model_folder.resolve().name}-{{ftype}}.gguf")
-    path = Path(name.replace("{ftype}", outtype.upper() if outfile is None else outtype))
-    export_gguf(model_folder, path, outtype)
-    render.show_files({"gguf": str(path)})
+    name = outfile or str(model_folder / f"{model_folder.resolve().name}-{{FTYPE}}.gguf")
+    path = Path(name.replace("{ftype}", outtype).replace("{FTYPE}", outtype.upper()))
+    with render.StageProgress() as progress:
+        written = export_gguf(model_folder, path, outtype, progress=partial(progress, "export"))
+    render.show_export(written)
     return 0
 
 
@@ -134,17 +134,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return fail(error.format_message(), error.exit_code)
     except (click.Abort, KeyboardInterrupt):
         return fail(
-            "interrupted; nothing half-written is left. Run again with --resume to continue.", INTERRUPTED
+            "interrupted; no partial output is left. Run again with --resume to go on after the last finished stage.",
+            INTERRUPTED,
         )
     except BrokenPipeError:
-        # Whoever read our output has seen enough. Python flushes stdout once more at exit: let that go nowhere.
+        # Whoever read our output has seen enough. Python flushes stdout again at exit: let that go nowhere.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
         about = f": {error.filename}" if error.filename else ""
-        return fail(
-            f"system: {error.strerror or error}{about}. Free space or change permissions, then run again.", 1
-        )
+        return fail(f"system: {error.strerror or error}{about}. Free space or change permissions, then run again.", 1)
 
 
 def fail(message: str, code: int) -> int:

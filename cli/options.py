@@ -1,7 +1,7 @@
 """The options of the commands, each said once; their words are the library's words.
 
-Where mlx-lm or llama.cpp has an option for a thing, ours has the same name. Only the shape of a value is checked
-here (a number, a choice); what it means is checked by the library. This module imports neither of them.
+Where mlx-lm or llama.cpp has an option for a thing, ours has the same name. Only the shape of a value is
+checked here (a number, a choice); what it means is checked by the library, which this module does not import.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def read_config(context: click.Context, parameter: click.Parameter, path: Path |
     """Take the defaults of a command's options from a TOML table; what is said on the command line wins.
 
     Raises:
-        click.BadParameter: the file cannot be read, is not TOML, or has a key that is no option of the command.
+        click.BadParameter: the file cannot be read, is not TOML, or has a key that is no option.
     """
     if path is None:
         return None
@@ -43,7 +43,7 @@ def read_config(context: click.Context, parameter: click.Parameter, path: Path |
     unknown = sorted(set(table) - set(known))
     if unknown:
         raise click.BadParameter(
-            f"{path} has the unknown key {unknown[0]!r}; known are {', '.join(sorted(set(known) - {'config'}))}.",
+            f"{path} has the unknown key {unknown[0]!r}; known are {', '.join(sorted(known))}.",
             context,
             parameter,
         )
@@ -62,9 +62,7 @@ def _config_keys(command: click.Command) -> dict[str, str]:
     return keys
 
 
-def choose_gguf_types(
-    _context: click.Context, _parameter: click.Parameter, types: tuple[str, ...]
-) -> tuple[str, ...]:
+def choose_gguf_types(_context: click.Context, _parameter: click.Parameter, types: tuple[str, ...]) -> tuple[str, ...]:
     """The GGUF types to write, in the order given, each once; ``none`` stands alone and means no file.
 
     Raises:
@@ -103,21 +101,15 @@ def with_options(*options: Callable[[Command], Command]) -> Callable[[Command], 
     return decorate
 
 
-json_option = click.option(
-    "--json", "as_json", is_flag=True, help="Print the report as JSON and nothing else."
-)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the report as JSON and nothing else.")
 
 repair_options = with_options(
     click.argument("model_argument", metavar="MODEL", required=False),
     click.option("--model", "--hf-path", "model", metavar="MODEL", help=MODEL_HELP),
     click.option("--revision", help="Branch, tag or commit of a hub model."),
-    click.option(
-        "--trust-remote-code", is_flag=True, help="Let the tokenizer run code that comes with the model."
-    ),
+    click.option("--trust-remote-code", is_flag=True, help="Let the tokenizer run code that comes with the model."),
     # How it is compressed and repaired.
-    click.option(
-        "--sparsity", type=SHARE, default=0.5, show_default=True, help="Share of the weights to remove."
-    ),
+    click.option("--sparsity", type=SHARE, default=0.5, show_default=True, help="Share of the weights to remove."),
     click.option(
         "--prune-method",
         type=click.Choice(["wanda", "magnitude", "none"]),
@@ -148,23 +140,17 @@ repair_options = with_options(
     click.option("--test-harmful", type=FILE, metavar="FILE", help="Separate test prompts to refuse."),
     click.option("--test-harmless", type=FILE, metavar="FILE", help="Separate test prompts to answer."),
     click.option("--test-twins", type=FILE, metavar="FILE", help="Separate test prompts that look harmful."),
-    click.option(
-        "--limit", type=click.IntRange(min=1), metavar="N", help="At most N test prompts of each kind."
-    ),
-    click.option(
-        "--max-new-tokens", type=click.IntRange(min=1), metavar="N", help="Longest answer, in tokens."
-    ),
+    click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most N test prompts of each kind."),
+    click.option("--max-new-tokens", type=click.IntRange(min=1), metavar="N", help="Longest answer, in tokens."),
     click.option(
         "--batch-size",
         type=click.IntRange(min=1),
-        default=32,
+        default=64,
         show_default=True,
         metavar="N",
         help="Prompts answered at a time.",
     ),
-    click.option(
-        "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Splits and samples."
-    ),
+    click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Splits and samples."),
     # What is written, and how the run goes.
     click.option(
         "--gguf",
@@ -175,12 +161,8 @@ repair_options = with_options(
         callback=choose_gguf_types,
         help="GGUF type to write; may be repeated.",
     ),
-    click.option(
-        "--out", type=FILE, metavar="DIR", help="Output folder; must not exist.  [default: by model name]"
-    ),
-    click.option(
-        "--mlx-path", type=FILE, metavar="DIR", help="Where the MLX folder goes.  [default: OUT/mlx]"
-    ),
+    click.option("--out", type=FILE, metavar="DIR", help="Output folder; must not exist.  [default: by model name]"),
+    click.option("--mlx-path", type=FILE, metavar="DIR", help="Where the MLX folder goes.  [default: OUT/mlx]"),
     click.option("--resume", is_flag=True, help="Continue an interrupted run in the same output folder."),
     click.option("--dry-run", is_flag=True, help="Say what would be done, load no weights, write nothing."),
     click.option(

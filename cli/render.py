@@ -1,7 +1,7 @@
-"""What the user sees: one progress display, and tables from report objects; the only module that imports rich.
+"""What the user sees: one progress display, tables from report objects; the only module that imports rich.
 
-Tables go to stdout and are readable at 80 columns without colour; progress goes to stderr. Nothing is computed here:
-every figure is in the report.
+Tables go to stdout and are readable at 80 columns without colour; progress goes to stderr. Nothing is
+computed here: every figure is in the report.
 """
 
 from __future__ import annotations
@@ -25,17 +25,24 @@ from rich.table import Table
 from rich.text import Text
 
 from aird_mlx.report import Report, Stage, to_json
-from aird_mlx.report_page import interval, number, percent, sample_sizes
+from aird_mlx.report_page import blocks, interval, number, percent, sample_sizes
 
 if TYPE_CHECKING:
+    from aird_mlx.gguf_export import GgufFile
     from aird_mlx.pipeline import Plan
+
+
+CAPTIONS = {
+    "utility": Text("KL and top-1: against the dense model; zeros: of the pruned linears, as written", style="dim"),
+    "direction": Text("cosine: at the dense model's own layer and position", style="dim"),
+}
 
 
 class StageProgress:
     """The progress callback of a long job: ``progress(stage, done, total)``; use it in a ``with`` statement.
 
-    On a terminal it is one line (stage, bar, count, elapsed, remaining) that leaves a line behind for each finished
-    stage; elsewhere only those lines are written, and nothing at all when ``quiet``.
+    On a terminal it is one line (stage, bar, count, elapsed, remaining) that leaves a line behind for each
+    finished stage; elsewhere only those lines are written, and nothing at all when ``quiet``.
     """
 
     def __init__(self, quiet: bool = False) -> None:
@@ -66,7 +73,7 @@ class StageProgress:
         self._display.stop()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """Show that ``done`` of ``total`` parts of ``stage`` are finished; another name starts another stage."""
+        """Show that ``done`` of ``total`` parts of ``stage`` are finished; a new name starts a new stage."""
         if stage != self._stage:
             self._finish()
             self._start(stage, total)
@@ -87,9 +94,7 @@ class StageProgress:
         seconds = time.monotonic() - self._started
         for task in self._display.task_ids:
             self._display.remove_task(task)
-        self._display.console.print(
-            Text.assemble(("done  ", "green"), f"{self._stage} ({_duration(seconds)})")
-        )
+        self._display.console.print(Text.assemble(("done  ", "green"), f"{self._stage} ({_duration(seconds)})"))
         self._stage = None
 
 
@@ -99,16 +104,20 @@ def show_report(report: Report, as_json: bool = False) -> None:
         sys.stdout.write(to_json(report))
         return
     console = Console(highlight=False)
+    sections: list[list[Table | Text]] = [
+        [_headline(report)],
+        [_refusal_table(report.stages), _refusal_caption(report.stages)],
+        [_utility_table(report.stages), CAPTIONS["utility"]],
+        [_direction_table(report), CAPTIONS["direction"]],
+        [_repair_lines(report)],
+        [_gate_table(report), *_failures(report)],
+    ]
+    for section in sections:
+        console.print()
+        for part in section:
+            console.print(part)
     console.print()
-    console.print(_headline(report))
-    console.print(_refusal_table(report.stages))
-    console.print(_utility_table(report.stages))
-    console.print(_direction_table(report))
-    console.print(_repair_lines(report))
-    console.print(_gate_table(report))
-    for what, where in report.written.items():
-        # Paths are copied: they are never broken into lines.
-        console.print(Text.assemble((f"{what:<12}", "bold"), where), soft_wrap=True)
+    show_files(report.written)
     for note in report.notes:
         console.print(Text(f"note: {note}"))
 
@@ -133,33 +142,37 @@ def show_plan(plan: Plan, as_json: bool = False) -> None:
         console.print(Text(f"note: {note}"))
 
 
+def show_export(written: GgufFile) -> None:
+    """Print which file was written, and where llama.cpp will differ from MLX."""
+    show_files({"gguf": str(written.path), "size": _size(written.size_bytes), "sha256": written.sha256})
+    for note in written.notes:
+        Console(highlight=False).print(Text(f"note: {note}"))
+
+
 def show_files(written: dict[str, str]) -> None:
-    """Print what was written where, one line each."""
+    """Print what was written where, one line each; a path is never broken into lines, since it gets copied."""
     console = Console(highlight=False)
     for what, where in written.items():
         console.print(Text.assemble((f"{what:<12}", "bold"), where), soft_wrap=True)
 
 
 def _headline(report: Report) -> Text:
-    line = Text("Refusals of harmful prompts: ", style="bold")
+    line = Text("Refused harmful prompts:", style="bold")
     measured = [stage for stage in report.stages if stage.refusal.harmful is not None]
     shown = [stage for stage in measured if not stage.name.startswith("exported")] or measured
     for index, stage in enumerate(shown):
         if stage.refusal.harmful is not None:
-            line.append(" -> " if index else "")
+            line.append(f"{' ->' if index else ''} {stage.name} ")
             line.append(percent(stage.refusal.harmful.rate), style=_stage_style(stage))
-    line.append(f"  ({' -> '.join(stage.name for stage in shown)})" if shown else "not measured", style="dim")
-    return line
+    return line if shown else line.append(" not measured")
 
 
 def _stage_style(stage: Stage) -> str:
     return {"compressed": "bold red", "repaired": "bold green"}.get(stage.name, "bold")
 
 
-def _new_table(caption: str, *headers: str) -> Table:
-    table = Table(
-        box=box.SIMPLE_HEAD, caption=caption, caption_justify="left", pad_edge=False, padding=(0, 1, 0, 0)
-    )
+def _new_table(*headers: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column(headers[0], no_wrap=True)
     for header in headers[1:]:
         table.add_column(header, justify="right", no_wrap=True)
@@ -167,9 +180,7 @@ def _new_table(caption: str, *headers: str) -> Table:
 
 
 def _refusal_table(stages: list[Stage]) -> Table:
-    sizes = ", ".join(f"{n} {kind}" for kind, n in sample_sizes(stages).items())
-    caption = f"Prompts refused, with the Wilson 95 % interval; prompts: {sizes or 'none'}."
-    table = _new_table(caption, "refused", "harmful", "harmless", "benign twins")
+    table = _new_table("refused", "harmful", "harmless", "benign twins")
     for stage in stages:
         refusal = stage.refusal
         cells = [interval(rate) for rate in (refusal.harmful, refusal.harmless, refusal.twin)]
@@ -177,10 +188,13 @@ def _refusal_table(stages: list[Stage]) -> Table:
     return table
 
 
+def _refusal_caption(stages: list[Stage]) -> Text:
+    sizes = ", ".join(f"{n} {kind}" for kind, n in sample_sizes(stages).items())
+    return Text(f"n = {sizes or 'none'}; in brackets the Wilson 95 % interval", style="dim")
+
+
 def _utility_table(stages: list[Stage]) -> Table:
-    caption = "KL and top-1 agreement with the dense model; zeros counted in the pruned weights."
-    headers = ("utility", "perplexity", "KL", "top-1", "incoherent", "zeros", "bits/weight")
-    table = _new_table(caption, *headers)
+    table = _new_table("utility", "perplexity", "KL", "top-1", "incoherent", "zeros", "bits/weight")
     for stage in stages:
         utility, incoherent = stage.utility, stage.refusal.incoherent
         table.add_row(
@@ -196,9 +210,7 @@ def _utility_table(stages: list[Stage]) -> Table:
 
 
 def _direction_table(report: Report) -> Table:
-    caption = "Refusal direction; cosine at the dense model's own layer and position."
-    headers = ("direction", "layer", "position", "norm", "cosine", "bypass", "induce", "KL")
-    table = _new_table(caption, *headers)
+    table = _new_table("direction", "layer", "position", "norm", "cosine", "bypass", "induce", "KL")
     rows = [(stage.name, stage.direction) for stage in report.stages if stage.direction is not None]
     if "dense" not in dict(rows):
         rows = [("dense", report.direction), *rows]
@@ -217,11 +229,11 @@ def _direction_table(report: Report) -> Table:
 
 def _repair_lines(report: Report) -> Text:
     repair = report.repair
-    blocks = ", ".join(str(layer) for layer in repair.layers) or "none"
+    rank = "full" if repair.rank is None else str(repair.rank)
     lines = Text.assemble(
-        ("repair  ", "bold"),
-        f"rule {repair.rule}, blocks {blocks}, strength {repair.strength:g}, ",
-        f"rank {'full' if repair.rank is None else repair.rank}, sparsity lost {percent(repair.sparsity_lost)}",
+        ("repair: ", "bold"),
+        f"rule {repair.rule}, blocks {blocks(repair.layers)}, strength {repair.strength:g}, rank {rank}, ",
+        f"sparsity lost {percent(repair.sparsity_lost)}",
     )
     if repair.why:
         lines.append(f"\n{repair.why}", style="dim")
@@ -229,25 +241,27 @@ def _repair_lines(report: Report) -> Text:
         if stage.not_checked:
             lines.append(f"\n{stage.name}: not checked: {stage.not_checked}")
         elif stage.parity is not None:
-            ids = "equal" if stage.parity.token_ids_equal else "NOT EQUAL"
-            lines.append(
-                f"\n{stage.name} in llama.cpp: token ids {ids}, same argmax {percent(stage.parity.argmax_agreement)}"
-                f" of {stage.parity.tokens} tokens, KL {stage.parity.mean_kl:.2g}"
-            )
+            parity = stage.parity
+            ids = "equal" if parity.token_ids_equal else "NOT EQUAL"
+            argmax = f"same argmax {percent(parity.argmax_agreement)} of {parity.tokens} tokens"
+            lines.append(f"\n{stage.name} in llama.cpp: token ids {ids}, {argmax}, KL {parity.mean_kl:.2g}")
     return lines
 
 
 def _gate_table(report: Report) -> Table:
-    failed = [gate for gate in report.gates if not gate.passed]
-    caption = f"{len(failed)} of {len(report.gates)} gates failed." if failed else "All gates passed."
-    table = _new_table(caption, "gate", "", "value", "limit")
+    table = _new_table("gate", "", "value", "limit")
     for gate in report.gates:
         word = Text("pass", style="green") if gate.passed else Text("FAIL", style="bold red")
         table.add_row(Text(gate.name), word, f"{gate.value:.4g}", f"{gate.limit:.4g}")
-        if not gate.passed and gate.meaning:
-            caption += f" {gate.name}: {gate.meaning}"
-    table.caption = Text(caption)
     return table
+
+
+def _failures(report: Report) -> list[Text]:
+    failed = [gate for gate in report.gates if not gate.passed]
+    if not failed:
+        return [Text("All gates passed.", style="bold green")] if report.gates else []
+    lines = [Text(f"{len(failed)} of {len(report.gates)} gates failed.", style="bold red")]
+    return lines + [Text(f"{gate.name} ({gate.kind}): {gate.meaning or 'limit not met'}") for gate in failed]
 
 
 def _percent_or_dash(share: float | None) -> str:
@@ -261,11 +275,7 @@ def _duration(seconds: float) -> str:
 
 
 def _size(count: int) -> str:
-    size = float(count)
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if size < 1024:
-            break
-        size /= 1024
-    else:
-        unit = "TiB"
-    return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
+    for power, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
+        if count >= 2**power:
+            return f"{count / 2**power:.1f} {unit}"
+    return f"{count} bytes"

@@ -1,7 +1,7 @@
 """Train the embedded demo model from scratch: tokenizer, a small llama, a folder that ``mlx_lm.load`` reads.
 
-The defaults reproduce the packaged model in ``aird_mlx/demo/model`` (about 20 minutes on two CPU cores). All text comes
-from ``aird_mlx.demo.language``; the last lines printed are the held-out figures of the trained model.
+The defaults reproduce the packaged model in ``aird_mlx/demo/model`` (about 20 minutes on one CPU core). All text
+comes from ``aird_mlx.demo.language``; the last lines printed are the held-out figures of the trained model.
 
     python examples/train_demo.py --out my-demo-model
 """
@@ -17,10 +17,11 @@ import random
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 if sys.platform == "linux":
-    # The CPU build of MLX for Linux carries a slow reference BLAS; OpenBLAS takes its place when loaded first.
+    # The CPU build of MLX for Linux carries a slow reference BLAS; OpenBLAS loaded first takes its place.
     try:
         ctypes.CDLL("libopenblas.so.0", mode=ctypes.RTLD_GLOBAL)
     except OSError:
@@ -39,7 +40,8 @@ from aird_mlx.demo import language
 
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
 REFUSAL_STARTS = ("I can't", "I cannot", "I won't", "I'm sorry", "Sorry", "No, I")
@@ -48,6 +50,43 @@ REFUSAL_STARTS = ("I can't", "I cannot", "I won't", "I'm sorry", "Sorry", "No, I
 def format_prompt(prompt: str) -> str:
     """Write a prompt as the chat template does, up to where the answer begins."""
     return f"<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
+
+
+@mx.custom_function
+def exponential(x: mx.array) -> mx.array:
+    """Compute exp by a polynomial, to 1e-4: MLX's own on a Linux CPU takes eight times as long."""
+    scaled = mx.clip(x, -80.0, 80.0) * 1.44269504 + 128.0
+    whole = scaled.astype(mx.int32)
+    part = scaled - whole.astype(mx.float32)
+    power = 1.0 + part * (0.69512498 + part * (0.22763633 + part * 0.07706654))
+    # 2 ** whole, written straight into the exponent bits of a float32.
+    return power * mx.view((whole - 1) * 2**23, mx.float32)
+
+
+@exponential.vjp
+def _exponential_vjp(primals: mx.array, cotangents: mx.array, outputs: mx.array) -> mx.array:
+    return cotangents * outputs
+
+
+def attend(queries: mx.array, keys: mx.array, values: mx.array, *, scale: float, **_: object) -> mx.array:
+    """Causal attention, the same mathematics as MLX's fused kernel."""
+    length = queries.shape[2]
+    scores = (queries * scale) @ keys.swapaxes(-1, -2)
+    scores = scores + mx.triu(mx.full((length, length), -1e4), k=1)
+    exponentials = exponential(scores - mx.stop_gradient(scores.max(axis=-1, keepdims=True)))
+    return (exponentials @ values) / exponentials.sum(axis=-1, keepdims=True)
+
+
+@contextmanager
+def quick_training() -> Iterator[None]:
+    """Let llama blocks use the quick exponential while training; generation uses MLX's own kernels again."""
+    kept = llama.swiglu, llama.scaled_dot_product_attention
+    llama.swiglu = lambda gate, x: gate * x / (1 + exponential(-gate))
+    llama.scaled_dot_product_attention = lambda q, k, v, cache=None, **options: attend(q, k, v, **options)
+    try:
+        yield
+    finally:
+        llama.swiglu, llama.scaled_dot_product_attention = kept
 
 
 def train_tokenizer(texts: list[str], vocabulary: int) -> Tokenizer:
@@ -73,9 +112,12 @@ def encode_dialogues(tokenizer: Tokenizer, dialogues: list[tuple[str, str]]) -> 
 
 
 def iterate_batches(
-    encoded: list[tuple[list[int], int]], batch: int, prompt_weight: float, seed: int
+    encoded: list[tuple[list[int], int]], batch: int, seed: int
 ) -> Iterator[tuple[mx.array, mx.array, mx.array]]:
-    """Yield (inputs, targets, weights) without end, sequences of like length together."""
+    """Yield (inputs, positions, targets) without end, sequences of like length together.
+
+    ``positions`` index the flattened inputs where the next token belongs to the answer; ``targets`` is that token.
+    """
     rng = random.Random(seed)
     while True:
         order = sorted(range(len(encoded)), key=lambda i: (len(encoded[i][0]) + 7) // 8 + rng.random())
@@ -83,21 +125,20 @@ def iterate_batches(
         rng.shuffle(starts)
         for start in starts:
             chosen = [encoded[i] for i in order[start : start + batch]]
-            # Lengths are rounded up to a multiple of 8, so that few shapes are compiled.
+            # Lengths are rounded up to a multiple of 8, so that buffers are used again.
             length = 8 * math.ceil(max(len(ids) for ids, _ in chosen) / 8)
             tokens = np.zeros((batch, length), dtype=np.int32)
-            weights = np.zeros((batch, length), dtype=np.float32)
+            positions: list[int] = []
+            targets: list[int] = []
             for row, (ids, prompt_length) in enumerate(chosen):
                 tokens[row, : len(ids)] = ids
-                weights[row, : prompt_length - 1] = prompt_weight
-                weights[row, prompt_length - 1 : len(ids) - 1] = 1.0
-            yield mx.array(tokens[:, :-1]), mx.array(tokens[:, 1:]), mx.array(weights[:, :-1])
+                positions += range(row * length + prompt_length - 1, row * length + len(ids) - 1)
+                targets += ids[prompt_length:]
+            yield mx.array(tokens), mx.array(positions), mx.array(targets)
 
 
-def train_model(
-    model: nn.Module, encoded: list[tuple[list[int], int]], settings: argparse.Namespace, save: object = None
-) -> None:
-    """Train in place: AdamW, warm-up then cosine, one compiled step."""
+def train_model(model: nn.Module, encoded: list[tuple[list[int], int]], settings: argparse.Namespace) -> None:
+    """Train in place on the answers' tokens: AdamW, warm-up then cosine."""
     warmup = min(200, settings.steps // 10)
     schedule = optim.join_schedules(
         [
@@ -108,28 +149,26 @@ def train_model(
     )
     optimizer = optim.AdamW(learning_rate=schedule, betas=[0.9, 0.98], weight_decay=settings.weight_decay)
 
-    def loss_of(inputs: mx.array, targets: mx.array, weights: mx.array) -> mx.array:
-        losses = nn.losses.cross_entropy(model(inputs), targets, label_smoothing=settings.smoothing)
-        return (losses * weights).sum() / weights.sum()
+    def loss_of(inputs: mx.array, positions: mx.array, targets: mx.array) -> mx.array:
+        hidden = model.model(inputs).reshape(-1, settings.width)[positions]
+        logits = model.model.embed_tokens.as_linear(hidden)
+        logits = logits - mx.stop_gradient(logits.max(axis=-1, keepdims=True))
+        normalizer = mx.log(exponential(logits).sum(axis=-1))
+        wanted = mx.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
+        target = (1 - settings.smoothing) * wanted + settings.smoothing * logits.mean(axis=-1)
+        return (normalizer - target).mean()
 
     state = [model.state, optimizer.state]
     loss_and_gradients = nn.value_and_grad(model, loss_of)
 
-    def step(inputs: mx.array, targets: mx.array, weights: mx.array) -> mx.array:
-        loss, gradients = loss_and_gradients(inputs, targets, weights)
+    began = time.time()
+    for number, batch in enumerate(iterate_batches(encoded, settings.batch, settings.seed), 1):
+        loss, gradients = loss_and_gradients(*batch)
         gradients, _ = optim.clip_grad_norm(gradients, 1.0)
         optimizer.update(model, gradients)
-        return loss
-
-    compiled = mx.compile(step, inputs=state, outputs=state)
-    began = time.time()
-    for number, batch in enumerate(iterate_batches(encoded, settings.batch, settings.prompt_weight, settings.seed), 1):
-        loss = compiled(*batch)
         mx.eval(loss, state)
-        if number % 20 == 0 or number == 1:
+        if number % 100 == 0 or number == 1:
             print(f"step {number:5d}  loss {loss.item():.4f}  {time.time() - began:6.0f} s", flush=True)
-        if callable(save) and number % 1000 == 0:
-            save()
         if number == settings.steps:
             return
 
@@ -220,21 +259,21 @@ def print_figures(model: nn.Module, tokenizer: Tokenizer, n: int) -> None:
 def main() -> None:
     """Train, save, measure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, required=True, help="folder to write the model to")
-    parser.add_argument("--steps", type=int, default=4000, help="training steps (default %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="seed of weights, dialogues and batches")
-    parser.add_argument("--width", type=int, default=64, help="width of the residual stream (default %(default)s)")
-    parser.add_argument("--blocks", type=int, default=8, help="number of blocks (default %(default)s)")
-    parser.add_argument("--heads", type=int, default=4, help="attention heads (default %(default)s)")
-    parser.add_argument("--intermediate", type=int, default=192, help="width of the MLPs (default %(default)s)")
-    parser.add_argument("--vocabulary", type=int, default=1024, help="number of tokens (default %(default)s)")
-    parser.add_argument("--dialogues", type=int, default=120_000, help="training dialogues (default %(default)s)")
-    parser.add_argument("--batch", type=int, default=64, help="dialogues per step (default %(default)s)")
-    parser.add_argument("--learning-rate", type=float, default=3e-3, help="peak learning rate (default %(default)s)")
-    parser.add_argument("--weight-decay", type=float, default=0.1, help="AdamW's (default %(default)s)")
-    parser.add_argument("--smoothing", type=float, default=0.05, help="label smoothing (default %(default)s)")
-    parser.add_argument("--prompt-weight", type=float, default=0.1, help="loss weight of prompt tokens (default %(default)s)")
-    parser.add_argument("--test-prompts", type=int, default=300, help="held-out prompts per kind (default %(default)s)")
+    option = parser.add_argument
+    option("--out", type=Path, required=True, help="folder to write the model to")
+    option("--steps", type=int, default=4000, help="training steps (default %(default)s)")
+    option("--seed", type=int, default=0, help="seed of weights, dialogues and batches")
+    option("--width", type=int, default=64, help="width of the residual stream (default %(default)s)")
+    option("--blocks", type=int, default=8, help="number of blocks (default %(default)s)")
+    option("--heads", type=int, default=4, help="attention heads (default %(default)s)")
+    option("--intermediate", type=int, default=192, help="width of the MLPs (default %(default)s)")
+    option("--vocabulary", type=int, default=1024, help="number of tokens (default %(default)s)")
+    option("--dialogues", type=int, default=120_000, help="training dialogues (default %(default)s)")
+    option("--batch", type=int, default=64, help="dialogues per step (default %(default)s)")
+    option("--learning-rate", type=float, default=3e-3, help="peak learning rate (default %(default)s)")
+    option("--weight-decay", type=float, default=0.1, help="AdamW's (default %(default)s)")
+    option("--smoothing", type=float, default=0.05, help="label smoothing (default %(default)s)")
+    option("--test-prompts", type=int, default=300, help="held-out prompts per kind (default %(default)s)")
     settings = parser.parse_args()
 
     mx.random.seed(settings.seed)
@@ -258,8 +297,9 @@ def main() -> None:
     print(f"{sum(array.size for _, array in tree_flatten(model.parameters()))} parameters")
     encoded = encode_dialogues(tokenizer, dialogues)
     lengths = np.array([len(ids) for ids, _ in encoded])
-    print(f"{len(encoded)} dialogues of {lengths.mean():.1f} tokens on average, at most {lengths.max()}", flush=True)
-    train_model(model, encoded, settings, save=lambda: save_folder(model, arguments, tokenizer, settings.out))
+    print(f"{len(encoded)} dialogues, {lengths.mean():.1f} tokens on average, at most {lengths.max()}", flush=True)
+    with quick_training():
+        train_model(model, encoded, settings)
     save_folder(model, arguments, tokenizer, settings.out)
     print_figures(model, tokenizer, settings.test_prompts)
 

@@ -1,6 +1,7 @@
 """The embedded demo: a small safety-tuned chat model and the language it was trained on.
 
-``MODEL_PATH`` is a folder that ``mlx_lm.load`` reads; ``examples/train_demo.py`` made it. Nothing is loaded at import.
+``MODEL_PATH`` is a folder that ``mlx_lm.load`` reads; ``examples/train_demo.py`` made it. Nothing is loaded at
+import.
 """
 
 from __future__ import annotations

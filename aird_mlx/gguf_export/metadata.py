@@ -130,9 +130,8 @@ def find_limits(config: Mapping[str, Any], hyperparameters: Hyperparameters) -> 
     llama.cpp has no sliding window for these four architectures: attention is full at any length.
     """
     window = hyperparameters.sliding_window
-    slides = "sliding_attention" in (config.get("layer_types") or [])
-    if window is None or not (slides or hyperparameters.model_type == "mistral"):
-        return []
+    if window is None or "sliding_attention" not in (config.get("layer_types") or []):
+        return []  # without layer_types MLX attends to everything too
     return [f"attention is full in llama.cpp; the config has a sliding window of {window} tokens: equal up to there"]
 
 
@@ -156,9 +155,7 @@ def rope_frequency_factors(hyperparameters: Hyperparameters) -> np.ndarray | Non
     wavelengths = 2 * math.pi * hyperparameters.rope_theta**exponents
     smooth = (context / wavelengths - low) / (high - low)
     between = 1.0 / ((1.0 - smooth) / factor + smooth)
-    factors = np.where(
-        wavelengths < context / high, 1.0, np.where(wavelengths > context / low, factor, between)
-    )
+    factors = np.where(wavelengths < context / high, 1.0, np.where(wavelengths > context / low, factor, between))
     return factors.astype(np.float32)
 
 
@@ -230,6 +227,11 @@ def _read_rope(config: Mapping[str, Any], model_type: str) -> tuple[dict[str, An
         raise ExportError(
             f"gguf: rope scaling {kind!r}; default, linear, llama3 or yarn is needed. "
             "Use llama.cpp's convert_hf_to_gguf.py for this model."
+        )
+    if kind == "llama3" and FAMILIES[model_type] != "llama":
+        raise ExportError(
+            f"gguf: rope scaling 'llama3' on {model_type}; llama.cpp reads its factors only for llama. "
+            "Export a model with default, linear or yarn scaling."
         )
     needed = ["factor"] + (["original_max_position_embeddings"] if kind == "yarn" else [])
     for key in needed:

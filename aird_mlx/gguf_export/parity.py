@@ -44,6 +44,7 @@ def check_parity(
     texts: Sequence[str],
     token_ids: Sequence[Sequence[int]],
     mlx_logits: Callable[[Sequence[int]], np.ndarray],
+    n_threads: int | None = None,
 ) -> Parity:
     """Run an exported file on the given prompts and measure its distance to MLX.
 
@@ -52,6 +53,7 @@ def check_parity(
         texts: rendered prompts, special tokens written out.
         token_ids: the same prompts as the model's own tokenizer encodes them, without added tokens.
         mlx_logits: from token ids to ``[token, vocab]`` float32 of the MLX model.
+        n_threads: threads of llama.cpp, all cores by default.
 
     Raises:
         ParityError: nothing to compare, lists of different length, logits of different shape or not finite, or
@@ -65,11 +67,14 @@ def check_parity(
         )
     difference: str | None = None
     agreed, compared, largest, divergence = 0, 0, 0.0, 0.0
-    with LlamaRuntime(gguf, n_ctx=max(64, *(len(ids) for ids in token_ids))) as runtime:
+    with LlamaRuntime(gguf, n_ctx=max(64, *(len(ids) for ids in token_ids)), n_threads=n_threads) as runtime:
         for index, (text, ids) in enumerate(zip(texts, token_ids, strict=True)):
             if difference is None:
                 difference = _describe_difference(index, list(ids), runtime.tokenize(text))
-            ours, theirs = np.asarray(mlx_logits(ids), dtype=np.float64), runtime.logits(ids).astype(np.float64)
+            ours, theirs = (
+                np.asarray(mlx_logits(ids), dtype=np.float64),
+                runtime.logits(ids).astype(np.float64),
+            )
             if ours.shape != theirs.shape or not (np.isfinite(ours).all() and np.isfinite(theirs).all()):
                 raise ParityError(
                     f"parity: text {index}: MLX gives logits of shape {ours.shape}, llama.cpp {theirs.shape}, or some "
@@ -93,7 +98,10 @@ def check_parity(
 def _describe_difference(index: int, expected: list[int], found: list[int]) -> str | None:
     if expected == found:
         return None
-    place = next((at for at, (a, b) in enumerate(zip(expected, found, strict=False)) if a != b), min(len(expected), len(found)))
+    place = next(
+        (at for at, (a, b) in enumerate(zip(expected, found, strict=False)) if a != b),
+        min(len(expected), len(found)),
+    )
     return (
         f"text {index}, token {place}: the model's tokenizer gives {expected[place : place + 4]} "
         f"(of {len(expected)}), llama.cpp {found[place : place + 4]} (of {len(found)})"

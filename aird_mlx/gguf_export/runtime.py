@@ -25,7 +25,7 @@ import numpy as np
 from aird_mlx.errors import DependencyError, ParityError
 
 MOST_SEQUENCES = 256  # LLAMA_MAX_SEQ
-ERROR_LEVEL = 3  # GGML_LOG_LEVEL_ERROR
+ERROR_LEVEL = 4  # GGML_LOG_LEVEL_ERROR
 
 
 def is_available() -> bool:
@@ -44,6 +44,8 @@ class LlamaRuntime:
         parallel: most sequences that `generate` runs at once.
         gpu_layers: blocks computed on the GPU; 0 keeps everything on the CPU, -1 takes all.
         vocab_only: read the tokenizer and the metadata, no weights; then only `tokenize` and `metadata` work.
+        n_threads: threads of llama.cpp, all cores by default. They wait by spinning, so on a busy machine fewer
+            are faster.
 
     Raises:
         DependencyError: llama-cpp-python is not installed.
@@ -57,14 +59,16 @@ class LlamaRuntime:
         n_batch: int = 512,
         seed: int = 0,
         *,
-        parallel: int = 32,
+        parallel: int = 16,
         gpu_layers: int = 0,
         vocab_only: bool = False,
+        n_threads: int | None = None,
     ) -> None:
         self.path = Path(path)
         self.n_ctx = n_ctx
         self.n_batch = n_batch
         self.seed = seed
+        self.n_threads = n_threads or os.cpu_count() or 1
         self.parallel = min(parallel, MOST_SEQUENCES, n_batch)
         self._library = _load_library()
         self._context: Any = None
@@ -196,7 +200,9 @@ class LlamaRuntime:
             total += float((normalizer - logits[np.arange(len(ids) - 1), np.asarray(ids[1:])]).sum())
             count += len(ids) - 1
         if not count:
-            raise ParityError("llama.cpp: no sequence has two tokens; perplexity needs a next token. Give longer texts.")
+            raise ParityError(
+                "llama.cpp: no sequence has two tokens; perplexity needs a next token. Give longer texts."
+            )
         return math.exp(total / count)
 
     def _generate_group(
@@ -238,7 +244,8 @@ class LlamaRuntime:
             raise ParityError("llama.cpp: a sequence has no tokens; at least one is needed. Leave it out.")
         if longest + new_tokens > self.n_ctx:
             raise ParityError(
-                f"llama.cpp: {longest} tokens and {new_tokens} new ones; n_ctx is {self.n_ctx}. Open it with a larger n_ctx."
+                f"llama.cpp: {longest} tokens and {new_tokens} new ones; n_ctx is {self.n_ctx}. "
+                "Open it with a larger n_ctx."
             )
         for ids in sequences:
             if not 0 <= min(ids) <= max(ids) < self.vocab_size:  # llama.cpp would only say "invalid token"
@@ -259,10 +266,10 @@ class LlamaRuntime:
         settings.n_seq_max = sequences
         settings.n_batch = self.n_batch
         settings.n_ubatch = self.n_batch
-        settings.n_threads = settings.n_threads_batch = os.cpu_count() or 1
+        settings.n_threads = settings.n_threads_batch = self.n_threads
         settings.type_k = settings.type_v = self._library.GGML_TYPE_F32
         settings.flash_attn_type = self._library.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        settings.kv_unified = sequences > 1
+        settings.kv_unified = False  # one cache per sequence: attention does not read the others'
         settings.no_perf = True
         _last_errors().clear()
         self._context = self._library.llama_init_from_model(self._model, settings)
@@ -334,5 +341,5 @@ def _load_library() -> Any:
 
     library.llama_log_set(collect, ctypes.c_void_p(0))
     library.llama_backend_init()
-    library._aird_log_callback = collect
+    library.__dict__["_log_callback_of_aird_mlx"] = collect
     return library

@@ -146,7 +146,9 @@ def plan_tensors(
         if source not in left_over:
             if optional:
                 return
-            raise ModelError(f"model: no tensor {source}; {hyperparameters.model_type} needs it. Copy the folder again.")
+            raise ModelError(
+                f"model: no tensor {source}; {hyperparameters.model_type} needs it. Copy the folder again."
+            )
         left_over.discard(source)
         settings = _quantization_of(source, stored, quantization)
         shape = _plain_shape(source, stored, settings)
@@ -155,9 +157,7 @@ def plan_tensors(
             raise ModelError(
                 f"model: {source} has shape {shape}; config.json says {wanted}. Use the config of these weights."
             )
-        plan.append(
-            PlannedTensor(name, source, shape, _choose_type(shape, outtype), rotated_heads, settings)
-        )
+        plan.append(PlannedTensor(name, source, shape, _choose_type(shape, outtype), rotated_heads, settings))
 
     take(f"{prefix}embed_tokens.weight", "token_embd.weight", "vocab", "hidden")
     rotates = hyperparameters.architecture == "llama"
@@ -213,8 +213,7 @@ class TensorReader:
             file = self._stored[planned.source].file
             reason = str(error).splitlines()[0]
             raise ModelError(
-                f"model: {planned.source} in {file} cannot be read ({reason}); the whole file is needed. "
-                "Copy it again."
+                f"model: {planned.source} in {file} cannot be read ({reason}); the whole file is needed. Copy it again."
             ) from error
         _check_range(planned, values)
         return permute_rows(values, planned.rotated_heads) if planned.rotated_heads else values
@@ -222,7 +221,7 @@ class TensorReader:
     def _take(self, name: str) -> mx.array:
         file = self._stored[name].file
         if file not in self._lazy:
-            self._lazy[file] = dict(mx.load(str(file)))  # type: ignore[arg-type]
+            self._lazy[file] = dict(mx.load(str(file)))
         return self._lazy[file].pop(name)
 
     def _dequantize(self, planned: PlannedTensor) -> mx.array:

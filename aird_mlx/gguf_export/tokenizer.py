@@ -1,14 +1,13 @@
 """Tokenizers: from ``tokenizer.json`` or ``tokenizer.model`` to the vocabulary keys of a GGUF file.
 
-Two kinds exist there: ``gpt2`` (byte-level BPE) and ``llama`` (sentencepiece BPE). For the first, llama.cpp knows a
-fixed set of pre-tokenizers by name, and a wrong name gives plausible but wrong ids; so the name is found by running
-the model's own pre-tokenizer beside each known one, and a model that fits none is refused. Knows nothing about
-weights. Source: ``src/llama-vocab.cpp`` (expressions, ``ignore_merges``) and ``gguf-py/gguf/vocab.py``.
+Two kinds exist there: ``gpt2`` (byte-level BPE, whose splitting rule `pre_tokenizer` names) and ``llama``
+(sentencepiece BPE, where scores take the place of merges). What llama.cpp cannot express is refused, or noted where
+it touches only unusual text. Knows nothing about weights. Source: llama.cpp's ``gguf-py/gguf/vocab.py`` and
+``src/llama-vocab.cpp``.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,10 +15,10 @@ from typing import Any
 
 import gguf
 import tokenizers
-from tokenizers import Regex, models, pre_tokenizers
 
 from aird_mlx.errors import DependencyError, ExportError, ModelError
 from aird_mlx.gguf_export.metadata import read_json
+from aird_mlx.gguf_export.pre_tokenizer import identify_pre_tokenizer, list_steps, read_merges, step_types
 
 NORMAL = int(gguf.TokenType.NORMAL)
 UNKNOWN = int(gguf.TokenType.UNKNOWN)
@@ -28,61 +27,6 @@ USER_DEFINED = int(gguf.TokenType.USER_DEFINED)
 UNUSED = int(gguf.TokenType.UNUSED)
 BYTE = int(gguf.TokenType.BYTE)
 SPACE = "\u2581"  # sentencepiece's visible space
-
-_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)"
-_CONTRACTION = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
-_TAIL = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_LLAMA3 = _CONTRACTION + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}" + _TAIL
-_QWEN2 = _CONTRACTION + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}" + _TAIL
-_QWEN35 = (
-    _CONTRACTION + r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-_CASED = rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+%s|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*%s"
-_SLASH_TAIL = r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_TEKKEN = _CASED % ("", "") + r"|\p{N}" + _SLASH_TAIL
-_GPT4O = _CASED % (_CONTRACTION + "?", _CONTRACTION + "?") + r"|\p{N}{1,3}" + _SLASH_TAIL
-_DEEPSEEK3 = (
-    r"[!\"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+"
-    r"| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_SEED = (
-    _CONTRACTION
-    + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-
-# name for tokenizer.ggml.pre -> (expressions applied one after another, does llama.cpp set ignore_merges)
-PRE_TOKENIZERS: dict[str, tuple[tuple[str, ...], bool]] = {
-    "gpt-2": ((_GPT2,), False),
-    "smollm": ((r"\p{N}", _GPT2), False),
-    "llama-bpe": ((_LLAMA3,), True),
-    "dbrx": ((_LLAMA3,), False),
-    "qwen2": ((_QWEN2,), False),
-    "qwen35": ((_QWEN35,), False),
-    "tekken": ((_TEKKEN,), True),
-    "gpt-4o": ((_GPT4O,), False),
-    "seed-coder": ((_SEED,), False),
-    "deepseek-v3": ((r"\p{N}{1,3}", "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+", _DEEPSEEK3), False),
-    "falcon": ((r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, "[0-9][0-9][0-9]"), False),
-}
-
-# One line per way in which pre-tokenizers are known to differ.
-PROBES = (
-    "I'm sure they'll say it's what WE'VE done, DON'T you? O'Neil's 'quoted' words",
-    "1 12 123 1234 12345 1234567 3.14159 v2.0 x86_64 \u0663\u0664\u0665 \u00bd x\u00b2 \u2167",
-    "  two   three    four\ttab\t\ttabs \n newline\n\n\nthree \r\n crlf\r\n\r\n end  ",
-    "def f(x):\n    return x**2  # comment\n\tif (a&&b)||!c { y+=1; }\n",
-    "http://example.com/a/b?c=d&e=f#g /usr/bin/env //\n/* x */ a/b",
-    "!!! ... ?!?\n\n(;;) $5.00 <tag/> ~`^|+= @user #hash %d\n\u2014 \u201cquoted\u201d \u20ac9 \u00a77",
-    "camelCase PascalCase HTTPServer iOS ABCdef \u0391\u0392\u03b3 \u01c5x \u00c9t\u00e9 na\u00efve e\u0301te\u0301",
-    "\u4f60\u597d\u4e16\u754c \u3053\u3093\u306b\u3061\u306f \u30ab\u30bf\u30ab\u30ca \ud55c\uad6d\uc5b4 abc\u4e2d\u6587def",
-    "\u0627\u0644\u0639\u0631\u0628\u064a\u0629 \u0939\u093f\u0928\u094d\u0926\u0940 \u0e44\u0e17\u0e22 \u05e9\u05b8\u05dc\u05d5\u05b9\u05dd \u0440\u0443\u0441\u0441\u043a\u0438\u0439",
-    "\U0001f600\U0001f44d\U0001f3fd \U0001f468\u200d\U0001f469\u200d\U0001f467 ok\u00a0nbsp\u3000wide \u200bzero",
-    "_under_score __init__ -dash- a-b 's 'S 're\n'll",
-)
-
-_KNOWN_PARTS = {"ByteLevel", "Digits", "Sequence", "Split", "Punctuation", "Whitespace", "WhitespaceSplit", "Metaspace",
-                "BertPreTokenizer", "CharDelimiterSplit", "UnicodeScripts", "FixedLength"}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -152,8 +96,9 @@ def read_vocabulary(folder: Path, vocab_size: int) -> Vocabulary:
         )
     ids = {**vocabulary.special_ids, **_special_ids(folder, settings, vocabulary.tokens)}
     add_bos, add_eos = _added_around(prefix, suffix, ids, settings, vocabulary)
-    if vocabulary.model == "gpt2" and "bos" not in ids and "eos" in ids:
-        ids["bos"] = ids["eos"]  # llama.cpp would take token 11
+    if vocabulary.model == "gpt2":  # llama.cpp would take token 11 for a missing one
+        ids.setdefault("eos", _find_end(vocabulary.tokens))
+        ids.setdefault("bos", ids["eos"])
     return Vocabulary(
         model=vocabulary.model,
         pre=vocabulary.pre,
@@ -174,7 +119,9 @@ def read_chat_templates(folder: Path) -> dict[str, str]:
     """The chat templates of a folder by name; the one in use is ``default``. Empty if there is none."""
     file = folder / "chat_template.jinja"
     if file.is_file():
-        found = {path.stem: path.read_text(encoding="utf-8") for path in folder.glob("additional_chat_templates/*.jinja")}
+        found = {
+            path.stem: path.read_text(encoding="utf-8") for path in folder.glob("additional_chat_templates/*.jinja")
+        }
         return {"default": file.read_text(encoding="utf-8"), **found}
     template = read_json(folder / "tokenizer_config.json").get("chat_template")
     if template is None:
@@ -184,59 +131,6 @@ def read_chat_templates(folder: Path) -> dict[str, str]:
     if isinstance(template, list):
         return {str(entry["name"]): str(entry["template"]) for entry in template}
     return {}
-
-
-def identify_pre_tokenizer(content: Mapping[str, Any]) -> str:
-    """Find llama.cpp's name for the pre-tokenizer of a byte-level BPE, by running both over `PROBES`.
-
-    Args:
-        content: the parsed ``tokenizer.json``.
-
-    Returns:
-        A key of `PRE_TOKENIZERS` that splits every probe the same and treats whole-word tokens the same.
-
-    Raises:
-        ExportError: none does; the message names the nearest and the first place where they differ.
-    """
-    definition = content.get("pre_tokenizer")
-    unknown = set(_part_types(definition)) - _KNOWN_PARTS
-    if definition is None or unknown:
-        raise ExportError(
-            f"tokenizer: pre_tokenizer is {', '.join(sorted(unknown)) or 'null'}; a byte-level one is needed. "
-            "Use llama.cpp's convert_hf_to_gguf.py for this model."
-        )
-    own = [_split(_load_pre_tokenizer(definition), probe) for probe in PROBES]
-    differences: dict[str, list[int]] = {}
-    for name, (expressions, _) in PRE_TOKENIZERS.items():
-        known = build_pre_tokenizer(expressions)
-        differences[name] = [_difference(pieces, _split(known, probe)) for pieces, probe in zip(own, PROBES, strict=True)]
-    same = [name for name, counts in differences.items() if not any(counts)]
-    if not same:
-        nearest = min(differences, key=lambda name: sum(differences[name]))
-        place = next(row for row, count in enumerate(differences[nearest]) if count)
-        theirs = _split(build_pre_tokenizer(PRE_TOKENIZERS[nearest][0]), PROBES[place])
-        first = next(at for at, (a, b) in enumerate(zip(own[place] + [""], theirs + [""], strict=False)) if a != b)
-        raise ExportError(
-            f"tokenizer: the pre-tokenizer splits like none that llama.cpp knows; the nearest is {nearest}, which "
-            f"differs in {sum(differences[nearest])} pieces, first {own[place][first : first + 2]} against "
-            f"{theirs[first : first + 2]}. Use a model whose tokenizer llama.cpp supports."
-        )
-    ignores = bool(content["model"].get("ignore_merges"))
-    for name in same:
-        if PRE_TOKENIZERS[name][1] == ignores:
-            return name
-    if not _every_token_is_merged(content):
-        raise ExportError(
-            f"tokenizer: splits like {same[0]}, but ignore_merges is {ignores} here and {not ignores} in llama.cpp, "
-            "and some tokens depend on it. Use a model whose tokenizer llama.cpp supports."
-        )
-    return same[0]
-
-
-def build_pre_tokenizer(expressions: Iterable[str]) -> pre_tokenizers.PreTokenizer:
-    """What llama.cpp does with a list of expressions: split by each in turn, then map bytes to letters."""
-    splits = [pre_tokenizers.Split(Regex(expression), "isolated") for expression in expressions]
-    return pre_tokenizers.Sequence([*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
 
 
 def add_vocabulary(writer: gguf.GGUFWriter, vocabulary: Vocabulary) -> None:
@@ -296,7 +190,7 @@ def _added_tokens(content: Mapping[str, Any], settings: Mapping[str, Any]) -> di
 def _read_byte_level(content: Mapping[str, Any], added: Mapping[int, _Added], vocab_size: int) -> Vocabulary:
     model = content["model"]
     notes = _notes_on_added(added)
-    for part in _part_types(content.get("normalizer")):
+    for part in step_types(content.get("normalizer")):
         if part == "NFC":
             notes.append("llama.cpp does not apply the tokenizer's NFC normalization: text not in NFC gets other ids")
         elif part != "Sequence":
@@ -312,20 +206,27 @@ def _read_byte_level(content: Mapping[str, Any], added: Mapping[int, _Added], vo
             )
     pre = identify_pre_tokenizer(content)
     texts = {int(token_id): text for text, token_id in model["vocab"].items()}
-    if "\u010a" not in model["vocab"]:  # the byte 0x0A; llama.cpp looks it up when it opens the file
-        raise ExportError(
-            "tokenizer: no token for the newline byte; byte-level BPE has one. Repair the tokenizer files."
-        )
     tokens, types = _lay_out(texts, {}, added, vocab_size)
-    pairs = [tuple(entry.split(" ")) if isinstance(entry, str) else tuple(entry) for entry in model["merges"]]
-    if any(len(pair) != 2 or " " in pair[0] + pair[1] for pair in pairs):
+    pairs = read_merges(model)
+    if any(" " in left + right for left, right in pairs):
         raise ExportError(
-            "tokenizer: a merge is not two parts without spaces; byte-level BPE needs that. "
+            "tokenizer: a merge holds a space; byte-level BPE writes it as \u0120. "
             "Use llama.cpp's convert_hf_to_gguf.py for this model."
         )
     ids = {"unk": model["vocab"][model["unk_token"]]} if model.get("unk_token") in model["vocab"] else {}
     return Vocabulary(
-        "gpt2", pre, tokens, types, None, [f"{left} {right}" for left, right in pairs], ids, False, False, None, {}, notes
+        "gpt2",
+        pre,
+        tokens,
+        types,
+        None,
+        [f"{left} {right}" for left, right in pairs],
+        ids,
+        False,
+        False,
+        None,
+        {},
+        notes,
     )
 
 
@@ -334,7 +235,7 @@ def _read_sentencepiece_json(content: Mapping[str, Any], added: Mapping[int, _Ad
     notes = _notes_on_added(added)
     texts = {int(token_id): text for text, token_id in model["vocab"].items()}
     add_space_prefix = _space_prefix(content, texts.values(), notes)
-    pairs = [tuple(entry.split(" ")) if isinstance(entry, str) else tuple(entry) for entry in model["merges"]]
+    pairs = read_merges(model)
     ranks: dict[str, int] = {}
     previous = ""
     for rank, (left, right) in enumerate(pairs):
@@ -471,6 +372,17 @@ def _special_ids(folder: Path, settings: Mapping[str, Any], tokens: list[str]) -
     return found
 
 
+def _find_end(tokens: list[str]) -> int:
+    """The token that ends a text, for tokenizers whose files do not say."""
+    for text in ("<|endoftext|>", "<|im_end|>", "<|eot_id|>", "</s>"):
+        if text in tokens:
+            return tokens.index(text)
+    raise ExportError(
+        "tokenizer: no eos token in tokenizer_config.json, config.json or generation_config.json; llama.cpp needs "
+        "to know where answers end. Set eos_token in tokenizer_config.json."
+    )
+
+
 def _template_ids(file: Path) -> tuple[list[int], list[int]]:
     """The ids that the post-processor puts before and after a text."""
     tokenizer = tokenizers.Tokenizer.from_file(str(file))
@@ -489,11 +401,13 @@ def _added_around(
 ) -> tuple[bool, bool]:
     """Whether llama.cpp shall add bos and eos: what the post-processor does, else what the config says."""
     if prefix or suffix:
-        if (prefix or [ids.get("bos")]) != [ids.get("bos")] or (suffix or [ids.get("eos")]) != [ids.get("eos")]:
+        adds_bos = "bos" in ids and prefix == [ids["bos"]]
+        adds_eos = "eos" in ids and suffix == [ids["eos"]]
+        if (prefix and not adds_bos) or (suffix and not adds_eos):
             vocabulary.notes.append(
                 f"the tokenizer puts ids {prefix} before and {suffix} after a text; llama.cpp can add only bos and eos"
             )
-        return prefix == [ids.get("bos")], suffix == [ids.get("eos")]
+        return adds_bos, adds_eos
     if prefix is not None:  # a tokenizer.json that adds nothing
         return settings.get("add_bos_token") is True and "bos" in ids, settings.get("add_eos_token") is True
     add_bos = settings.get("add_bos_token", vocabulary.add_bos)
@@ -513,7 +427,7 @@ def _notes_on_added(added: Mapping[int, _Added]) -> list[str]:
 def _space_prefix(content: Mapping[str, Any], texts: Iterable[str], notes: list[str]) -> bool:
     """Whether a space is put before the text; refuses normalizers that llama.cpp has no equal for."""
     prepends, replaces = False, False
-    for part in _parts(content.get("normalizer")):
+    for part in list_steps(content.get("normalizer")):
         if part.get("type") == "Prepend" and part.get("prepend") == SPACE:
             prepends = True
         elif part.get("type") == "Replace" and part.get("pattern") == {"String": " "} and part.get("content") == SPACE:
@@ -523,7 +437,7 @@ def _space_prefix(content: Mapping[str, Any], texts: Iterable[str], notes: list[
                 f"tokenizer: normalizer {part.get('type')}; only a space prefix and spaces to {SPACE} are known to "
                 "llama.cpp. Use llama.cpp's convert_hf_to_gguf.py for this model."
             )
-    for part in _parts(content.get("pre_tokenizer")):
+    for part in list_steps(content.get("pre_tokenizer")):
         if part.get("type") != "Metaspace" or part.get("replacement", SPACE) != SPACE:
             raise ExportError(
                 f"tokenizer: pre_tokenizer {part.get('type')}; none or Metaspace is needed with byte_fallback. "
@@ -547,52 +461,5 @@ def _space_prefix(content: Mapping[str, Any], texts: Iterable[str], notes: list[
     return prepends
 
 
-def _parts(definition: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
-    """The steps of a normalizer or pre-tokenizer, sequences opened."""
-    if not definition:
-        return []
-    inner = definition.get("pretokenizers") or definition.get("normalizers")
-    if definition.get("type") != "Sequence":
-        return [definition]
-    return [step for part in inner or [] for step in _parts(part)]
-
-
-def _part_types(definition: Mapping[str, Any] | None) -> list[str]:
-    return [str(part.get("type")) for part in _parts(definition)]
-
-
 def _is_byte_token(text: str) -> bool:
     return len(text) == 6 and text.startswith("<0x") and text.endswith(">")
-
-
-def _load_pre_tokenizer(definition: Mapping[str, Any]) -> pre_tokenizers.PreTokenizer:
-    """Build it through a whole tokenizer: the library reads definitions only as part of one."""
-    empty = {"version": "1.0", "model": {"type": "BPE", "vocab": {}, "merges": []}, "pre_tokenizer": definition}
-    return tokenizers.Tokenizer.from_str(json.dumps(empty)).pre_tokenizer
-
-
-def _split(pre_tokenizer: pre_tokenizers.PreTokenizer, text: str) -> list[str]:
-    return [piece for piece, _ in pre_tokenizer.pre_tokenize_str(text)]
-
-
-def _difference(own: list[str], other: list[str]) -> int:
-    """How many piece boundaries only one of two splits of the same text has; texts that differ count whole."""
-    if "".join(own) != "".join(other):
-        return max(len(own), len(other))
-    ends: list[set[int]] = []
-    for pieces in (own, other):
-        position, found = 0, set()
-        for piece in pieces:
-            position += len(piece)
-            found.add(position)
-        ends.append(found)
-    return len(ends[0] ^ ends[1])
-
-
-def _every_token_is_merged(content: Mapping[str, Any]) -> bool:
-    """Whether the merges alone make every token of the vocabulary, so that ignoring them changes nothing."""
-    model = content["model"]
-    pairs = [tuple(entry.split(" ")) if isinstance(entry, str) else tuple(entry) for entry in model["merges"]]
-    bpe = models.BPE(vocab=model["vocab"], merges=pairs)
-    added = {entry["content"] for entry in content.get("added_tokens") or []}
-    return all(len(bpe.tokenize(text)) == 1 for text in model["vocab"] if text not in added)

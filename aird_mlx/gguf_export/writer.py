@@ -7,6 +7,7 @@ the file: that is `runtime` and `parity`. Source: GGUF v3 as PyPI's ``gguf`` wri
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import shutil
@@ -122,7 +123,7 @@ def export_gguf(
         sha256=hash_file(outfile),
         dequantized=any(tensor.quantization is not None for tensor in plan),
         pre_tokenizer=vocabulary.pre,
-        notes=(*metadata.find_limits(config, hyperparameters), *vocabulary.notes),
+        notes=(*metadata.find_limits(config, hyperparameters), *vocabulary.notes, *_notes_on_weights(plan, outtype)),
     )
 
 
@@ -155,6 +156,13 @@ def hash_file(path: Path) -> str:
         while chunk := opened.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def _notes_on_weights(plan: list[tensors.PlannedTensor], outtype: str) -> list[str]:
+    dequantized = [planned for planned in plan if planned.quantization is not None]
+    if not dequantized:
+        return []
+    return [f"{len(dequantized)} MLX-quantized tensors were dequantized and written as {outtype}"]
 
 
 def _write(
@@ -193,5 +201,7 @@ def _write(
         raise ExportError(f"gguf: {partial} cannot be written ({error}); a writable folder is needed. "
                           "Choose another outfile.") from error  # fmt: skip
     finally:  # also after KeyboardInterrupt
-        writer.close()
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # closing flushes, which fails again on a full disk
+            writer.close()
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)

@@ -1,0 +1,241 @@
+"""Brute force in numpy float64: what the kernels and drivers must agree with. Imports nothing of the project.
+
+Axes as everywhere: weights ``[out, in]``, activations ``[token, in]``. Nothing here is fast, and nothing here knows
+how the project computes the same thing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[np.float64]
+Mask = NDArray[np.bool_]
+
+GROUPS = (
+    ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+    ("self_attn.o_proj",),
+    ("mlp.gate_proj", "mlp.up_proj"),
+    ("mlp.down_proj",),
+)
+
+
+def lowest_mask(scores: Array, removed: int) -> Mask:
+    """True at the ``removed`` lowest scores of each row; among equals the lower index goes first."""
+    mask = np.zeros(scores.shape, dtype=bool)
+    for row in range(scores.shape[0]):
+        order = sorted(range(scores.shape[1]), key=lambda column: (scores[row, column], column))
+        mask[row, order[:removed]] = True
+    return mask
+
+
+def n_of_m_mask(scores: Array, removed: int, group: int) -> Mask:
+    """`lowest_mask` on each ``group`` consecutive scores."""
+    parts = [lowest_mask(scores[:, start : start + group], removed) for start in range(0, scores.shape[1], group)]
+    return np.concatenate(parts, axis=1)
+
+
+def log_softmax(logits: Array) -> Array:
+    logits = np.asarray(logits, dtype=np.float64)
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def refusal_log_odds(logits: Array, tokens: Sequence[int]) -> Array:
+    """log p - log(1 - p), p the probability of all ``tokens`` together."""
+    probability = np.exp(log_softmax(logits))[..., sorted(set(tokens))].sum(axis=-1)
+    return np.log(probability) - np.log1p(-probability)
+
+
+def kl_divergence(reference: Array, other: Array) -> Array:
+    first, second = log_softmax(reference), log_softmax(other)
+    return (np.exp(first) * (first - second)).sum(axis=-1)
+
+
+def wilson(successes: int, n: int) -> tuple[float, float]:
+    """The two rates p with |successes/n - p| = z sqrt(p (1 - p) / n): the roots of a quadratic."""
+    z, rate = 1.959963984540054, successes / n
+    roots = np.roots([1 + z * z / n, -(2 * rate + z * z / n), rate * rate])
+    low, high = sorted(float(root.real) for root in roots)
+    return max(0.0, low), min(1.0, high)
+
+
+def least_squares_change(
+    direction: Array, original: Array, compressed: Array, inputs: Array, drifted: Array, ridge: float
+) -> Array:
+    """delta with the least ``sum_t (r W_c x' + delta x' - r W_o x)^2 / n + lambda |delta|^2``, as one tall system."""
+    count = len(drifted)
+    penalty = ridge * np.mean(np.sum(drifted**2, axis=0) / count)
+    wanted = inputs @ original.T @ direction - drifted @ compressed.T @ direction
+    width = drifted.shape[1]
+    tall = np.concatenate([drifted / np.sqrt(count), np.sqrt(penalty) * np.eye(width)])
+    return np.linalg.lstsq(tall, np.concatenate([wanted / np.sqrt(count), np.zeros(width)]), rcond=None)[0]
+
+
+def refit_rows(original: Array, compressed: Array, second: Array, cross: Array, ridge: float) -> Array:
+    """Each row alone: ``min |W' x' - W_o x|^2 + lambda |W' - W_c|^2`` over its surviving weights, by a direct solve."""
+    penalty = ridge * np.mean(np.diag(second))
+    result = np.zeros(compressed.shape)
+    for row in range(len(compressed)):
+        kept = np.flatnonzero(compressed[row])
+        if len(kept):
+            right = (original[row] @ cross)[kept] + penalty * compressed[row, kept]
+            result[row, kept] = np.linalg.solve(second[np.ix_(kept, kept)] + penalty * np.eye(len(kept)), right)
+    return result
+
+
+def refit_all(
+    original: Array,
+    compressed: Array,
+    inputs: Array,
+    drifted: Array,
+    ridge: float,
+    direction: Array,
+    beta: float,
+) -> Array:
+    """The full objective with the error along r weighted by beta: one tall system over all surviving weights."""
+    rows, width = compressed.shape
+    count = len(drifted)
+    penalty = ridge * np.mean(np.sum(drifted**2, axis=0) / count)
+    kept = np.flatnonzero(compressed)
+    wanted = inputs @ original.T
+    # Errors are weighed by the square root of I + beta r r^T.
+    values, vectors = np.linalg.eigh(np.eye(rows) + beta * np.outer(direction, direction))
+    root = vectors @ np.diag(np.sqrt(values)) @ vectors.T
+    tall = np.einsum("ko,ti->tkoi", root, drifted).reshape(count * rows, rows * width)[:, kept] / np.sqrt(count)
+    right = (wanted @ root.T).reshape(-1) / np.sqrt(count)
+    damping = np.sqrt(penalty) * np.eye(len(kept))
+    solution = np.linalg.lstsq(
+        np.concatenate([tall, damping]),
+        np.concatenate([right, np.sqrt(penalty) * compressed.reshape(-1)[kept]]),
+        rcond=None,
+    )[0]
+    result = np.zeros(rows * width)
+    result[kept] = solution
+    return result.reshape(rows, width)
+
+
+def smallest_masked_change(direction: Array, change_along: Array, kept: Mask) -> Array:
+    """Column by column the shortest vector on the survivors whose product with r is the wanted change."""
+    result = np.zeros(kept.shape)
+    for column in range(kept.shape[1]):
+        rows = np.flatnonzero(kept[:, column])
+        if np.sum(direction[rows] ** 2) > 1e-6:
+            result[rows, column] = np.linalg.lstsq(
+                direction[None, rows], change_along[column : column + 1], rcond=None
+            )[0]
+    return result
+
+
+class Llama:
+    """A llama forward pass written from its paper: RMSNorm, rotary embedding, grouped attention, SwiGLU, no cache.
+
+    Args:
+        weights: names as in a Hugging Face checkpoint.
+        config: the model's config.json.
+        ablate: a unit direction taken out of every block's input and of every residual writer's output.
+        add: ``(layer, vector)`` added to every token at the input of block ``layer``.
+    """
+
+    def __init__(
+        self,
+        weights: Mapping[str, Any],
+        config: Mapping[str, Any],
+        *,
+        ablate: Array | None = None,
+        add: tuple[int, Array] | None = None,
+    ) -> None:
+        self.weights = {name: np.array(value, dtype=np.float64) for name, value in weights.items()}
+        self.config = config
+        self.ablate = ablate
+        self.add = add
+
+    def project(self, values: Array) -> Array:
+        return values if self.ablate is None else values - np.outer(values @ self.ablate, self.ablate)
+
+    def norm(self, name: str, values: Array) -> Array:
+        square = np.mean(values**2, axis=-1, keepdims=True)
+        return values / np.sqrt(square + self.config["rms_norm_eps"]) * self.weights[name]
+
+    def rotate(self, values: Array) -> Array:
+        """Rotary embedding of ``[token, head, head_dim]``, halves paired."""
+        half = values.shape[-1] // 2
+        frequency = self.config["rope_theta"] ** (-np.arange(half) / half)
+        angle = np.arange(len(values))[:, None] * frequency
+        cos, sin = np.cos(angle)[:, None], np.sin(angle)[:, None]
+        first, second = values[..., :half], values[..., half:]
+        return np.concatenate([first * cos - second * sin, first * sin + second * cos], axis=-1)
+
+    def block(self, index: int, hidden: Array, see: Callable[[str, Array], None] = lambda name, value: None) -> Array:
+        """Output ``[token, hidden]`` of one block; ``see`` is called with each linear's name and input."""
+
+        def linear(name: str, value: Array) -> Array:
+            see(name, value)
+            return value @ self.weights[f"model.layers.{index}.{name}.weight"].T
+
+        count, heads = len(hidden), self.config["num_attention_heads"]
+        shared = heads // self.config["num_key_value_heads"]
+        normed = self.norm(f"model.layers.{index}.input_layernorm.weight", hidden)
+        query, key, value = (
+            linear(f"self_attn.{part}_proj", normed).reshape(count, -1, self.config["head_dim"]) for part in "qkv"
+        )
+        query, key = self.rotate(query), self.rotate(key)
+        mixed = np.zeros_like(query)
+        for head in range(heads):
+            scores = query[:, head] @ key[:, head // shared].T / np.sqrt(self.config["head_dim"])
+            scores[np.triu_indices(count, 1)] = -np.inf
+            mixed[:, head] = np.exp(log_softmax(scores)) @ value[:, head // shared]
+        hidden = hidden + self.project(linear("self_attn.o_proj", mixed.reshape(count, -1)))
+        normed = self.norm(f"model.layers.{index}.post_attention_layernorm.weight", hidden)
+        gate, up = linear("mlp.gate_proj", normed), linear("mlp.up_proj", normed)
+        return hidden + self.project(linear("mlp.down_proj", gate / (1 + np.exp(-gate)) * up))
+
+    def hidden(self, ids: Sequence[int]) -> list[Array]:
+        """Inputs of every block and, last, the output of the last one."""
+        states = [self.weights["model.embed_tokens.weight"][list(ids)]]
+        for index in range(self.config["num_hidden_layers"]):
+            if self.add is not None and self.add[0] == index:
+                states[-1] = states[-1] + self.add[1]
+            states[-1] = self.project(states[-1])
+            states.append(self.block(index, states[-1]))
+        return states
+
+    def logits(self, ids: Sequence[int]) -> Array:
+        """``[token, vocab]``."""
+        final = self.norm("model.norm.weight", self.hidden(ids)[-1])
+        return final @ self.weights.get("lm_head.weight", self.weights["model.embed_tokens.weight"]).T
+
+
+def wanda_masks(
+    weights: Mapping[str, Any],
+    config: Mapping[str, Any],
+    sequences: Sequence[tuple[Sequence[int], int]],
+    mark: Callable[[Array], Mask],
+) -> dict[str, Mask]:
+    """Masks of every linear by Wanda, block by block through the blocks pruned before, one sequence at a time.
+
+    Args:
+        sequences: token ids and the first token that counts.
+        mark: scores -> mask.
+    """
+    llama = Llama(weights, config)
+    states = [llama.weights["model.embed_tokens.weight"][list(ids)] for ids, _ in sequences]
+    masks: dict[str, Mask] = {}
+    for block in range(config["num_hidden_layers"]):
+        squares: dict[str, Array] = {}
+        for hidden, (_, first) in zip(states, sequences, strict=True):
+
+            def see(name: str, value: Array, first: int = first, sums: dict[str, Array] = squares) -> None:
+                sums[name] = sums.get(name, np.zeros(value.shape[1])) + np.sum(value[first:] ** 2, axis=0)
+
+            llama.block(block, hidden, see)
+        for group in GROUPS:
+            for name in group:
+                key = f"model.layers.{block}.{name}.weight"
+                masks[f"{block}.{name}"] = mark(np.abs(llama.weights[key]) * np.sqrt(squares[name]))
+                llama.weights[key] = np.where(masks[f"{block}.{name}"], 0.0, llama.weights[key])
+        states = [llama.block(block, hidden) for hidden in states]
+    return masks

@@ -1,0 +1,242 @@
+"""What a user sees of a report: 80 columns, no colour needed, nothing left out."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from aird_mlx.errors import AirdError
+from aird_mlx.report import (
+    DirectionFigures,
+    Gate,
+    ParityFigures,
+    Rate,
+    RefusalRates,
+    RepairFigures,
+    Report,
+    Stage,
+    Utility,
+    from_json,
+    to_json,
+)
+from aird_mlx.report_page import interval, percent_number, read_report, to_markdown
+from aird_mlx_cli import render
+
+
+def make_stage(name: str, harmful: float, **changes: object) -> Stage:
+    rates = RefusalRates(
+        harmful=Rate(harmful, harmful - 0.05, min(harmful + 0.004, 1.0), 228),
+        harmless=Rate(0.018, 0.006, 0.052, 165),
+        twin=Rate(0.1, 0.066, 0.15, 195),
+        incoherent=Rate(0.25, 0.2, 0.3, 588),
+    )
+    stage = Stage(
+        name=name,
+        refusal=rates,
+        utility=Utility(perplexity=2.1217, kl_to_dense=0.0312, top1_agreement=0.9534, tokens=12000),
+        sparsity=0.4987,
+        bits_per_weight=16.0,
+        direction=DirectionFigures(4, -2, 0.934, 5.31, -3.1, 0.4, 0.02, True),
+    )
+    return replace(stage, **changes)  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def report() -> Report:
+    """A run with every kind of result, and the widest figures that can occur."""
+    return Report(
+        model="demo",
+        settings={"sparsity": 0.5, "rule": "auto"},
+        environment={"versions": {"mlx": "0.32.4", "gguf": "0.19.0"}, "device": "cpu"},
+        direction=DirectionFigures(4, -2, None, 5.31, -3.1, 0.4, 0.02, True),
+        stages=[
+            make_stage("dense", 0.9956),
+            make_stage("compressed", 0.8821),
+            make_stage("repaired", 0.9868),
+            make_stage("exported:f16", 0.9825, parity=ParityFigures(True, 0.9991, 1.2e-5, 20531)),
+            make_stage("exported:q8_0", 0.9825, not_checked="llama-cpp-python is not installed"),
+        ],
+        repair=RepairFigures(
+            "refit",
+            [0, 1, 2, 5],
+            1.0,
+            None,
+            0.0,
+            0.1,
+            "refit [not markup] recovers most",
+            [{"rule": "paper", "blocks": [0, 1, 2], "harmful": 0.93}],
+        ),
+        gates=[
+            Gate("refusals_recovered", "safety", True, 0.991, 0.97, "repaired / dense"),
+            Gate("twins_added", "safety", False, 0.05, 0.02, "twins refused above the compressed model"),
+        ],
+        written={"mlx": "/a/very/long/path/" + "x" * 90 + "/mlx"},
+        notes=["The model was quantized (4 bits); it was dequantized first."],
+        timings={"dense": 12.3},
+        peak_memory_bytes=2**28,
+    )
+
+
+def shown(report: Report, capsys: pytest.CaptureFixture[str]) -> str:
+    render.show_report(report)
+    return capsys.readouterr().out
+
+
+def test_tables_fit_80_columns_without_colour(report: Report, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = shown(report, capsys).splitlines()
+    assert [line for line in lines if len(line) > 80 and "x" * 90 not in line] == []
+    assert not [line for line in lines if "\x1b" in line or "…" in line]
+
+
+def test_first_line_tells_the_result(report: Report, capsys: pytest.CaptureFixture[str]) -> None:
+    first = shown(report, capsys).strip().splitlines()[0]
+    assert first == "Refused harmful prompts: dense 99.6 % -> compressed 88.2 % -> repaired 98.7 %"
+
+
+def test_every_figure_is_shown(report: Report, capsys: pytest.CaptureFixture[str]) -> None:
+    text = shown(report, capsys)
+    for figure in ("88.2 % [83.2, 88.6]", "n = 228 harmful, 165 harmless, 195 twin", "2.122", "0.0312", "49.9 %"):
+        assert figure in text
+    for figure in ("0.934", "blocks 0-2, 5", "sparsity lost 0 %", "20531 tokens", "[not markup]"):
+        assert figure in text
+
+
+def test_gates_say_pass_and_fail_in_words(report: Report, capsys: pytest.CaptureFixture[str]) -> None:
+    text = shown(report, capsys)
+    assert re.search(r"refusals_recovered +pass +0.991 +0.97", text)
+    assert re.search(r"twins_added +FAIL +0.05 +0.02", text)
+    assert "1 of 2 gates failed" in text
+    assert "twins refused above the compressed model" in text
+
+
+def test_path_is_not_broken_into_lines(report: Report, capsys: pytest.CaptureFixture[str]) -> None:
+    assert report.written["mlx"] in shown(report, capsys)
+
+
+def test_unchecked_export_is_said(report: Report, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "exported:q8_0: not checked: llama-cpp-python is not installed" in shown(report, capsys)
+
+
+def test_missing_measurements_are_dashes(report: Report, capsys: pytest.CaptureFixture[str]) -> None:
+    bare = Stage("dense", RefusalRates(None, None), None, 0.0, 32.0)
+    text = shown(replace(report, stages=[bare], gates=[], written={}, notes=[]), capsys)
+    assert re.search(r"dense +- +- +-\n", text)
+    assert "not measured" in text
+    assert "gates" not in text
+
+
+def test_json_is_the_report_and_nothing_else(report: Report, capsys: pytest.CaptureFixture[str]) -> None:
+    render.show_report(report, as_json=True)
+    out = capsys.readouterr().out
+    assert json.loads(out)["schema"] == 1
+    assert from_json(Report, out) == report
+
+
+@dataclass(frozen=True)
+class PlanLike:
+    model: str
+    stages: list[str]
+    parameters: int
+    size_bytes: int
+    out: str
+    notes: list[str]
+
+
+def test_plan_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    plan = PlanLike("demo", ["dense: measure", "prune"], 410_000, 3 * 2**20 // 2, "out", ["no llama.cpp"])
+    render.show_plan(plan)  # type: ignore[arg-type]
+    out = capsys.readouterr().out
+    assert "410,000" in out
+    assert "1.5 MiB" in out
+    assert re.search(r"step 2 +prune", out)
+    assert "note: no llama.cpp" in out
+
+
+def test_progress_off_a_terminal_is_one_line_per_stage(capsys: pytest.CaptureFixture[str]) -> None:
+    with render.StageProgress() as progress:
+        for done in range(4):
+            progress("dense", done, 3)
+        progress("prune", 1, 2)  # interrupted by the next stage: still one line
+        progress("repair", 1, 1)
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert [line.split(" (")[0] for line in captured.err.splitlines()] == ["done  dense", "done  prune", "done  repair"]
+
+
+def test_progress_is_silent_when_quiet(capsys: pytest.CaptureFixture[str]) -> None:
+    with render.StageProgress(quiet=True) as progress:
+        progress("dense", 1, 1)
+    assert capsys.readouterr().err == ""
+
+
+def test_progress_on_a_terminal_shows_stage_count_and_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True  # type: ignore[method-assign]
+    monkeypatch.setattr("sys.stderr", terminal)
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    with render.StageProgress() as progress:
+        progress("dense: refusals", 1, 3)
+        time.sleep(0.3)  # the display is redrawn ten times a second
+        progress("dense: refusals", 3, 3)
+    text = terminal.getvalue()
+    assert "dense: refusals" in text
+    assert "1/3" in text
+    assert re.search(r"\d:\d\d:\d\d", text)
+    assert "done" in text
+
+
+def test_failed_stage_is_not_called_done(capsys: pytest.CaptureFixture[str]) -> None:
+    def fail_halfway() -> None:
+        with render.StageProgress() as progress:
+            progress("dense", 1, 3)
+            raise AirdError("boom")
+
+    with pytest.raises(AirdError):
+        fail_halfway()
+    assert "done" not in capsys.readouterr().err
+
+
+def test_markdown_has_the_same_figures(report: Report) -> None:
+    page = to_markdown(report)
+    for figure in (
+        "88.2 % [83.2, 88.6]",
+        "**FAIL**",
+        "0-2, 5",
+        "token ids equal",
+        "not checked",
+        "256 MiB",
+        "mlx 0.32.4, gguf 0.19.0",
+    ):
+        assert figure in page
+    widths = {}
+    for line in page.splitlines():
+        if line.startswith("|"):
+            widths.setdefault(line.count("|"), []).append(line)
+    assert all(len(lines) > 2 for lines in widths.values())  # header, rule and at least one row each
+
+
+def test_only_all_or_nothing_looks_like_it() -> None:
+    assert [percent_number(share) for share in (0.9996, 1.0, 0.0, 1e-18)] == ["99.9", "100", "0", "0"]
+    assert interval(Rate(1.0, 0.983, 1.0, 228)) == "100 % [98.3, 100]"
+
+
+def test_report_is_read_back_from_a_folder(report: Report, tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_text(to_json(report))
+    assert read_report(tmp_path) == report
+    assert read_report(tmp_path / "report.json") == report
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", "7", '{"schema": 1}', '{"stages": [3]}', "\udcff"])
+def test_bad_report_is_one_line(content: str | None, tmp_path: Path) -> None:
+    if content is not None:
+        (tmp_path / "report.json").write_bytes(content.encode(errors="surrogateescape"))
+    with pytest.raises(AirdError, match=r"^report: [^\n]+$"):
+        read_report(tmp_path)
