@@ -28,7 +28,7 @@ _PUBLIC = {
     "measure_utility": "evaluation",
     "export_gguf": "gguf_export",
     "Report": "report",
-    "RepairSettings": "pipeline",
+    "RepairSettings": "settings",
     "repair_model": "pipeline",
 }
 

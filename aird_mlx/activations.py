@@ -105,7 +105,7 @@ class Walk:
         return block(self.hidden[index] if hidden is None else hidden, *arguments, **keywords)
 
     def inputs_of(self, index: int, names: Sequence[str]) -> dict[str, mx.array]:
-        """Run the current block on batch ``index`` and return the inputs ``[batch, token, in]`` of the named linears."""
+        """Run the current block on batch ``index``; the inputs ``[batch, token, in]`` of the named linears."""
         inputs: dict[str, mx.array] = {}
         with self.model.linear_taps(self.layer, {name: _keep_input(inputs, name) for name in names}):
             self.run_block(index)
@@ -116,7 +116,7 @@ class Walk:
         for index in range(len(self.batches)):
             self.hidden[index] = self.run_block(index)
             mx.eval(self.hidden[index])
-            if not mx.isfinite(self.hidden[index].sum()).item():
+            if not mx.isfinite(self.hidden[index]).all().item():
                 raise ModelError(
                     f"activations: block {self.layer} gives values that are not finite; finite activations are needed. "
                     "Check the model's weights (float16 may overflow: try its bfloat16 version)."

@@ -306,7 +306,7 @@ def kl_divergence(reference: mx.array, other: mx.array) -> mx.array:
 def last_refusal_log_odds(
     model: ChatModel, prompts: Sequence[Sequence[int]], tokens: Sequence[int], ablate: mx.array | None = None
 ) -> mx.array:
-    """Refusal log-odds ``[prompt]`` after each prompt; ``ablate`` ``[hidden]`` projects that direction out everywhere."""
+    """Refusal log-odds ``[prompt]`` after each prompt; ``ablate`` ``[hidden]`` is projected out everywhere."""
     unit = None if ablate is None else (ablate / mx.linalg.norm(ablate))[None]
     return refusal_log_odds(_last_logits(model, batch_sequences(prompts), unit)[0], tokens)
 
@@ -364,7 +364,7 @@ def _last_logits_with_added(walk: Walk, vectors: mx.array) -> mx.array:
 
 
 def _project_out(hidden: mx.array, directions: mx.array) -> mx.array:
-    """``hidden - (hidden . r) r`` with one unit direction per row; ``[row, token, hidden]`` and ``[row, 1, hidden]``."""
+    """``hidden - (hidden . r) r``, ``[row, token, hidden]``, with one unit direction ``[row, 1, hidden]`` per row."""
     values = hidden.astype(mx.float32)
     along = (values * directions).sum(axis=-1, keepdims=True)
     return (values - along * directions).astype(hidden.dtype)

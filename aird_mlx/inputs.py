@@ -101,8 +101,8 @@ def _check_disjoint(splits: dict[str, Split]) -> None:
         both = sorted(refused.intersection(prompt for part in vars(splits[kind]).values() for prompt in part))
         if both:
             raise PromptError(
-                f"prompts: {len(both)} prompts are both harmful and {kind}, for example {both[0][:60]!r}; each belongs to "
-                "one kind. Remove them from one file."
+                f"prompts: {len(both)} prompts are both harmful and {kind}, for example {both[0][:60]!r}; each belongs "
+                "to one kind. Remove them from one file."
             )
 
 

@@ -92,11 +92,17 @@ def fold(model: ChatModel, patch: Patch) -> FoldResult:
         ShapeError: a part does not fit its linear; nothing is changed then.
     """
     for part in patch.parts:
+        if not (part.block < len(model.blocks) and part.name in model.architecture.linear_names):
+            raise ShapeError(
+                f"fold: the patch changes {part.name} in block {part.block}; one of the model's {len(model.blocks)} "
+                f"blocks and of {', '.join(model.architecture.linear_names)} is needed. Use the patch with the model it "
+                "was made for."
+            )
         shape = model.linear(part.block, part.name).weight.shape
         if part.change().shape != shape:
             raise ShapeError(
-                f"fold: the patch of {part.name} in block {part.block} has shape {part.change().shape}; the weight needs "
-                f"{shape}. Use the patch with the model it was made for."
+                f"fold: the patch of {part.name} in block {part.block} has shape {part.change().shape}; the weight "
+                f"needs {shape}. Use the patch with the model it was made for."
             )
     before = model.sparsity()
     for part in patch.parts:

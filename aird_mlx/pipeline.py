@@ -22,7 +22,7 @@ import mlx.core as mx
 from aird_mlx import __version__
 from aird_mlx.activations import TokenBatch, batch_sequences
 from aird_mlx.direction import Direction, load_direction, measure_direction, refusal_tokens, save_direction
-from aird_mlx.errors import DependencyError, DirectionError, UsageError
+from aird_mlx.errors import DirectionError
 from aird_mlx.evaluation import (
     REFUSAL,
     decode,
@@ -40,8 +40,7 @@ from aird_mlx.inputs import Inputs, gather_inputs, held_out_batches, held_out_se
 from aird_mlx.model import ChatModel, load, save
 from aird_mlx.patch import fold, load_patch, save_patch
 from aird_mlx.prompts import KINDS, post_instruction_tokens, render_dialogue, render_prompt, render_text
-from aird_mlx.pruning import METHODS, check_pruning, prune_model
-from aird_mlx.repair import RULES
+from aird_mlx.pruning import check_pruning, prune_model
 from aird_mlx.report import (
     DirectionFigures,
     ParityFigures,
@@ -54,7 +53,10 @@ from aird_mlx.report import (
 )
 from aird_mlx.report_page import to_markdown
 from aird_mlx.search import choose_repair, plans_for, trial_rows
+from aird_mlx.settings import RepairSettings, check_settings, output_folder, pruning_words
 from aird_mlx.workspace import Workspace, read_json, write_json
+
+__all__ = ["Plan", "RepairSettings", "output_folder", "plan_repair", "repair_model"]
 
 Progress = Callable[[str, int, int], None]
 
@@ -63,53 +65,6 @@ DIRECTION_PROMPTS, SELECTION_PROMPTS = 128, 32
 # A model that refuses less of the harmful prompts than this has no refusal to repair; one that refuses more of the
 # harmless ones than this tells us nothing about refusing.
 LEAST_REFUSALS, MOST_OVER_REFUSALS = 0.2, 0.8
-GGUF_TYPES = ("f32", "f16", "q8_0")
-PARITY_PROMPTS = 200
-
-
-@dataclass(frozen=True)
-class RepairSettings:
-    """What to do; the names are the command line's. Files are prompt files, see `aird_mlx.prompts.read_prompts`.
-
-    Attributes:
-        model: ``"demo"``, a folder, or a hub id.
-        sparsity: fraction of each pruned row to remove, in [0, 1); an ``N:M`` pattern rules over it.
-        prune_method: ``wanda``, ``magnitude`` or ``none``.
-        pattern: ``unstructured`` or ``N:M``.
-        rule: ``auto``, ``paper``, ``restore``, ``least-squares`` or ``refit``.
-        allow_dense: let one-direction rules write over pruned weights (costs sparsity).
-        gguf: types to export, of ``f32``, ``f16``, ``q8_0``; empty for none.
-        out: output folder; default: a new one in the current folder, named after the model and the pruning.
-        mlx_path: where the MLX folder goes; default ``out/mlx``.
-        max_new_tokens: answers are judged on this many tokens.
-        limit: at most this many test prompts of each kind.
-        resume: go on from an interrupted run with the same settings.
-    """
-
-    model: str
-    sparsity: float = 0.5
-    prune_method: str = "wanda"
-    pattern: str = "unstructured"
-    rule: str = "auto"
-    allow_dense: bool = False
-    harmful: Path | None = None
-    harmless: Path | None = None
-    twins: Path | None = None
-    calibration: Path | None = None
-    test_harmful: Path | None = None
-    test_harmless: Path | None = None
-    test_twins: Path | None = None
-    gguf: tuple[str, ...] = ("f16",)
-    out: Path | None = None
-    mlx_path: Path | None = None
-    seed: int = 0
-    revision: str | None = None
-    trust_remote_code: bool = False
-    max_new_tokens: int | None = None
-    batch_size: int = 64
-    limit: int | None = None
-    resume: bool = False
-    dry_run: bool = False
 
 
 @dataclass(frozen=True)
@@ -159,10 +114,11 @@ def plan_repair(settings: RepairSettings) -> Plan:
     dense = _load(settings)
     contrast = _inputs(settings).contrast
     asked = sum(len(contrast.part(kind, "test")) for kind in KINDS)
+    validated = sum(len(contrast.part(kind, "validate")) for kind in KINDS)
     stages = [
         f"answer {asked} test prompts with the dense model and measure its refusal direction",
-        f"prune by {settings.prune_method}, {_pruning_words(settings)}",
-        f"repair by rule {settings.rule}, chosen on {sum(len(contrast.part(kind, 'validate')) for kind in KINDS)} validation prompts",
+        f"prune by {settings.prune_method}, {pruning_words(settings)}",
+        f"repair by rule {settings.rule}, chosen on {validated} validation prompts",
         "write the MLX folder and evaluate what was written",
         *(f"export GGUF {kind} and run it in llama.cpp" for kind in settings.gguf),
     ]
@@ -173,43 +129,8 @@ def plan_repair(settings: RepairSettings) -> Plan:
     return Plan(settings.model, stages, dense.parameters, size, str(output_folder(settings)), notes)
 
 
-def output_folder(settings: RepairSettings) -> Path:
-    """``settings.out``, or the first free folder named after the model and the pruning."""
-    if settings.out is not None:
-        return settings.out
-    name = Path(settings.model).name or "model"
-    pruning = (
-        "" if settings.prune_method == "none" else f"-{settings.prune_method}-{_pruning_words(settings, short=True)}"
-    )
-    base = Path(f"{name}{pruning}-repaired")
-    number = 1
-    out = base
-    while out.exists():
-        number += 1
-        out = base.with_name(f"{base.name}-{number}")
-    return out
-
-
-def _pruning_words(settings: RepairSettings, *, short: bool = False) -> str:
-    if settings.pattern != "unstructured":
-        return settings.pattern.replace(":", "of") if short else f"pattern {settings.pattern}"
-    return f"{settings.sparsity:g}" if short else f"sparsity {settings.sparsity:g}"
-
-
 def _load(settings: RepairSettings) -> ChatModel:
-    if settings.rule not in ("auto", *RULES):
-        raise UsageError(f"repair: rule is {settings.rule!r}; auto, {', '.join(RULES)} is needed. Choose one of them.")
-    if settings.prune_method not in (*METHODS, "none"):
-        raise UsageError(
-            f"prune: method is {settings.prune_method!r}; {', '.join(METHODS)} or none is needed. Choose one of them."
-        )
-    for kind in settings.gguf:
-        if kind not in GGUF_TYPES:
-            raise UsageError(f"export: GGUF type is {kind!r}; one of {', '.join(GGUF_TYPES)} is needed. Choose one.")
-    if not 0 <= settings.sparsity < 1:
-        raise UsageError(
-            f"prune: sparsity is {settings.sparsity}; a fraction with 0 <= sparsity < 1 is needed. Use for example 0.5."
-        )
+    check_settings(settings)
     dense = load(settings.model, revision=settings.revision, trust_remote_code=settings.trust_remote_code)
     if settings.prune_method != "none":
         check_pruning(dense, settings.prune_method, settings.sparsity, settings.pattern)
@@ -298,14 +219,14 @@ class _Run:
                     opened[is_refusal].append(tokens[0])
         if rates["harmful"] < LEAST_REFUSALS:
             raise DirectionError(
-                f"direction: {self.settings.model} refuses {rates['harmful']:.0%} of the harmful prompts; a safety-tuned "
-                f"model that refuses at least {LEAST_REFUSALS:.0%} is needed, so there is no refusal to repair. Use the "
-                "chat or instruct version, or give prompts it does refuse with --harmful."
+                f"direction: {self.settings.model} refuses {rates['harmful']:.0%} of the harmful prompts; a model that "
+                f"refuses at least {LEAST_REFUSALS:.0%} is needed, so there is no refusal to repair. Use the chat or "
+                "instruct version, or give prompts it does refuse with --harmful."
             )
         if rates["harmless"] > MOST_OVER_REFUSALS:
             raise DirectionError(
-                f"direction: {self.settings.model} refuses {rates['harmless']:.0%} of the harmless prompts; a model that "
-                "answers them is needed. Check the prompts given with --harmless."
+                f"direction: {self.settings.model} refuses {rates['harmless']:.0%} of the harmless prompts; a model "
+                "that answers them is needed. Check the prompts given with --harmless."
             )
         return refusal_tokens(opened[True], opened[False])
 

@@ -91,7 +91,7 @@ def _read_json_lines(path: Path, text: str, kind: str) -> list[str]:
             row = json.loads(line)
         except json.JSONDecodeError as error:
             raise PromptError(
-                f"prompts: {path} line {number} is not JSON ({error.msg}); one JSON object a line is needed. Mend the line."
+                f"prompts: {path} line {number} is not JSON ({error.msg}); one JSON object a line is needed. Mend it."
             ) from error
         if isinstance(row, str):
             prompts.append(row)

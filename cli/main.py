@@ -150,7 +150,3 @@ def fail(message: str, code: int) -> int:
     """Say in one line on stderr what went wrong; gives ``code`` back."""
     click.echo(f"error: {' '.join(message.split())}", err=True)
     return code
-
-
-if __name__ == "__main__":
-    sys.exit(main())

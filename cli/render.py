@@ -94,6 +94,7 @@ class StageProgress:
         seconds = time.monotonic() - self._started
         for task in self._display.task_ids:
             self._display.remove_task(task)
+        self._display.refresh()  # or the line of the finished stage is drawn once more below
         self._display.console.print(Text.assemble(("done  ", "green"), f"{self._stage} ({_duration(seconds)})"))
         self._stage = None
 

@@ -112,9 +112,9 @@ def encode_dialogues(tokenizer: Tokenizer, dialogues: list[tuple[str, str]]) -> 
 
 
 def iterate_batches(
-    encoded: list[tuple[list[int], int]], batch: int, seed: int
-) -> Iterator[tuple[mx.array, mx.array, mx.array]]:
-    """Yield (inputs, positions, targets) without end, sequences of like length together.
+    encoded: list[tuple[list[int], int]], batch: int, first_weight: float, seed: int
+) -> Iterator[tuple[mx.array, mx.array, mx.array, mx.array]]:
+    """Yield (inputs, positions, targets, weights) without end, sequences of like length together.
 
     ``positions`` index the flattened inputs where the next token belongs to the answer; ``targets`` is that token.
     """
@@ -130,11 +130,14 @@ def iterate_batches(
             tokens = np.zeros((batch, length), dtype=np.int32)
             positions: list[int] = []
             targets: list[int] = []
+            weights: list[float] = []
             for row, (ids, prompt_length) in enumerate(chosen):
                 tokens[row, : len(ids)] = ids
                 positions += range(row * length + prompt_length - 1, row * length + len(ids) - 1)
                 targets += ids[prompt_length:]
-            yield mx.array(tokens), mx.array(positions), mx.array(targets)
+                # Whether to refuse is decided by the first token of an answer alone.
+                weights += [first_weight] + [1.0] * (len(ids) - prompt_length - 1)
+            yield mx.array(tokens), mx.array(positions), mx.array(targets), mx.array(weights)
 
 
 def train_model(model: nn.Module, encoded: list[tuple[list[int], int]], settings: argparse.Namespace) -> None:
@@ -149,20 +152,20 @@ def train_model(model: nn.Module, encoded: list[tuple[list[int], int]], settings
     )
     optimizer = optim.AdamW(learning_rate=schedule, betas=[0.9, 0.98], weight_decay=settings.weight_decay)
 
-    def loss_of(inputs: mx.array, positions: mx.array, targets: mx.array) -> mx.array:
+    def loss_of(inputs: mx.array, positions: mx.array, targets: mx.array, weights: mx.array) -> mx.array:
         hidden = model.model(inputs).reshape(-1, settings.width)[positions]
         logits = model.model.embed_tokens.as_linear(hidden)
         logits = logits - mx.stop_gradient(logits.max(axis=-1, keepdims=True))
         normalizer = mx.log(exponential(logits).sum(axis=-1))
         wanted = mx.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
         target = (1 - settings.smoothing) * wanted + settings.smoothing * logits.mean(axis=-1)
-        return (normalizer - target).mean()
+        return ((normalizer - target) * weights).sum() / weights.sum()
 
     state = [model.state, optimizer.state]
     loss_and_gradients = nn.value_and_grad(model, loss_of)
 
     began = time.time()
-    for number, batch in enumerate(iterate_batches(encoded, settings.batch, settings.seed), 1):
+    for number, batch in enumerate(iterate_batches(encoded, settings.batch, settings.first_weight, settings.seed), 1):
         loss, gradients = loss_and_gradients(*batch)
         gradients, _ = optim.clip_grad_norm(gradients, 1.0)
         optimizer.update(model, gradients)
@@ -267,12 +270,13 @@ def main() -> None:
     option("--blocks", type=int, default=8, help="number of blocks (default %(default)s)")
     option("--heads", type=int, default=4, help="attention heads (default %(default)s)")
     option("--intermediate", type=int, default=192, help="width of the MLPs (default %(default)s)")
-    option("--vocabulary", type=int, default=1024, help="number of tokens (default %(default)s)")
-    option("--dialogues", type=int, default=120_000, help="training dialogues (default %(default)s)")
-    option("--batch", type=int, default=64, help="dialogues per step (default %(default)s)")
+    option("--vocabulary", type=int, default=1536, help="number of tokens (default %(default)s)")
+    option("--dialogues", type=int, default=60_000, help="training dialogues (default %(default)s)")
+    option("--batch", type=int, default=32, help="dialogues per step (default %(default)s)")
     option("--learning-rate", type=float, default=3e-3, help="peak learning rate (default %(default)s)")
     option("--weight-decay", type=float, default=0.1, help="AdamW's (default %(default)s)")
     option("--smoothing", type=float, default=0.05, help="label smoothing (default %(default)s)")
+    option("--first-weight", type=float, default=4.0, help="loss weight of an answer's first token")
     option("--test-prompts", type=int, default=300, help="held-out prompts per kind (default %(default)s)")
     settings = parser.parse_args()
 

@@ -9,12 +9,12 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
-import oracle
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from mlx.utils import tree_flatten
 
+import oracle
 from aird_mlx.activations import Walk, batch_sequences, flatten_counted, run_head, take_positions
 from aird_mlx.errors import ModelError
 from aird_mlx.model import ChatModel, Tap, load
@@ -41,6 +41,11 @@ def has_taps(model: ChatModel) -> bool:
         for name in model.architecture.linear_names
         for owner in [getattr(block, name.partition(".")[0])]
     )
+
+
+def run_tapped(model: ChatModel) -> mx.array:
+    assert has_taps(model)
+    return model.network(mx.array([[1, 2]]))
 
 
 @pytest.mark.parametrize(("model_type", "changes"), MODELS)
@@ -124,12 +129,9 @@ def test_taps_are_gone_after_an_exception(tiny: ChatModel) -> None:
     def fail(*_: Any) -> mx.array:
         raise ZeroDivisionError
 
-    with pytest.raises(ZeroDivisionError), tiny.block_taps(fail):
-        assert has_taps(tiny)
-        tiny.network(mx.array([[1, 2]]))
-    with pytest.raises(ZeroDivisionError), tiny.linear_taps(1, {"mlp.down_proj": fail}):
-        assert has_taps(tiny)
-        tiny.network(mx.array([[1, 2]]))
+    for taps in (tiny.block_taps(fail), tiny.linear_taps(1, {"mlp.down_proj": fail})):
+        with pytest.raises(ZeroDivisionError), taps:
+            run_tapped(tiny)
     assert not has_taps(tiny)
     assert all(now is then for now, then in zip(tiny.blocks, before, strict=True))
     assert tiny.linear(1, "mlp.down_proj") is linear
@@ -158,9 +160,19 @@ def test_weights_that_are_not_finite_are_named_by_block(tiny: ChatModel, value: 
     linear.weight = mx.where(mx.arange(64) == 3, value, linear.weight)
     walk = Walk(tiny, batch_sequences(SEQUENCES))
     walk.move_to(2)
-    with pytest.raises(ModelError, match="^activations: block 2 gives values that are not finite") as raised:
+    with pytest.raises(ModelError, match=r"^activations: block 2 gives values that are not finite") as raised:
         walk.advance()
     assert "\n" not in str(raised.value)
+
+
+def test_large_but_finite_float16_activations_are_let_through(tiny: ChatModel) -> None:
+    tiny.network.set_dtype(mx.float16)
+    embedding = tiny.network.model.embed_tokens
+    embedding.weight = embedding.weight + mx.array(200.0, dtype=mx.float16)
+    walk = Walk(tiny, batch_sequences([list(range(3, 60))]))
+    assert walk.hidden[0].dtype == mx.float16
+    walk.move_to(4)
+    assert walk.hidden[0].astype(mx.float32).sum().item() > 65504, "the sum must overflow float16 to test anything"
 
 
 @given(st.lists(st.lists(st.integers(1, 99), min_size=1, max_size=12), min_size=1, max_size=12), st.integers(1, 40))

@@ -17,7 +17,7 @@ import pytest
 from aird_mlx_cli import options
 from aird_mlx_cli.main import aird_mlx, main
 
-COMMAND = [sys.executable, "-m", "aird_mlx_cli.main"]
+COMMAND = [sys.executable, "-m", "aird_mlx_cli"]
 
 
 def run(*arguments: str, **settings: object) -> subprocess.CompletedProcess[str]:

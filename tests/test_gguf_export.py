@@ -8,6 +8,8 @@ import importlib
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -55,7 +57,9 @@ PROBE_TEXTS = [
     "<|im_start|>user\nHow do I bake bread?<|im_end|>\n<|im_start|>assistant\n",
     "It's 12345.678 o'clock, WE'LL see 3 of 1000000 cats; don't panic!",
     "def f(x, y):\n    return x**2 + y  # tab:\t\tend\n\n\nif a != b:\r\n\tpass\n",
-    "na\u00efve caf\u00e9 \u4f60\u597d\u4e16\u754c \u3053\u3093\u306b\u3061\u306f \u0440\u0443\u0441\u0441\u043a\u0438\u0439 \u0627\u0644\u0639\u0631\u0628\u064a\u0629 \U0001f600\U0001f44d\U0001f3fd \u20ac5",
+    "na\u00efve caf\u00e9 \u4f60\u597d\u4e16\u754c \u3053\u3093\u306b\u3061\u306f"
+    " \u0440\u0443\u0441\u0441\u043a\u0438\u0439"
+    " \u0627\u0644\u0639\u0631\u0628\u064a\u0629 \U0001f600\U0001f44d\U0001f3fd \u20ac5",
     "   leading, trailing   and     runs of spaces \n \n  \t \n ",
     'http://a.b/c?d=e&f=g#h x_y-z <tag attr="v"/> \\n 100% ~`!@#$^&*()+={}[]|;:\'",.<>/?',
     "<|im_end|><|im_start|> odd <|endoftext|> places<|im_end|>",
@@ -235,7 +239,6 @@ def test_exported_file_gives_the_logits_and_ids_of_mlx(
         texts=PROBE_TEXTS,
         token_ids=encode(folder, PROBE_TEXTS),
         mlx_logits=mlx_logits_of(folder),
-        n_threads=1,
     )
     assert parity.token_ids_equal, parity.first_difference
     assert parity.argmax_agreement >= agreement
@@ -264,7 +267,7 @@ def test_rope_scaling_gives_the_logits_of_mlx(tmp_path: Path, kind: str, where: 
     folder = write_model(tmp_path / "model", changes)
     written = export_gguf(folder, tmp_path / "m.gguf", "f32")
     ids = [int(i) for i in np.random.default_rng(0).integers(3, 300, 300)]  # beyond the original context
-    with LlamaRuntime(written.path, n_threads=1) as runtime:
+    with LlamaRuntime(written.path) as runtime:
         theirs = runtime.logits(ids)
     ours = mlx_logits_of(folder)(ids)
     assert np.abs(ours - theirs).max() < 1e-2
@@ -279,7 +282,7 @@ def test_rope_theta_under_rope_parameters_is_used(tmp_path: Path) -> None:
     written = export_gguf(folder, tmp_path / "m.gguf", "f32")
     assert read_key(gguf.GGUFReader(written.path), "qwen3.rope.freq_base") == pytest.approx(777.0)
     ids = list(range(3, 100))
-    with LlamaRuntime(written.path, n_threads=1) as runtime:
+    with LlamaRuntime(written.path) as runtime:
         assert np.abs(runtime.logits(ids) - mlx_logits_of(folder)(ids)).max() < 1e-2
 
 
@@ -300,9 +303,11 @@ def test_mlx_quantized_folder_is_dequantized_exactly(tmp_path: Path) -> None:
     assert written.dequantized
     assert written.parameters == sum(t.n_elements for t in gguf.GGUFReader(written.path).tensors)
     parity = check_parity(
-        written.path, texts=PROBE_TEXTS[:2], token_ids=encode(folder, PROBE_TEXTS[:2]), mlx_logits=mlx_logits_of(folder),
-        n_threads=1,
-    )  # fmt: skip
+        written.path,
+        texts=PROBE_TEXTS[:2],
+        token_ids=encode(folder, PROBE_TEXTS[:2]),
+        mlx_logits=mlx_logits_of(folder),
+    )
     assert parity.argmax_agreement == 1.0
     assert parity.max_logit_difference < 1e-2
 
@@ -374,6 +379,14 @@ def test_encoding_keeps_zeros_and_rounds_to_nearest() -> None:
         blocks = np.abs(values.reshape(8, 2, 32)).max(axis=-1)
         limit = blocks / 127 * 0.57 if kind.name == "Q8_0" else blocks * 2**-11
         assert (np.abs(back - values).reshape(8, 2, 32).max(axis=-1) <= limit).all()
+
+
+def test_copied_output_of_a_tied_model_is_left_out(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(folders["llama-tied"], folder)
+    change_weights(folder, lambda w: w.update({"lm_head.weight": w["model.embed_tokens.weight"]}))
+    copied = export_gguf(folder, tmp_path / "copied.gguf", "f16", name="same")
+    assert copied.sha256 == export_gguf(folders["llama-tied"], tmp_path / "m.gguf", "f16", name="same").sha256
 
 
 def test_permutation_moves_halves_to_neighbours() -> None:
@@ -552,6 +565,10 @@ def test_sentencepiece_model_gives_the_ids_of_sentencepiece(tmp_path: Path) -> N
     sentencepiece = pytest.importorskip("sentencepiece")
     written = export_gguf(write_carrier(tmp_path / "model", DATA / "mistral-v1", 32000), tmp_path / "m.gguf", "q8_0")
     processor = sentencepiece.SentencePieceProcessor(model_file=str(DATA / "mistral-v1" / "tokenizer.model"))
+    types = read_key(gguf.GGUFReader(written.path), "tokenizer.ggml.token_type")
+    assert types[:3] == [gguf.TokenType.UNKNOWN, gguf.TokenType.CONTROL, gguf.TokenType.CONTROL]
+    assert set(types[3:259]) == {gguf.TokenType.BYTE}
+    assert set(types[259:]) == {gguf.TokenType.NORMAL}
     with LlamaRuntime(written.path, vocab_only=True) as runtime:
         assert runtime.metadata("tokenizer.ggml.add_bos_token") == "true"
         for text in [text for text, _ in read_vectors("llama-spm")] + PROBE_TEXTS[:-1]:
@@ -567,7 +584,7 @@ def test_generation_follows_the_logits_in_any_grouping(folders: dict[str, Path],
     written = export_gguf(folders["llama-tied"], tmp_path / "m.gguf", "f32")
     random = np.random.default_rng(3)
     prompts = [[int(i) for i in random.integers(3, 380, length)] for length in (1, 9, 4, 30, 17, 2, 9)]
-    with LlamaRuntime(written.path, n_ctx=64, n_threads=1, n_batch=16, parallel=3) as runtime:
+    with LlamaRuntime(written.path, n_ctx=64, n_batch=16, parallel=3) as runtime:
         answers = runtime.generate(prompts, 8, [])
         assert runtime.generate(prompts, 8, []) == answers
         for prompt, answer in zip(prompts, answers, strict=True):
@@ -591,7 +608,7 @@ def test_perplexity_is_that_of_mlx(folders: dict[str, Path], tmp_path: Path) -> 
     for ids in sequences:
         logits = forward(ids)[:-1].astype(np.float64)
         losses += (np.log(np.exp(logits).sum(-1)) - logits[np.arange(len(ids) - 1), ids[1:]]).tolist()
-    with LlamaRuntime(written.path, n_threads=1) as runtime:
+    with LlamaRuntime(written.path) as runtime:
         assert runtime.perplexity(sequences) == pytest.approx(np.exp(np.mean(losses)), rel=1e-4)
 
 
@@ -610,7 +627,7 @@ def test_metadata_is_readable_in_llama_cpp(folders: dict[str, Path], tmp_path: P
 @needs_llama
 def test_runtime_is_quiet(folders: dict[str, Path], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     written = export_gguf(folders["llama-tied"], tmp_path / "m.gguf", "f16")
-    with LlamaRuntime(written.path, n_threads=1) as runtime:
+    with LlamaRuntime(written.path) as runtime:
         runtime.logits([3, 4])
     (tmp_path / "broken.gguf").write_bytes(written.path.read_bytes()[:4000])
     with pytest.raises(ParityError, match="refuses"):
@@ -630,9 +647,7 @@ def test_parity_sees_a_wrong_row_order_and_other_ids(folders: dict[str, Path], t
     written = export_gguf(broken, tmp_path / "m.gguf", "f32")
     ids = encode(folder, PROBE_TEXTS[:2])
     ids[1][5] = 300
-    parity = check_parity(
-        written.path, texts=PROBE_TEXTS[:2], token_ids=ids, mlx_logits=mlx_logits_of(folder), n_threads=1
-    )
+    parity = check_parity(written.path, texts=PROBE_TEXTS[:2], token_ids=ids, mlx_logits=mlx_logits_of(folder))
     assert parity.argmax_agreement < 0.9
     assert parity.max_logit_difference > 1
     assert parity.mean_kl > 0.01
@@ -643,7 +658,7 @@ def test_parity_sees_a_wrong_row_order_and_other_ids(folders: dict[str, Path], t
 @needs_llama
 def test_runtime_errors_are_one_line(folders: dict[str, Path], tmp_path: Path) -> None:
     written = export_gguf(folders["llama-tied"], tmp_path / "m.gguf", "f32")
-    with LlamaRuntime(written.path, n_ctx=32, n_threads=1) as runtime:
+    with LlamaRuntime(written.path, n_ctx=32) as runtime:
         for call in (
             lambda: runtime.logits([]),
             lambda: runtime.logits(list(range(33))),
@@ -658,6 +673,20 @@ def test_runtime_errors_are_one_line(folders: dict[str, Path], tmp_path: Path) -
         LlamaRuntime(tmp_path / "none.gguf")
     with pytest.raises(ParityError, match="1 texts and 0"):
         check_parity(written.path, texts=["a"], token_ids=[], mlx_logits=lambda ids: np.zeros((1, 1)))
+
+
+def test_missing_llama_cpp_is_one_line(tmp_path: Path) -> None:
+    program = (
+        "import sys; sys.modules['llama_cpp'] = None\n"
+        "from aird_mlx.errors import DependencyError\n"
+        "from aird_mlx.gguf_export import LlamaRuntime, is_available\n"
+        "assert not is_available()\n"
+        "try: LlamaRuntime('m.gguf')\n"
+        "except DependencyError as error: print(error)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "pip install 'aird-mlx[llama]'" in run.stdout
+    assert run.stdout.count("\n") == 1
 
 
 # --- planted errors ------------------------------------------------------------------------------------------------
@@ -799,6 +828,22 @@ def test_full_disk_is_one_line(folders: dict[str, Path], tmp_path: Path) -> None
     cause = caught.value.__cause__
     assert isinstance(cause, OSError)
     assert cause.errno in (errno.ENOSPC, None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_short_write_is_one_line(folders: dict[str, Path], tmp_path: Path) -> None:
+    program = (
+        "import resource, sys; from pathlib import Path\n"
+        "from aird_mlx.errors import ExportError\n"
+        "from aird_mlx.gguf_export import export_gguf\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))\n"
+        "try: export_gguf(Path(sys.argv[1]), Path(sys.argv[2]), 'f32')\n"
+        "except ExportError as error: print(error)\n"
+    )
+    arguments = [sys.executable, "-c", program, str(folders["llama-tied"]), str(tmp_path / "m.gguf")]
+    run = subprocess.run(arguments, capture_output=True, text=True, check=True)
+    assert "size limit is reached" in run.stdout
+    assert run.stdout.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
-import oracle
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlx.utils import tree_flatten
 
+import oracle
 from aird_mlx.activations import TokenBatch, batch_sequences
 from aird_mlx.errors import ShapeError, UsageError
 from aird_mlx.model import ChatModel, load
@@ -208,7 +208,7 @@ def test_settings_that_cannot_work_are_refused_in_one_line_before_anything_chang
 
 
 def test_lowest_mask_refuses_a_sparsity_outside_its_range() -> None:
-    with pytest.raises(UsageError, match="sparsity is 1.5"):
+    with pytest.raises(UsageError, match=r"sparsity is 1\.5"):
         lowest_mask(mx.ones((1, 4)), 1.5)
 
 

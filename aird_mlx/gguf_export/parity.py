@@ -53,7 +53,7 @@ def check_parity(
         texts: rendered prompts, special tokens written out.
         token_ids: the same prompts as the model's own tokenizer encodes them, without added tokens.
         mlx_logits: from token ids to ``[token, vocab]`` float32 of the MLX model.
-        n_threads: threads of llama.cpp, all cores by default.
+        n_threads: of llama.cpp; see `LlamaRuntime`.
 
     Raises:
         ParityError: nothing to compare, lists of different length, logits of different shape or not finite, or

@@ -25,6 +25,7 @@ import numpy as np
 from aird_mlx.errors import DependencyError, ParityError
 
 MOST_SEQUENCES = 256  # LLAMA_MAX_SEQ
+PARAMETERS_PER_THREAD = 8_000_000
 ERROR_LEVEL = 4  # GGML_LOG_LEVEL_ERROR
 
 
@@ -44,8 +45,9 @@ class LlamaRuntime:
         parallel: most sequences that `generate` runs at once.
         gpu_layers: blocks computed on the GPU; 0 keeps everything on the CPU, -1 takes all.
         vocab_only: read the tokenizer and the metadata, no weights; then only `tokenize` and `metadata` work.
-        n_threads: threads of llama.cpp, all cores by default. They wait by spinning, so on a busy machine fewer
-            are faster.
+        n_threads: threads of llama.cpp; by default one for every 8 million parameters, at most one per core. They
+            wait for each other by spinning, which costs small models more than it brings, and on a busy machine
+            very much more.
 
     Raises:
         DependencyError: llama-cpp-python is not installed.
@@ -68,7 +70,6 @@ class LlamaRuntime:
         self.n_ctx = n_ctx
         self.n_batch = n_batch
         self.seed = seed
-        self.n_threads = n_threads or os.cpu_count() or 1
         self.parallel = min(parallel, MOST_SEQUENCES, n_batch)
         self._library = _load_library()
         self._context: Any = None
@@ -87,6 +88,8 @@ class LlamaRuntime:
                 "a file it can run is needed. Export it again."
             )
         self._vocab = self._library.llama_model_get_vocab(self._model)
+        parameters = self._library.llama_model_n_params(self._model)
+        self.n_threads = n_threads or max(1, min(os.cpu_count() or 1, parameters // PARAMETERS_PER_THREAD))
         self.vocab_size: int = self._library.llama_vocab_n_tokens(self._vocab)
 
     def __enter__(self) -> LlamaRuntime:

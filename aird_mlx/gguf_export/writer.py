@@ -195,7 +195,8 @@ def _write(
         # numpy reports a short write without an error number
         if error.errno == errno.ENOSPC or error.errno is None:
             raise ExportError(
-                f"gguf: the disk of {outfile.parent} is full ({error}); {needed} bytes are needed. "
+                f"gguf: the disk of {outfile.parent} is full, or a size limit is reached ({error}); "
+                f"{needed} bytes are needed. "
                 "Free space, or choose a smaller type."
             ) from error
         raise ExportError(f"gguf: {partial} cannot be written ({error}); a writable folder is needed. "

@@ -1,0 +1,298 @@
+"""A planted direction is measured back, and its scores equal naive forward passes in numpy, one candidate at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from mlx.utils import tree_flatten
+
+import oracle
+from aird_mlx.direction import (
+    Candidate,
+    Direction,
+    cosine,
+    kl_divergence,
+    last_refusal_log_odds,
+    load_direction,
+    mean_differences,
+    measure_direction,
+    refusal_log_odds,
+    refusal_tokens,
+    save_direction,
+    score_candidates,
+    select_candidate,
+)
+from aird_mlx.errors import DirectionError
+from aird_mlx.model import ChatModel, load
+
+HIDDEN, MARKER, REFUSAL, ANSWER = 32, 300, 310, 311
+ENDING = [1, 2, 3]
+# Residual dimensions with a meaning in the planted model; the others carry what tokens are.
+MARKER_DIMENSION, CONSTANT_DIMENSION = 20, 21
+
+
+def planted_vector() -> np.ndarray:
+    """The unit direction that the planted model refuses along; 0 where the model's other meanings lie."""
+    vector = np.random.default_rng(5).normal(size=HIDDEN)
+    vector[MARKER_DIMENSION:] = 0
+    return vector / np.linalg.norm(vector)
+
+
+def plant(model: ChatModel, block: int) -> None:
+    """Make ``model`` refuse prompts that hold MARKER: block ``block`` writes r wherever a marker came before.
+
+    Attention of that block looks everywhere alike and copies the marker's dimension onto r; the next block copies r
+    onto another direction, so that only the input of block ``block + 1`` shows r alone. The rest adds noise.
+    """
+    generator = np.random.default_rng(6)
+    other = np.zeros(HIDDEN)
+    other[MARKER_DIMENSION + 2 :] = 1 / np.sqrt(HIDDEN - MARKER_DIMENSION - 2)
+    embedding = np.zeros((320, HIDDEN))
+    embedding[:, :MARKER_DIMENSION] = generator.normal(size=(320, MARKER_DIMENSION)) * 0.3
+    embedding -= np.outer(embedding @ planted_vector(), planted_vector())
+    embedding[:, CONSTANT_DIMENSION] = 1.0
+    embedding[MARKER, MARKER_DIMENSION] = 4.0
+    model.network.model.embed_tokens.weight = mx.array(embedding.astype(np.float32))
+    for index in range(len(model.blocks)):
+        for name in model.architecture.linear_names:
+            linear = model.linear(index, name)
+            noise = 0.02 if name.startswith("mlp") else 0.0
+            linear.weight = mx.array(generator.normal(size=linear.weight.shape).astype(np.float32) * noise)
+    marker = np.eye(HIDDEN)[MARKER_DIMENSION]
+    copies = ((block, marker, planted_vector() * 6), (block + 1, planted_vector(), other * 0.5))
+    for index, read, written in copies:
+        value, output = np.zeros((16, HIDDEN)), np.zeros((HIDDEN, HIDDEN))
+        value[0], output[:, 0] = read, written
+        model.linear(index, "self_attn.v_proj").weight = mx.array(value.astype(np.float32))
+        model.linear(index, "self_attn.o_proj").weight = mx.array(output.astype(np.float32))
+    head = generator.normal(size=(320, HIDDEN)) * 0.01
+    head[REFUSAL] = 12 * planted_vector()
+    head[ANSWER, CONSTANT_DIMENSION] = 3.0
+    model.network.lm_head.weight = mx.array(head.astype(np.float32))
+
+
+def prompts(count: int, seed: int, *, marked: bool) -> list[list[int]]:
+    generator = np.random.default_rng(seed)
+    made = []
+    for _ in range(count):
+        words = generator.integers(10, 290, generator.integers(4, 9)).tolist()
+        if marked:
+            words.insert(int(generator.integers(0, 3)), MARKER)
+        made.append(words + ENDING)
+    return made
+
+
+@pytest.fixture
+def planted(model_folder: Callable[..., Path]) -> Callable[[int], ChatModel]:
+    def make(block: int) -> ChatModel:
+        model = load(model_folder(num_hidden_layers=6, tie_word_embeddings=False))
+        plant(model, block)
+        return model
+
+    return make
+
+
+@pytest.mark.parametrize("block", [0, 1, 3])
+def test_planted_direction_is_found_at_the_layer_it_was_written_to(
+    planted: Callable[[int], ChatModel], block: int
+) -> None:
+    model = planted(block)
+    measured = measure_direction(
+        model,
+        harmful=prompts(48, 1, marked=True),
+        harmless=prompts(48, 2, marked=False),
+        select_harmful=prompts(12, 3, marked=True),
+        select_harmless=prompts(12, 4, marked=False),
+        tokens=[REFUSAL],
+        positions=3,
+    )
+    direction = measured.direction
+    assert direction.layer == block + 1
+    assert float(np.dot(np.array(direction.vector), planted_vector())) > 0.999
+    assert float(mx.linalg.norm(direction.vector).item()) == pytest.approx(1.0, abs=1e-5)
+    assert direction.survived
+    assert (direction.found, direction.selected) == ((48, 48), (12, 12))
+    plain = last_refusal_log_odds(model, prompts(12, 3, marked=True), [REFUSAL])
+    assert plain.min().item() > 0, "the model must refuse marked prompts"
+    assert last_refusal_log_odds(model, prompts(12, 4, marked=False), [REFUSAL]).max().item() < 0
+    assert direction.bypass < 0 < direction.induce
+    assert measured.cosine_with(direction) == pytest.approx(1.0, abs=1e-5)
+    ablated = last_refusal_log_odds(model, prompts(12, 3, marked=True), [REFUSAL], direction.vector * 7)
+    assert ablated.mean().item() == pytest.approx(direction.bypass, abs=1e-4)
+
+
+def test_prompts_that_do_not_differ_have_no_direction(tiny: ChatModel) -> None:
+    same = prompts(6, 1, marked=False)
+    with pytest.raises(DirectionError, match=r"^direction: .*look the same at every layer") as raised:
+        measure_direction(
+            tiny, harmful=same, harmless=same, select_harmful=same, select_harmless=same, tokens=[5], positions=2
+        )
+    assert "\n" not in str(raised.value)
+
+
+def test_mean_differences_equal_numpy_means(tiny: ChatModel) -> None:
+    harmful, harmless = prompts(5, 1, marked=True), prompts(7, 2, marked=False)
+    reference = oracle.Llama(dict(tree_flatten(tiny.network.parameters())), tiny.config)
+
+    def means(rows: list[list[int]]) -> np.ndarray:
+        return np.mean([[state[-2:] for state in reference.hidden(ids)[:-1]] for ids in rows], axis=0)
+
+    found = mean_differences(tiny, harmful, harmless, 2)
+    assert found.shape == (4, 2, 32)
+    np.testing.assert_allclose(np.array(found), means(harmful) - means(harmless), atol=1e-5)
+
+
+def test_candidate_scores_equal_naive_forwards_one_candidate_at_a_time(tiny: ChatModel) -> None:
+    harmful, harmless, tokens = prompts(4, 3, marked=True), prompts(5, 4, marked=False), [7, 90, 91]
+    differences = mx.random.normal((4, 2, 32), key=mx.random.key(3))
+    weights = dict(tree_flatten(tiny.network.parameters()))
+
+    def last(rows: list[list[int]], **change: object) -> np.ndarray:
+        network = oracle.Llama(weights, tiny.config, **change)  # type: ignore[arg-type]
+        return np.stack([network.logits(ids)[-1] for ids in rows])
+
+    candidates = score_candidates(tiny, differences, harmful, harmless, tokens)
+    assert [(one.layer, one.position) for one in candidates] == [(layer, p) for layer in range(4) for p in (-2, -1)]
+    for candidate in candidates:
+        vector = np.array(differences[candidate.layer, candidate.position], dtype=np.float64)
+        unit = vector / np.linalg.norm(vector)
+        ablated = last(harmless, ablate=unit)
+        added = last(harmless, add=(candidate.layer, vector))
+        bypass = oracle.refusal_log_odds(last(harmful, ablate=unit), tokens).mean()
+        assert candidate.norm == pytest.approx(np.linalg.norm(vector), rel=1e-5)
+        assert candidate.bypass == pytest.approx(bypass, abs=2e-4)
+        assert candidate.induce == pytest.approx(oracle.refusal_log_odds(added, tokens).mean(), abs=2e-4)
+        assert candidate.kl == pytest.approx(oracle.kl_divergence(last(harmless), ablated).mean(), abs=2e-4)
+        assert candidate.kl > 1e-3, "an ablation without effect would test nothing"
+
+
+def test_ablation_projects_each_prompt_by_its_own_candidate_in_any_batching(tiny: ChatModel) -> None:
+    rows = prompts(6, 8, marked=False)
+    vector = mx.random.normal((32,), key=mx.random.key(1))
+    together = last_refusal_log_odds(tiny, rows, [7], vector)
+    alone = [last_refusal_log_odds(tiny, [ids], [7], vector).item() for ids in rows]
+    np.testing.assert_allclose(np.array(together), alone, atol=1e-5)
+
+
+def test_scores_leave_out_late_layers_and_empty_differences(model_folder: Callable[..., Path]) -> None:
+    model = load(model_folder(num_hidden_layers=5))
+    differences = mx.random.normal((5, 2, 32), key=mx.random.key(0))
+    differences[1, 0] = 0
+    seen: list[tuple[int, int]] = []
+    candidates = score_candidates(
+        model,
+        differences,
+        prompts(2, 1, marked=True),
+        prompts(2, 2, marked=False),
+        [5],
+        progress=lambda done, total: seen.append((done, total)),
+    )
+    assert [(one.layer, one.position) for one in candidates] == [
+        (0, -2), (0, -1), (1, -1), (2, -2), (2, -1), (3, -2), (3, -1),
+    ]  # fmt: skip
+    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+
+
+def test_scoring_leaves_the_model_as_found(tiny: ChatModel) -> None:
+    before = np.array(tiny.network(mx.array([ENDING])))
+    blocks = list(tiny.blocks)
+    score_candidates(tiny, mx.ones((4, 1, 32)), prompts(2, 1, marked=True), prompts(2, 2, marked=False), [5])
+    np.testing.assert_array_equal(np.array(tiny.network(mx.array([ENDING]))), before)
+    assert all(now is then for now, then in zip(tiny.blocks, blocks, strict=True))
+
+
+logits = st.lists(st.lists(st.floats(-20, 20, width=32), min_size=6, max_size=6), min_size=1, max_size=4)
+
+
+@given(logits, st.lists(st.integers(0, 5), min_size=1, max_size=4))
+@settings(max_examples=60, deadline=None)
+def test_refusal_log_odds_equal_summed_probabilities(rows: list[list[float]], tokens: list[int]) -> None:
+    found = np.array(refusal_log_odds(mx.array(rows), tokens))
+    # log(1 - p) in float64 is exact enough only while 1 - p is not tiny.
+    expected = np.clip(oracle.refusal_log_odds(np.array(rows, dtype=np.float32), tokens), -30, 30)
+    np.testing.assert_allclose(np.clip(found, -30, 30), expected, atol=2e-4)
+
+
+def test_refusal_log_odds_keep_their_meaning_at_the_extremes() -> None:
+    rows = mx.array([[1000.0, 0.0], [-1000.0, 0.0]])
+    assert refusal_log_odds(rows, [0]).tolist() == [1000.0, -1000.0]
+    assert refusal_log_odds(mx.zeros((1, 8)).astype(mx.float16), [0, 1, 1]).item() == pytest.approx(np.log(2 / 6))
+
+
+@given(logits)
+@settings(max_examples=60, deadline=None)
+def test_kl_equals_the_oracle_and_is_zero_for_equals(rows: list[list[float]]) -> None:
+    one, other = mx.array(rows), mx.array(rows[::-1])
+    expected = oracle.kl_divergence(np.array(one), np.array(other))
+    np.testing.assert_allclose(np.array(kl_divergence(one, other)), expected, atol=1e-3, rtol=1e-4)
+    np.testing.assert_allclose(np.array(kl_divergence(one, one)), 0, atol=1e-6)
+
+
+def candidate(bypass: float, *, induce: float = 1.0, kl: float = 0.01, layer: int = 1) -> Candidate:
+    return Candidate(layer=layer, position=-1, norm=1.0, bypass=bypass, induce=induce, kl=kl)
+
+
+def test_select_takes_the_lowest_bypass_among_survivors() -> None:
+    chosen = candidate(-3.0)
+    assert select_candidate([candidate(-1.0), chosen, candidate(-9.0, kl=0.2), candidate(-8.0, induce=-0.1)]) is chosen
+
+
+def test_select_without_survivors_keeps_the_kl_filter_first() -> None:
+    gentle = candidate(-2.0, induce=-1.0)
+    assert select_candidate([candidate(-9.0, kl=0.5), gentle, candidate(-1.0, induce=-1.0)]) is gentle
+    assert not gentle.is_survivor
+
+
+def test_select_without_gentle_candidates_takes_the_lowest_bypass() -> None:
+    lowest = candidate(-9.0, kl=0.5, induce=-1.0)
+    assert select_candidate([candidate(-2.0, kl=0.3), lowest]) is lowest
+
+
+@pytest.mark.parametrize(
+    ("induce", "kl", "survives"), [(0.0, 0.1, True), (-1e-6, 0.1, False), (0.0, 0.1001, False), (2.0, 0.0, True)]
+)
+def test_filters_are_those_of_the_paper(induce: float, kl: float, survives: bool) -> None:
+    assert candidate(0.0, induce=induce, kl=kl).is_survivor is survives
+
+
+def test_refusal_tokens_come_commonest_first_without_those_of_answers() -> None:
+    assert refusal_tokens([5] * 10 + [6] * 20 + [7] * 10, [7] * 10 + [8] * 90) == [6, 5]
+    assert refusal_tokens([5] * 99 + [6], [8]) == [5], "one in a hundred is no opening"
+    assert refusal_tokens([5, 5, 6, 6], []) == [5, 6]
+
+
+def test_refusal_tokens_like_those_of_answers_are_an_error() -> None:
+    with pytest.raises(DirectionError, match=r"none of the 2 first tokens of 4 refusals"):
+        refusal_tokens([1, 1, 2, 2], [1, 2])
+
+
+def test_cosine_of_known_vectors() -> None:
+    one, other = mx.array([3.0, 4.0]), mx.array([4.0, 3.0])
+    assert cosine(one, other) == pytest.approx(0.96)
+    assert cosine(one, -one) == pytest.approx(-1.0)
+    assert cosine(one, mx.zeros(2)) == 0.0
+
+
+def test_direction_file_gives_back_what_was_saved(tmp_path: Path) -> None:
+    saved = Direction(
+        vector=mx.random.normal((32,), key=mx.random.key(2)),
+        layer=3,
+        position=-2,
+        norm=1.25,
+        bypass=-3.5,
+        induce=0.1,
+        kl=1e-7,
+        survived=False,
+        found=(128, 127),
+        selected=(32, 31),
+    )
+    save_direction(saved, tmp_path / "direction.safetensors")
+    loaded = load_direction(tmp_path / "direction.safetensors")
+    assert mx.array_equal(loaded.vector, saved.vector).item()
+    assert {**vars(loaded), "vector": 0} == {**vars(saved), "vector": 0}
