@@ -12,7 +12,6 @@ from pathlib import Path
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from aird_mlx.activations import TokenBatch, batch_sequences
 from aird_mlx.errors import PromptError
 from aird_mlx.prompts import DATA_FOLDER, KINDS, ContrastSet, Split, read_prompts, render_dialogue, split_prompts
 
@@ -160,13 +159,3 @@ def held_out_sequences(tokenizer: TokenizerWrapper, inputs: Inputs) -> list[tupl
     """What perplexity is measured on, with the first token that counts: whole texts, and the answers of dialogues."""
     texts = [(chunk, 0) for chunk in text_sequences(tokenizer, inputs.held_out_texts)]
     return texts + [render_dialogue(tokenizer, prompt, answer) for prompt, answer in inputs.held_out_dialogues]
-
-
-def held_out_batches(tokenizer: TokenizerWrapper, inputs: Inputs, tokens_per_batch: int) -> list[TokenBatch]:
-    """`held_out_sequences` as batches."""
-    sequences = held_out_sequences(tokenizer, inputs)
-    return batch_sequences(
-        [ids for ids, _ in sequences],
-        first_counted=[first for _, first in sequences],
-        tokens_per_batch=tokens_per_batch,
-    )

@@ -177,7 +177,7 @@ def load(model: str | Path, *, revision: str | None = None, trust_remote_code: b
             "Download the complete model, or convert it with `mlx_lm.convert`."
         )
     try:
-        network, config = load_model(folder, trust_remote_code=trust_remote_code)
+        network, config = load_model(folder, model_config=_rope(config), trust_remote_code=trust_remote_code)
     except (ValueError, RuntimeError, KeyError, TypeError, FileNotFoundError) as error:
         raise ModelError(
             f"model: the weights in {folder} cannot be read ({_first_line(error)}); complete, intact safetensors "
@@ -187,6 +187,17 @@ def load(model: str | Path, *, revision: str | None = None, trust_remote_code: b
     loaded = ChatModel(network, tokenizer, config, name, folder, architecture)
     _dequantize(loaded)
     return loaded
+
+
+def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Rope settings that newer configs nest under ``rope_parameters``, where mlx-lm's llama and qwen2 do not look."""
+    nested = config.get("rope_parameters") or {}
+    found: dict[str, Any] = {}
+    if "rope_theta" in nested and "rope_theta" not in config:
+        found["rope_theta"] = nested["rope_theta"]
+    if nested.get("rope_type", "default") != "default" and not config.get("rope_scaling"):
+        found["rope_scaling"] = {key: value for key, value in nested.items() if key != "rope_theta"}
+    return found
 
 
 def find_folder(model: str, *, revision: str | None = None) -> Path:

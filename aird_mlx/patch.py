@@ -95,8 +95,8 @@ def fold(model: ChatModel, patch: Patch) -> FoldResult:
         if not (part.block < len(model.blocks) and part.name in model.architecture.linear_names):
             raise ShapeError(
                 f"fold: the patch changes {part.name} in block {part.block}; one of the model's {len(model.blocks)} "
-                f"blocks and of {', '.join(model.architecture.linear_names)} is needed. Use the patch with the model it "
-                "was made for."
+                f"blocks and of {', '.join(model.architecture.linear_names)} is needed. Use the patch with the model "
+                "it was made for."
             )
         shape = model.linear(part.block, part.name).weight.shape
         if part.change().shape != shape:

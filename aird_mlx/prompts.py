@@ -21,6 +21,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from aird_mlx.errors import PromptError
 
 KINDS = ("harmful", "harmless", "twin")
+PARTS = ("find", "validate", "test")
 DATA_FOLDER = Path(__file__).parent / "data"
 
 # Columns of the field's benchmark files that hold the request, most specific first.

@@ -59,7 +59,7 @@ class StageProgress:
             disable=not self._live,
         )
         self._stage: str | None = None
-        self._started = 0.0
+        self._since = time.monotonic()  # of the last finished stage: the times shown add up to the whole
 
     def __enter__(self) -> StageProgress:
         self._display.start()
@@ -84,14 +84,14 @@ class StageProgress:
 
     def _start(self, stage: str, total: int) -> None:
         self._stage = stage
-        self._started = time.monotonic()
         if self._live:
             self._display.add_task(stage, total=total)
 
     def _finish(self) -> None:
         if self._stage is None:
             return
-        seconds = time.monotonic() - self._started
+        now = time.monotonic()
+        seconds, self._since = now - self._since, now
         for task in self._display.task_ids:
             self._display.remove_task(task)
         self._display.refresh()  # or the line of the finished stage is drawn once more below
@@ -262,7 +262,7 @@ def _failures(report: Report) -> list[Text]:
     if not failed:
         return [Text("All gates passed.", style="bold green")] if report.gates else []
     lines = [Text(f"{len(failed)} of {len(report.gates)} gates failed.", style="bold red")]
-    return lines + [Text(f"{gate.name} ({gate.kind}): {gate.meaning or 'limit not met'}") for gate in failed]
+    return lines + [Text(f"{gate.name} ({gate.kind}), needed: {gate.meaning or 'the limit'}") for gate in failed]
 
 
 def _percent_or_dash(share: float | None) -> str:

@@ -112,7 +112,7 @@ def test_gates_say_pass_and_fail_in_words(report: Report, capsys: pytest.Capture
     assert re.search(r"refusals_recovered +pass +0.991 +0.97", text)
     assert re.search(r"twins_added +FAIL +0.05 +0.02", text)
     assert "1 of 2 gates failed" in text
-    assert "twins refused above the compressed model" in text
+    assert "twins_added (safety), needed: twins refused above the compressed model" in text
 
 
 def test_path_is_not_broken_into_lines(report: Report, capsys: pytest.CaptureFixture[str]) -> None:
@@ -167,6 +167,13 @@ def test_progress_off_a_terminal_is_one_line_per_stage(capsys: pytest.CaptureFix
     captured = capsys.readouterr()
     assert captured.out == ""
     assert [line.split(" (")[0] for line in captured.err.splitlines()] == ["done  dense", "done  prune", "done  repair"]
+
+
+def test_times_of_stages_add_up(capsys: pytest.CaptureFixture[str]) -> None:
+    with render.StageProgress() as progress:
+        time.sleep(0.2)  # work before the stage's first report belongs to it
+        progress("dense", 1, 1)
+    assert "(0.0 s)" not in capsys.readouterr().err
 
 
 def test_progress_is_silent_when_quiet(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,125 @@
+"""The dense model as the reference of a run: its answers, what its refusals start with, its own dialogues.
+
+Everything downstream is measured against what the dense model itself says: which tokens open a refusal, the
+dialogues a compression is calibrated and a repair is solved on, the text whose likelihood is compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+
+from aird_mlx.activations import TokenBatch, batch_sequences
+from aird_mlx.direction import refusal_tokens
+from aird_mlx.errors import DirectionError
+from aird_mlx.evaluation import REFUSAL, decode, generate_answers, judge_answer, utility_batch_tokens
+from aird_mlx.inputs import Inputs, held_out_sequences, text_sequences
+from aird_mlx.model import ChatModel
+from aird_mlx.prompts import KINDS, PARTS, render_dialogue, render_prompt
+
+# A model that refuses less of the harmful prompts than this has no refusal to repair; one that refuses more of the
+# harmless ones than this tells nothing about refusing.
+LEAST_REFUSALS, MOST_OVER_REFUSALS = 0.2, 0.8
+
+Answers = dict[str, dict[str, list[list[int]]]]
+
+
+def ask_reference(
+    model: ChatModel,
+    inputs: Inputs,
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Answers:
+    """The model's answers (token ids) to all prompts, by kind and part, in the order of the prompts."""
+    asked = [(kind, part, prompt) for kind in KINDS for part in PARTS for prompt in inputs.contrast.part(kind, part)]
+    generated = generate_answers(
+        model,
+        [render_prompt(model.tokenizer, prompt) for _, _, prompt in asked],
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        progress=progress,
+    )
+    answers: Answers = {kind: {part: [] for part in PARTS} for kind in KINDS}
+    for (kind, part, _), tokens in zip(asked, generated, strict=True):
+        answers[kind][part].append(tokens)
+    return answers
+
+
+class Reference:
+    """What the dense model tells a run.
+
+    Attributes:
+        model: the dense model; read only.
+        inputs: the prompts and texts of the run.
+        answers: what `ask_reference` gave.
+    """
+
+    def __init__(self, model: ChatModel, inputs: Inputs, answers: Answers) -> None:
+        self.model = model
+        self.inputs = inputs
+        self.answers = answers
+
+    @cached_property
+    def refusal_tokens(self) -> list[int]:
+        """The tokens this model's refusals start with, from its own answers to find prompts.
+
+        Raises:
+            DirectionError: the model refuses hardly any harmful, or nearly all harmless prompts.
+        """
+        opened: dict[bool, list[int]] = {True: [], False: []}
+        rates = {}
+        for kind in ("harmful", "harmless"):
+            answers = self.answers[kind]["find"]
+            refused = [judge_answer(decode(self.model, tokens)) == REFUSAL for tokens in answers]
+            rates[kind] = sum(refused) / len(refused)
+            for tokens, is_refusal in zip(answers, refused, strict=True):
+                if tokens and is_refusal == (kind == "harmful"):
+                    opened[is_refusal].append(tokens[0])
+        if rates["harmful"] < LEAST_REFUSALS:
+            raise DirectionError(
+                f"direction: {self.model.name} refuses {rates['harmful']:.0%} of the harmful prompts; a model that "
+                f"refuses at least {LEAST_REFUSALS:.0%} is needed, so there is no refusal to repair. Use the chat or "
+                "instruct version, or give prompts it does refuse with --harmful."
+            )
+        if rates["harmless"] > MOST_OVER_REFUSALS:
+            raise DirectionError(
+                f"direction: {self.model.name} refuses {rates['harmless']:.0%} of the harmless prompts; a model "
+                "that answers them is needed. Check the prompts given with --harmless."
+            )
+        return refusal_tokens(opened[True], opened[False])
+
+    def prompts(self, kind: str, part: str, most: int | None = None) -> list[list[int]]:
+        """Token ids of the (first ``most``) prompts of one kind and part."""
+        return [render_prompt(self.model.tokenizer, prompt) for prompt in self.inputs.contrast.part(kind, part)[:most]]
+
+    def dialogues(self, kinds: Sequence[str], part: str = "find") -> list[tuple[list[int], int]]:
+        """Prompts with the model's own answers: token ids, and where the answer starts."""
+        return [
+            render_dialogue(self.model.tokenizer, prompt, decode(self.model, answer))
+            for kind in kinds
+            for prompt, answer in zip(self.inputs.contrast.part(kind, part), self.answers[kind][part], strict=True)
+        ]
+
+    def calibration(self, kinds: Sequence[str]) -> list[TokenBatch]:
+        """Dialogues of these kinds and the plain calibration texts; every token counts."""
+        texts = text_sequences(self.model.tokenizer, self.inputs.texts)
+        return batch_sequences([ids for ids, _ in self.dialogues(kinds)] + texts)
+
+    @cached_property
+    def validation(self) -> list[TokenBatch]:
+        """The model's own answers to validation prompts: what the distance of a repair is measured on."""
+        return self._utility_batches(self.dialogues(KINDS, "validate"))
+
+    @cached_property
+    def held_out(self) -> list[TokenBatch]:
+        """The tokens perplexity is measured on."""
+        return self._utility_batches(held_out_sequences(self.model.tokenizer, self.inputs))
+
+    def _utility_batches(self, sequences: Sequence[tuple[list[int], int]]) -> list[TokenBatch]:
+        return batch_sequences(
+            [ids for ids, _ in sequences],
+            first_counted=[first for _, first in sequences],
+            tokens_per_batch=utility_batch_tokens(int(self.model.config["vocab_size"])),
+        )

@@ -1,0 +1,134 @@
+"""One row of the result: what a model in MLX, or an exported file in llama.cpp, does on the held-out prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+
+from aird_mlx.direction import Direction, Measurement, measure_direction
+from aird_mlx.evaluation import decode, judge_answer, measure_refusals, measure_utility, refusal_rates
+from aird_mlx.gguf_export import GgufFile, check_parity, is_available
+from aird_mlx.gguf_export.behaviour import run_exported
+from aird_mlx.inputs import held_out_sequences
+from aird_mlx.model import ChatModel
+from aird_mlx.prompts import KINDS, post_instruction_tokens, render_text
+from aird_mlx.reference import Reference
+from aird_mlx.report import DirectionFigures, ParityFigures, RefusalRates, Stage, Utility
+
+# Prompts the means are taken over, and candidates are scored on (Arditi et al. 2024).
+DIRECTION_PROMPTS, SELECTION_PROMPTS = 128, 32
+
+Progress = Callable[[str, int, int], None]
+
+
+def measure_on_reference(model: ChatModel, reference: Reference, progress: Callable[[int, int], None]) -> Measurement:
+    """The refusal direction of ``model``, dense or not, on the same prompts and refusal tokens."""
+    return measure_direction(
+        model,
+        harmful=reference.prompts("harmful", "find", DIRECTION_PROMPTS),
+        harmless=reference.prompts("harmless", "find", DIRECTION_PROMPTS),
+        select_harmful=reference.prompts("harmful", "validate", SELECTION_PROMPTS),
+        select_harmless=reference.prompts("harmless", "validate", SELECTION_PROMPTS),
+        tokens=reference.refusal_tokens,
+        positions=len(post_instruction_tokens(model.tokenizer)),
+        progress=progress,
+    )
+
+
+def evaluate_dense(reference: Reference, direction: Direction) -> Stage:
+    """The row of the dense model, from the answers it has already given."""
+    model = reference.model
+    rates = _judge(reference, [tokens for kind in KINDS for tokens in reference.answers[kind]["test"]])
+    utility = measure_utility(model, reference.held_out, dense=model)
+    figures = direction_figures(direction, 1.0)
+    return Stage("dense", rates, utility, model.sparsity(), model.bits_per_weight, figures)
+
+
+def evaluate_stage(
+    name: str,
+    model: ChatModel,
+    reference: Reference,
+    direction: Direction,
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    progress: Progress,
+) -> Stage:
+    """The row of a compressed or repaired model: new answers, likelihoods, and its own direction."""
+    rates = measure_refusals(
+        model,
+        {kind: reference.inputs.contrast.part(kind, "test") for kind in KINDS},
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        progress=lambda done, total: progress(f"evaluate {name}", done, total),
+    )
+    utility = measure_utility(model, reference.held_out, dense=reference.model)
+    measured = measure_on_reference(model, reference, lambda done, total: progress(f"direction of {name}", done, total))
+    figures = direction_figures(measured.direction, measured.cosine_with(direction))
+    return Stage(name, rates, utility, model.sparsity(), model.bits_per_weight, figures)
+
+
+def evaluate_exported(
+    exported: GgufFile, written: ChatModel, reference: Reference, *, max_new_tokens: int, progress: Progress
+) -> Stage:
+    """The row of an exported file, run by llama.cpp; without llama-cpp-python it says what was not checked."""
+    name = f"exported:{exported.outtype}"
+    bits = 8 * exported.size_bytes / exported.parameters
+    if not is_available():
+        missing = "llama-cpp-python is not installed (pip install 'aird-mlx[llama]'), so the file was not run"
+        return Stage(name, RefusalRates(None, None), None, written.sparsity(), bits, not_checked=missing)
+    ids = [tokens for kind in KINDS for tokens in reference.prompts(kind, "test")]
+    texts = [
+        render_text(written.tokenizer, prompt)
+        for kind in KINDS
+        for prompt in reference.inputs.contrast.part(kind, "test")
+    ]
+    behaviour = run_exported(
+        exported.path,
+        ids,
+        held_out_sequences(written.tokenizer, reference.inputs),
+        max_new_tokens=max_new_tokens,
+        stop_ids=sorted(written.tokenizer.eos_token_ids),
+        progress=lambda done, total: progress(f"run {exported.outtype} in llama.cpp", done, total),
+    )
+    parity = check_parity(exported.path, texts=texts, token_ids=ids, mlx_logits=lambda tokens: _logits(written, tokens))
+    return Stage(
+        name,
+        _judge(reference, behaviour.answers),
+        Utility(behaviour.perplexity, None, None, behaviour.tokens),
+        written.sparsity(),
+        bits,
+        parity=ParityFigures(parity.token_ids_equal, parity.argmax_agreement, parity.mean_kl, parity.tokens_compared),
+    )
+
+
+def direction_figures(direction: Direction, cosine_to_dense: float) -> DirectionFigures:
+    """A direction as the report shows it."""
+    return DirectionFigures(
+        layer=direction.layer,
+        position=direction.position,
+        cosine_to_dense=cosine_to_dense,
+        norm=direction.norm,
+        bypass=direction.bypass,
+        induce=direction.induce,
+        kl=direction.kl,
+        survived=direction.survived,
+    )
+
+
+def _judge(reference: Reference, answers: Sequence[Sequence[int]]) -> RefusalRates:
+    """Refusals among answers to all test prompts, in the order of kinds and prompts."""
+    kinds = [kind for kind in KINDS for _ in reference.inputs.contrast.part(kind, "test")]
+    return refusal_rates(kinds, [judge_answer(decode(reference.model, tokens)) for tokens in answers])
+
+
+def _logits(model: ChatModel, tokens: Sequence[int]) -> np.ndarray:
+    return np.array(model.network(mx.array([list(tokens)]))[0].astype(mx.float32))
+
+
+def gguf_path(folder: Path, stem: str, outtype: str) -> Path:
+    """Where an exported file lies under the output folder."""
+    return folder / "gguf" / f"{stem}-{outtype.upper()}.gguf"
