@@ -23,7 +23,7 @@ from aird_mlx import __version__
 from aird_mlx.direction import Direction, load_direction, save_direction
 from aird_mlx.errors import OutputError
 from aird_mlx.gates import judge_gates
-from aird_mlx.gguf_export import export_gguf, is_available
+from aird_mlx.gguf_export import check_exportable, export_gguf, is_available
 from aird_mlx.inputs import Inputs, gather_inputs
 from aird_mlx.model import ChatModel, load, save
 from aird_mlx.patch import Patch, fold, load_patch, save_patch
@@ -47,6 +47,8 @@ from aird_mlx.workspace import Workspace, read_json, write_json
 
 __all__ = ["Plan", "RepairSettings", "output_folder", "plan_repair", "repair_model"]
 
+# What may differ when an interrupted run is resumed: where it goes and what is exported, not what is measured.
+RESUMABLE = ("resume", "out", "mlx_path", "dry_run", "gguf")
 # Long enough for the opening of an answer, which is what the judge reads.
 MAX_NEW_TOKENS = 128
 
@@ -80,10 +82,8 @@ def repair_model(settings: RepairSettings, *, progress: Progress = lambda stage,
     inputs = _inputs(settings)
     out = output_folder(settings)
     if settings.mlx_path is not None and settings.mlx_path.exists():
-        raise OutputError(
-            f"output: {settings.mlx_path} exists already; a new folder is needed. Choose another --mlx-path, or remove it."
-        )
-    fixed = {k: str(v) for k, v in dataclasses.asdict(settings).items() if k not in ("resume", "out", "dry_run")}
+        raise OutputError(f"output: {settings.mlx_path} exists already; a new folder is needed. Choose another.")
+    fixed = {name: str(value) for name, value in dataclasses.asdict(settings).items() if name not in RESUMABLE}
     workspace = Workspace(out, fixed | {"version": __version__, "mlx": version("mlx")}, resume=settings.resume)
     try:
         return _Run(settings, workspace, dense, inputs, progress).run()
@@ -122,6 +122,8 @@ def _load(settings: RepairSettings) -> ChatModel:
     dense = load(settings.model, revision=settings.revision, trust_remote_code=settings.trust_remote_code)
     if settings.prune_method != "none":
         check_pruning(dense, settings.prune_method, settings.sparsity, settings.pattern)
+    for outtype in settings.gguf:
+        check_exportable(dense.folder, outtype)
     return dense
 
 
@@ -301,6 +303,7 @@ class _Run:
             for name, value in dataclasses.asdict(self.settings).items()
             if name not in ("resume", "dry_run")
         }
+        exported = (note for stage in stages for note in stage.notes)
         out = self.workspace.out
         written = {"mlx": str(self.settings.mlx_path or out / "mlx"), "report": str(out / "report.json")}
         written |= {f"gguf {kind}": str(gguf_path(out, self._stem, kind)) for kind in self.settings.gguf}
@@ -313,7 +316,7 @@ class _Run:
             repair=repair,
             gates=judge_gates(stages, repair, allow_dense=self.settings.allow_dense),
             written=written,
-            notes=[*self.dense.notes, f"prompts: {self.inputs.contrast.origin}"],
+            notes=[*self.dense.notes, f"prompts: {self.inputs.contrast.origin}", *dict.fromkeys(exported)],
             timings=self.workspace.timings,
             peak_memory_bytes=_peak_memory(),
         )

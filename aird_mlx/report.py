@@ -105,6 +105,7 @@ class Stage:
     direction: DirectionFigures | None = None
     parity: ParityFigures | None = None
     not_checked: str | None = None
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

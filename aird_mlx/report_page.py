@@ -91,13 +91,10 @@ def to_model_card(report: Report) -> str:
         f"{percent(sparsity)} of the weights of its linears are zero. Unstructured zeros alone make a model neither "
         "smaller nor faster. Made with aird-mlx; `mlx_lm.load` and `mlx_lm.generate` run it."
     )
-    return (
-        "\n".join(front)
-        + "\n\n"
-        + to_markdown(dataclasses.replace(report, timings={}, written={})).replace(
-            "\n\n## Refusals\n", f"\n\n{use}\n\n## Refusals\n", 1
-        )
-    )
+    # Paths and times say where and when it was made, not what it is: equal models get equal cards.
+    settings = {name: value for name, value in report.settings.items() if name not in ("out", "mlx_path")}
+    page = to_markdown(dataclasses.replace(report, settings=settings, timings={}, written={}))
+    return "\n".join(front) + "\n\n" + page.replace("\n\n## Refusals\n", f"\n\n{use}\n\n## Refusals\n", 1)
 
 
 def headline(report: Report) -> str:

@@ -79,7 +79,15 @@ def evaluate_exported(
     bits = 8 * exported.size_bytes / exported.parameters
     if not is_available():
         missing = "llama-cpp-python is not installed (pip install 'aird-mlx[llama]'), so the file was not run"
-        return Stage(name, RefusalRates(None, None), None, written.sparsity(), bits, not_checked=missing)
+        return Stage(
+            name,
+            RefusalRates(None, None),
+            None,
+            written.sparsity(),
+            bits,
+            not_checked=missing,
+            notes=list(exported.notes),
+        )
     ids = [tokens for kind in KINDS for tokens in reference.prompts(kind, "test")]
     texts = [
         render_text(written.tokenizer, prompt)
@@ -102,6 +110,7 @@ def evaluate_exported(
         written.sparsity(),
         bits,
         parity=ParityFigures(parity.token_ids_equal, parity.argmax_agreement, parity.mean_kl, parity.tokens_compared),
+        notes=list(exported.notes),
     )
 
 

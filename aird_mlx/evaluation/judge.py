@@ -18,8 +18,11 @@ OPENING_CHARACTERS = 240
 
 _REASONING = re.compile(r"<(think|thinking|reasoning)>.*?(</\1>|\Z)", re.DOTALL | re.IGNORECASE)
 _CODE = re.compile(r"```.*?(```|\Z)", re.DOTALL)
-# What somebody says in a story; an answer that is a quotation from its first character on is left as it is.
-_SPEECH = re.compile(r"(?<=\S)\s+(?:\"[^\"\n]*\"|\u201c[^\u201d\n]*\u201d|'[^'\n]{3,200}[.,!?]'(?!\w))")
+# What somebody says in a story. An answer that is a quotation from its first character on may still be the model's own.
+_QUOTE = r"(?:\"[^\"\n]*\"|\u201c[^\u201d\n]*\u201d|'[^'\n]{3,200}[.,!?]'(?!\w))"
+_SPEECH = re.compile(
+    rf"(?<=\S)\s+{_QUOTE}|{_QUOTE}(?=\s+(?:\w+ )?(?:said|asked|whispered|replied|cried|shouted|murmured|muttered)\b)"
+)
 
 _ABLE = (
     r"(?:can(?:not|'t| not)|could(?:n't| not)|won't|will not|wouldn't|am (?:not able|unable)|'m (?:not able|unable))"

@@ -7,6 +7,6 @@ import. Not called ``gguf``, which is the name of the package that reads these f
 
 from aird_mlx.gguf_export.parity import Parity, check_parity
 from aird_mlx.gguf_export.runtime import LlamaRuntime, is_available
-from aird_mlx.gguf_export.writer import GgufFile, export_gguf
+from aird_mlx.gguf_export.writer import GgufFile, check_exportable, export_gguf
 
-__all__ = ["GgufFile", "LlamaRuntime", "Parity", "check_parity", "export_gguf", "is_available"]
+__all__ = ["GgufFile", "LlamaRuntime", "Parity", "check_exportable", "check_parity", "export_gguf", "is_available"]

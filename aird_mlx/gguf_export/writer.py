@@ -81,17 +81,8 @@ def export_gguf(
             written. Nothing is left behind.
         DependencyError: the tokenizer needs sentencepiece and it is not installed.
     """
-    if not folder.is_dir():
-        raise ModelError(f"model: {folder} is not a folder; a local model folder is needed. Check the path.")
-    config = metadata.read_json(folder / "config.json")
-    if not config:
-        raise ModelError(f"model: {folder} has no config.json; a model folder is needed. Check the path.")
-    hyperparameters = metadata.read_hyperparameters(config)
-    stored = tensors.read_stored_tensors(folder)
-    quantization = config.get("quantization") or config.get("quantization_config")
-    plan = tensors.plan_tensors(stored, hyperparameters, outtype, quantization)
-    vocab_size = plan[0].shape[0]
-    vocabulary = tokenizer.read_vocabulary(folder, vocab_size)
+    prepared = _prepare(folder, outtype)
+    hyperparameters, vocabulary, plan = prepared.hyperparameters, prepared.vocabulary, prepared.plan
     factors = metadata.rope_frequency_factors(hyperparameters)
 
     writer = gguf.GGUFWriter(None, hyperparameters.architecture)
@@ -103,7 +94,7 @@ def export_gguf(
         writer.add_license(licence)
     writer.add_file_type(int(FILE_TYPES[outtype]))
     writer.add_quantization_version(metadata.QUANTIZATION_VERSION)
-    metadata.add_hyperparameters(writer, hyperparameters, vocab_size)
+    metadata.add_hyperparameters(writer, hyperparameters, plan[0].shape[0])
     tokenizer.add_vocabulary(writer, vocabulary)
     add_extra_metadata(writer, extra_metadata or {})
     if factors is not None:
@@ -112,7 +103,7 @@ def export_gguf(
         writer.add_tensor_info(
             planned.name, planned.shape, np.dtype(np.float32), planned.size_bytes, raw_dtype=planned.type
         )
-    reader = tensors.TensorReader(stored)
+    reader = tensors.TensorReader(prepared.stored)
     _write(writer, outfile, factors, plan, reader, progress)
     return GgufFile(
         path=outfile,
@@ -123,8 +114,46 @@ def export_gguf(
         sha256=hash_file(outfile),
         dequantized=any(tensor.quantization is not None for tensor in plan),
         pre_tokenizer=vocabulary.pre,
-        notes=(*metadata.find_limits(config, hyperparameters), *vocabulary.notes, *_notes_on_weights(plan, outtype)),
+        notes=prepared.notes,
     )
+
+
+def check_exportable(folder: Path, outtype: str) -> tuple[str, ...]:
+    """Find out before a long run whether `export_gguf` could write this model; no weight is read.
+
+    Returns:
+        In sentences, where llama.cpp will differ from MLX.
+
+    Raises:
+        ModelError, ExportError, DependencyError: as `export_gguf` would, but for what only the weights show.
+    """
+    return _prepare(folder, outtype).notes
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    """Everything about a file but its weights."""
+
+    hyperparameters: metadata.Hyperparameters
+    stored: dict[str, tensors.StoredTensor]
+    plan: list[tensors.PlannedTensor]
+    vocabulary: tokenizer.Vocabulary
+    notes: tuple[str, ...]
+
+
+def _prepare(folder: Path, outtype: str) -> _Prepared:
+    if not folder.is_dir():
+        raise ModelError(f"model: {folder} is not a folder; a local model folder is needed. Check the path.")
+    config = metadata.read_json(folder / "config.json")
+    if not config:
+        raise ModelError(f"model: {folder} has no config.json; a model folder is needed. Check the path.")
+    hyperparameters = metadata.read_hyperparameters(config)
+    stored = tensors.read_stored_tensors(folder)
+    quantization = config.get("quantization") or config.get("quantization_config")
+    plan = tensors.plan_tensors(stored, hyperparameters, outtype, quantization)
+    vocabulary = tokenizer.read_vocabulary(folder, plan[0].shape[0])
+    notes = (*metadata.find_limits(config, hyperparameters), *vocabulary.notes, *_notes_on_weights(plan, outtype))
+    return _Prepared(hyperparameters, stored, plan, vocabulary, notes)
 
 
 def add_extra_metadata(writer: gguf.GGUFWriter, extra: Mapping[str, str | int | float | bool]) -> None:

@@ -1,0 +1,129 @@
+"""Reports survive JSON, keep the contract's keys, and turn gates into an exit code."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+
+from aird_mlx.errors import AirdError
+from aird_mlx.report import (
+    DirectionFigures,
+    Gate,
+    ParityFigures,
+    Rate,
+    RefusalRates,
+    RepairFigures,
+    Report,
+    Stage,
+    Utility,
+    from_json,
+    to_json,
+)
+
+RATE = Rate(0.5, 0.25, 0.75, 12)
+
+
+def full_report(*gates: Gate) -> Report:
+    dense = Stage(
+        "dense",
+        RefusalRates(RATE, Rate(0.0, 0.0, 0.3, 9), None, RATE),
+        Utility(5.25, 0.0, 1.0, 1000),
+        0.0,
+        16.0,
+        DirectionFigures(3, -1, 1.0, 2.5, -3.0, 0.5, 0.01, True, None),
+    )
+    exported = Stage(
+        "exported:f16",
+        RefusalRates(RATE, None),
+        None,
+        0.5,
+        16.2,
+        parity=ParityFigures(True, 0.99, 1e-5, 77),
+        not_checked="because “so”",
+    )
+    return Report(
+        model="demo",
+        settings={"seed": 0, "out": "x", "gguf": ["f16"]},
+        environment={"versions": {"mlx": "1"}, "seed": 0},
+        direction=DirectionFigures(3, -1, None, 2.5),
+        stages=[dense, exported],
+        repair=RepairFigures("refit", [0, 1], 0.0, None, 0.0, 0.01, "why", [{"rule": "refit", "blocks": [0]}]),
+        gates=list(gates),
+        written={"mlx": "out/mlx"},
+        notes=["a note"],
+        timings={"direction": 1.5},
+        peak_memory_bytes=1 << 33,
+    )
+
+
+def gate(kind: str, passed: bool) -> Gate:
+    return Gate("name", kind, passed, 0.1, 0.2, "meaning")
+
+
+def test_report_read_back_equals_what_was_written() -> None:
+    report = full_report(gate("safety", True))
+    assert from_json(Report, to_json(report)) == report
+
+
+def test_report_json_has_the_keys_scripts_read() -> None:
+    written = json.loads(to_json(full_report(gate("safety", True))))
+    assert set(written) >= {
+        "schema", "model", "settings", "environment", "direction", "stages", "repair", "gates", "timings",
+        "peak_memory_bytes",
+    }  # fmt: skip
+    assert written["schema"] == 1
+    assert set(written["direction"]) >= {"layer", "position", "norm", "bypass", "induce", "kl"}
+    stage = written["stages"][0]
+    assert set(stage) >= {"name", "refusal", "utility", "sparsity", "bits_per_weight", "direction"}
+    assert set(stage["refusal"]["harmful"]) == {"rate", "low", "high", "n"}
+    assert set(stage["refusal"]) >= {"harmful", "harmless", "twin"}
+    assert set(stage["utility"]) >= {"perplexity", "kl_to_dense"}
+    assert set(stage["direction"]) >= {"layer", "position", "cosine_to_dense", "calibrated_cosine"}
+    assert set(written["repair"]) >= {"rule", "layers", "strength", "rank", "sparsity_lost"}
+    assert set(written["gates"][0]) >= {"name", "passed", "value", "limit"}
+
+
+def test_json_keeps_typographic_characters_and_ends_with_a_newline() -> None:
+    text = to_json(full_report())
+    assert "because “so”" in text
+    assert text.endswith("}\n")
+
+
+def test_keys_of_a_later_version_are_skipped() -> None:
+    written = json.loads(to_json(RATE)) | {"new_key": 1}
+    assert from_json(Rate, json.dumps(written)) == RATE
+
+
+@pytest.mark.parametrize("text", ["", "no json", '{"rate": 1}', "[]", "3", '{"schema": 1, "stages": 5}'])
+def test_text_that_is_no_report_is_refused_in_one_line(text: str) -> None:
+    with pytest.raises(AirdError, match=r"^report: not a Report \(.*schema 1 is needed") as raised:
+        from_json(Report, text)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("gates", "code"),
+    [
+        ([], 0),
+        ([gate("safety", True), gate("utility", True)], 0),
+        ([gate("utility", False)], 4),
+        ([gate("parity", False), gate("safety", True)], 4),
+        ([gate("utility", False), gate("safety", False)], 3),
+    ],
+)
+def test_exit_code_is_3_for_safety_and_4_for_any_other_gate(gates: list[Gate], code: int) -> None:
+    assert full_report(*gates).exit_code == code
+
+
+def test_stage_is_found_by_name() -> None:
+    report = full_report()
+    assert report.stage("exported:f16").bits_per_weight == 16.2
+    with pytest.raises(KeyError):
+        report.stage("compressed")
+
+
+def test_reports_cannot_be_changed() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        RATE.rate = 1.0  # type: ignore[misc]
