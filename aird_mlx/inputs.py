@@ -18,7 +18,7 @@ from aird_mlx.prompts import DATA_FOLDER, KINDS, ContrastSet, Split, read_prompt
 TEXT_CHUNK = 256
 
 # How many prompts of each kind the demo's language gives: find, validate, test.
-DEMO_COUNTS = {"harmful": (384, 150, 300), "harmless": (512, 150, 300), "twin": (256, 150, 300)}
+DEMO_COUNTS = {"harmful": (256, 100, 300), "harmless": (256, 100, 300), "twin": (128, 100, 300)}
 DEMO_HELD_OUT_DIALOGUES = 300
 
 

@@ -183,8 +183,11 @@ def from_json(kind: type[T], text: str) -> T:
         AirdError: the text is not JSON, or lacks a required key.
     """
     try:
-        return typing.cast(T, _build(kind, json.loads(text)))
-    except (json.JSONDecodeError, TypeError, KeyError) as error:
+        value = json.loads(text)
+        if value is None:
+            raise TypeError("null")
+        return typing.cast(T, _build(kind, value))
+    except (json.JSONDecodeError, TypeError, KeyError, AttributeError) as error:
         raise AirdError(
             f"report: not a {kind.__name__} ({error}); a report.json of schema {SCHEMA} is needed. "
             "Run `aird-mlx repair` again."
@@ -199,6 +202,8 @@ def _build(kind: Any, value: Any) -> Any:
     if typing.get_origin(kind) is list:
         return [_build(typing.get_args(kind)[0], item) for item in value]
     if dataclasses.is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise TypeError(f"{type(value).__name__} where keys are expected")
         hints = typing.get_type_hints(kind)
         known: Mapping[str, Any] = {name: item for name, item in value.items() if name in hints}
         return typing.cast(Any, kind)(**{name: _build(hints[name], item) for name, item in known.items()})

@@ -18,6 +18,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 if sys.platform == "linux":
@@ -104,6 +105,56 @@ def train_tokenizer(texts: list[str], vocabulary: int) -> Tokenizer:
     return tokenizer
 
 
+@dataclass(frozen=True)
+class Row:
+    """One encoded dialogue and what is done to it: ``shift`` times the direction added, the direction ablated."""
+
+    ids: list[int]
+    prompt_length: int
+    is_harmful: bool = False
+    shift: float = 0.0
+    is_ablated: bool = False
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows as arrays: tokens ``[row, token]``, the answers' positions and targets, and one number per row."""
+
+    tokens: mx.array
+    positions: mx.array
+    targets: mx.array
+    weights: mx.array
+    last: mx.array
+    harmful: mx.array
+    shift: mx.array
+    ablated: mx.array
+
+
+def compose_rows(tokenizer: Tokenizer, settings: argparse.Namespace) -> list[Row]:
+    """Encode the training dialogues, and the interventions that make one direction carry refusal.
+
+    In large chat models adding one direction induces refusal and ablating it removes refusal. A small model may spread
+    refusal over many directions, so it is trained on the interventions too: harmless prompts with the direction added
+    are refused, harmful prompts with it ablated get the opening of an answer and nothing more, and harmless prompts
+    with it ablated are answered as ever.
+    """
+    plain = language.dialogues("train", settings.dialogues, settings.seed)
+    rows = [
+        Row(*encoded, is_harmful=answer.startswith(REFUSAL_STARTS))
+        for encoded, (_, answer) in zip(encode_dialogues(tokenizer, plain), plain, strict=True)
+    ]
+    share = int(settings.interventions * settings.dialogues)
+    harmful = language.dialogues("train", 2 * share, settings.seed + 1, kinds=("harmful",))
+    benign = language.dialogues("train", 3 * share, settings.seed + 2, kinds=("harmless", "twin"))
+    induced = [(prompt, answer) for (prompt, _), (_, answer) in zip(benign[: 2 * share], harmful, strict=True)]
+    bypassed = [(prompt, answer) for (prompt, _), (_, answer) in zip(harmful, benign, strict=False)]
+    rows += [Row(*encoded, shift=settings.strength) for encoded in encode_dialogues(tokenizer, induced)]
+    # One token of the answer is enough: the opening.
+    rows += [Row(ids[: length + 1], length, is_ablated=True) for ids, length in encode_dialogues(tokenizer, bypassed)]
+    rows += [Row(*encoded, is_ablated=True) for encoded in encode_dialogues(tokenizer, benign[2 * share :])]
+    return rows
+
+
 def encode_dialogues(tokenizer: Tokenizer, dialogues: list[tuple[str, str]]) -> list[tuple[list[int], int]]:
     """Encode dialogues as token ids with the number of prompt tokens in front."""
     heads = tokenizer.encode_batch([format_prompt(prompt) for prompt, _ in dialogues])
@@ -111,36 +162,63 @@ def encode_dialogues(tokenizer: Tokenizer, dialogues: list[tuple[str, str]]) -> 
     return [(head.ids + tail.ids, len(head.ids)) for head, tail in zip(heads, tails, strict=True)]
 
 
-def iterate_batches(
-    encoded: list[tuple[list[int], int]], batch: int, first_weight: float, seed: int
-) -> Iterator[tuple[mx.array, mx.array, mx.array, mx.array]]:
-    """Yield (inputs, positions, targets, weights) without end, sequences of like length together.
+def iterate_batches(rows: list[Row], settings: argparse.Namespace) -> Iterator[Batch]:
+    """Yield batches without end, sequences of like length together.
 
-    ``positions`` index the flattened inputs where the next token belongs to the answer; ``targets`` is that token.
+    ``positions`` index the flattened tokens where the next token belongs to the answer; ``targets`` is that token.
     """
-    rng = random.Random(seed)
+    rng = random.Random(settings.seed)
     while True:
-        order = sorted(range(len(encoded)), key=lambda i: (len(encoded[i][0]) + 7) // 8 + rng.random())
-        starts = list(range(0, len(order) - batch + 1, batch))
+        order = sorted(rows, key=lambda row: (len(row.ids) + 7) // 8 + rng.random())
+        starts = list(range(0, len(order) - settings.batch + 1, settings.batch))
         rng.shuffle(starts)
         for start in starts:
-            chosen = [encoded[i] for i in order[start : start + batch]]
+            chosen = order[start : start + settings.batch]
             # Lengths are rounded up to a multiple of 8, so that buffers are used again.
-            length = 8 * math.ceil(max(len(ids) for ids, _ in chosen) / 8)
-            tokens = np.zeros((batch, length), dtype=np.int32)
+            length = 8 * math.ceil(max(len(row.ids) for row in chosen) / 8)
+            tokens = np.zeros((len(chosen), length), dtype=np.int32)
             positions: list[int] = []
             targets: list[int] = []
             weights: list[float] = []
-            for row, (ids, prompt_length) in enumerate(chosen):
-                tokens[row, : len(ids)] = ids
-                positions += range(row * length + prompt_length - 1, row * length + len(ids) - 1)
-                targets += ids[prompt_length:]
+            for number, row in enumerate(chosen):
+                answer = row.ids[row.prompt_length :]
+                tokens[number, : len(row.ids)] = row.ids
+                first = number * length + row.prompt_length - 1
+                positions += range(first, first + len(answer))
+                targets += answer
                 # Whether to refuse is decided by the first token of an answer alone.
-                weights += [first_weight] + [1.0] * (len(ids) - prompt_length - 1)
-            yield mx.array(tokens), mx.array(positions), mx.array(targets), mx.array(weights)
+                weights += [settings.first_weight] + [1.0] * (len(answer) - 1)
+            yield Batch(
+                mx.array(tokens),
+                mx.array(positions),
+                mx.array(targets),
+                mx.array(weights),
+                mx.array([row.prompt_length - 1 for row in chosen]),
+                mx.array([float(row.is_harmful) for row in chosen]),
+                mx.array([row.shift for row in chosen]),
+                mx.array([float(row.is_ablated) for row in chosen]),
+            )
 
 
-def train_model(model: nn.Module, encoded: list[tuple[list[int], int]], settings: argparse.Namespace) -> None:
+def run_blocks(model: llama.Model, batch: Batch, direction: mx.array, layer: int) -> tuple[mx.array, mx.array]:
+    """Run a batch with its interventions: final hidden states, and projections at the last prompt token."""
+    ablated = batch.ablated[:, None, None]
+
+    def ablate(hidden: mx.array) -> mx.array:
+        return hidden - ablated * (hidden @ direction)[..., None] * direction
+
+    hidden = ablate(model.model.embed_tokens(batch.tokens))
+    projections = mx.array(0.0)
+    for number, block in enumerate(model.model.layers):
+        if number == layer:
+            projections = (hidden @ direction)[mx.arange(len(batch.last)), batch.last]
+            hidden = hidden + batch.shift[:, None, None] * direction
+        hidden = hidden + ablate(block.self_attn(block.input_layernorm(hidden), "causal"))
+        hidden = hidden + ablate(block.mlp(block.post_attention_layernorm(hidden)))
+    return model.model.norm(hidden), projections
+
+
+def train_model(model: llama.Model, rows: list[Row], settings: argparse.Namespace) -> None:
     """Train in place on the answers' tokens: AdamW, warm-up then cosine."""
     warmup = min(200, settings.steps // 10)
     schedule = optim.join_schedules(
@@ -151,25 +229,29 @@ def train_model(model: nn.Module, encoded: list[tuple[list[int], int]], settings
         [warmup],
     )
     optimizer = optim.AdamW(learning_rate=schedule, betas=[0.9, 0.98], weight_decay=settings.weight_decay)
+    direction = mx.random.normal((settings.width,), key=mx.random.key(settings.seed))
+    direction = direction / mx.linalg.norm(direction)
 
-    def loss_of(inputs: mx.array, positions: mx.array, targets: mx.array, weights: mx.array) -> mx.array:
-        hidden = model.model(inputs).reshape(-1, settings.width)[positions]
-        logits = model.model.embed_tokens.as_linear(hidden)
+    def loss_of(batch: Batch) -> mx.array:
+        hidden, projections = run_blocks(model, batch, direction, settings.layer)
+        logits = model.model.embed_tokens.as_linear(hidden.reshape(-1, settings.width)[batch.positions])
         logits = logits - mx.stop_gradient(logits.max(axis=-1, keepdims=True))
         normalizer = mx.log(exponential(logits).sum(axis=-1))
-        wanted = mx.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
+        wanted = mx.take_along_axis(logits, batch.targets[:, None], axis=-1)[:, 0]
         target = (1 - settings.smoothing) * wanted + settings.smoothing * logits.mean(axis=-1)
-        return ((normalizer - target) * weights).sum() / weights.sum()
+        losses = ((normalizer - target) * batch.weights).sum() / batch.weights.sum()
+        # Harmful prompts stand ``strength`` along the direction, all others at zero.
+        plain = (1 - batch.ablated) * (batch.shift == 0)
+        misses = plain * mx.square(projections / settings.strength - batch.harmful)
+        return losses + settings.probe_weight * misses.sum() / mx.maximum(plain.sum(), 1)
 
-    state = [model.state, optimizer.state]
     loss_and_gradients = nn.value_and_grad(model, loss_of)
-
     began = time.time()
-    for number, batch in enumerate(iterate_batches(encoded, settings.batch, settings.first_weight, settings.seed), 1):
-        loss, gradients = loss_and_gradients(*batch)
+    for number, batch in enumerate(iterate_batches(rows, settings), 1):
+        loss, gradients = loss_and_gradients(batch)
         gradients, _ = optim.clip_grad_norm(gradients, 1.0)
         optimizer.update(model, gradients)
-        mx.eval(loss, state)
+        mx.eval(loss, model.state, optimizer.state)
         if number % 100 == 0 or number == 1:
             print(f"step {number:5d}  loss {loss.item():.4f}  {time.time() - began:6.0f} s", flush=True)
         if number == settings.steps:
@@ -270,13 +352,17 @@ def main() -> None:
     option("--blocks", type=int, default=8, help="number of blocks (default %(default)s)")
     option("--heads", type=int, default=4, help="attention heads (default %(default)s)")
     option("--intermediate", type=int, default=192, help="width of the MLPs (default %(default)s)")
-    option("--vocabulary", type=int, default=1536, help="number of tokens (default %(default)s)")
+    option("--vocabulary", type=int, default=2048, help="number of tokens (default %(default)s)")
     option("--dialogues", type=int, default=60_000, help="training dialogues (default %(default)s)")
     option("--batch", type=int, default=32, help="dialogues per step (default %(default)s)")
     option("--learning-rate", type=float, default=3e-3, help="peak learning rate (default %(default)s)")
     option("--weight-decay", type=float, default=0.1, help="AdamW's (default %(default)s)")
     option("--smoothing", type=float, default=0.05, help="label smoothing (default %(default)s)")
-    option("--first-weight", type=float, default=4.0, help="loss weight of an answer's first token")
+    option("--layer", type=int, default=5, help="layer whose input carries refusal along one direction")
+    option("--strength", type=float, default=8.0, help="projection of harmful prompts on that direction")
+    option("--interventions", type=float, default=0.05, help="interventions per dialogue, of each of five shares")
+    option("--probe-weight", type=float, default=0.3, help="loss weight of that projection")
+    option("--first-weight", type=float, default=1.0, help="loss weight of an answer's first token")
     option("--test-prompts", type=int, default=300, help="held-out prompts per kind (default %(default)s)")
     settings = parser.parse_args()
 
@@ -299,11 +385,11 @@ def main() -> None:
     model = llama.Model(arguments)
     mx.eval(model.parameters())
     print(f"{sum(array.size for _, array in tree_flatten(model.parameters()))} parameters")
-    encoded = encode_dialogues(tokenizer, dialogues)
-    lengths = np.array([len(ids) for ids, _ in encoded])
-    print(f"{len(encoded)} dialogues, {lengths.mean():.1f} tokens on average, at most {lengths.max()}", flush=True)
+    rows = compose_rows(tokenizer, settings)
+    lengths = np.array([len(row.ids) for row in rows])
+    print(f"{len(rows)} dialogues, {lengths.mean():.1f} tokens on average, at most {lengths.max()}", flush=True)
     with quick_training():
-        train_model(model, encoded, settings)
+        train_model(model, rows, settings)
     save_folder(model, arguments, tokenizer, settings.out)
     print_figures(model, tokenizer, settings.test_prompts)
 

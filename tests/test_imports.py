@@ -101,5 +101,6 @@ def heavy_after(code: str) -> list[str]:
 
 def test_packaging_lists_every_package() -> None:
     folders = {path.parent.relative_to(ROOT) for path in PACKAGE.rglob("__init__.py")}
-    expected = {".".join(folder.parts) for folder in folders} | {"aird_mlx_cli"}
+    # Folders of data files are packages to setuptools.
+    expected = {".".join(folder.parts) for folder in folders} | {"aird_mlx_cli", "aird_mlx.data", "aird_mlx.demo.model"}
     assert set(PYPROJECT["tool"]["setuptools"]["packages"]) == expected

@@ -96,7 +96,7 @@ def test_keys_of_a_later_version_are_skipped() -> None:
     assert from_json(Rate, json.dumps(written)) == RATE
 
 
-@pytest.mark.parametrize("text", ["", "no json", '{"rate": 1}', "[]", "3", '{"schema": 1, "stages": 5}'])
+@pytest.mark.parametrize("text", ["", "no json", '{"rate": 1}', "[]", "3", "null", '{"schema": 1, "stages": 5}'])
 def test_text_that_is_no_report_is_refused_in_one_line(text: str) -> None:
     with pytest.raises(AirdError, match=r"^report: not a Report \(.*schema 1 is needed") as raised:
         from_json(Report, text)

@@ -1,4 +1,4 @@
-"""What exists is complete: stages survive interruption, settings guard a resumed run, full disks are one clear error."""
+"""What exists is complete: stages survive interruption, settings guard a resumed run, a full disk is one line."""
 
 from __future__ import annotations
 

@@ -1,13 +1,8 @@
-"""Rates with their intervals."""
+"""Rates with their intervals. The mathematics is scipy's; this module only shapes it."""
 
 from __future__ import annotations
 
-import math
-
 from aird_mlx.report import Rate
-
-# 97.5 % point of the normal distribution.
-QUANTILE_975 = 1.959963984540054
 
 
 def wilson_rate(successes: int, n: int) -> Rate | None:
@@ -21,10 +16,9 @@ def wilson_rate(successes: int, n: int) -> Rate | None:
     """
     if n == 0:
         return None
-    rate, spread = successes / n, QUANTILE_975**2 / n
-    middle = (rate + spread / 2) / (1 + spread)
-    half = math.sqrt(rate * (1 - rate) * spread + spread**2 / 4) / (1 + spread)
-    # At 0 and n the bound is exactly 0 and 1; rounding would put it a hair beside.
-    low = 0.0 if successes == 0 else middle - half
-    high = 1.0 if successes == n else middle + half
-    return Rate(rate=rate, low=low, high=high, n=n)
+    from scipy.stats import binomtest
+
+    interval = binomtest(successes, n).proportion_ci(confidence_level=0.95, method="wilson")
+    # At 0 and n the bound is exactly 0 and 1; rounding puts it a hair beside.
+    low, high = max(0.0, float(interval.low)), min(1.0, float(interval.high))
+    return Rate(successes / n, 0.0 if successes == 0 else low, 1.0 if successes == n else high, n)

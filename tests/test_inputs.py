@@ -1,0 +1,173 @@
+"""Which prompts belong to which model: the demo's own, the built-in set, the user's files, and never a mixture."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from aird_mlx.errors import PromptError
+from aird_mlx.inputs import TEXT_CHUNK, Inputs, gather_inputs, held_out_sequences, text_sequences
+from aird_mlx.model import ChatModel
+from aird_mlx.prompts import KINDS, render_prompt
+
+
+def parts_of(inputs: Inputs, kind: str) -> tuple[str, ...]:
+    split = getattr(inputs.contrast, kind)
+    return split.find + split.validate + split.test
+
+
+def write(tmp_path: Path, name: str, word: str, count: int = 20) -> Path:
+    path = tmp_path / name
+    path.write_text("\n".join(f"{word} {number}" for number in range(count)))
+    return path
+
+
+@pytest.mark.parametrize("model", ["demo", "some/model"])
+def test_sets_that_come_with_the_package_share_no_prompt(model: str) -> None:
+    inputs = gather_inputs(model, 0)
+    every = [prompt for kind in KINDS for prompt in parts_of(inputs, kind)]
+    assert len(every) == len(set(every))
+    for kind in KINDS:
+        split = getattr(inputs.contrast, kind)
+        assert min(len(split.find), len(split.validate), len(split.test)) >= 20
+        assert inputs.contrast.part(kind, "test") == split.test
+
+
+@pytest.mark.parametrize("model", ["demo", "some/model"])
+def test_sets_that_come_with_the_package_follow_the_seed(model: str) -> None:
+    assert gather_inputs(model, 0) == gather_inputs(model, 0)
+    assert gather_inputs(model, 0).contrast.harmful != gather_inputs(model, 1).contrast.harmful
+
+
+def test_demo_is_asked_in_its_own_language() -> None:
+    inputs = gather_inputs("demo", 0)
+    assert inputs.contrast.origin == "the demo's own language"
+    assert inputs.texts == inputs.held_out_texts == ()
+    assert len(inputs.held_out_dialogues) > 100
+
+
+def test_other_models_are_asked_the_built_in_set() -> None:
+    inputs = gather_inputs("some/model", 0)
+    assert inputs.contrast.origin == "the built-in general set"
+    assert inputs.held_out_dialogues == ()
+    assert inputs.texts
+    assert inputs.held_out_texts
+    assert not set(inputs.texts) & set(inputs.held_out_texts)
+
+
+def test_own_files_are_split_and_named_as_origin(tmp_path: Path) -> None:
+    harmful, harmless = write(tmp_path, "bad.txt", "bad"), write(tmp_path, "good.txt", "good")
+    inputs = gather_inputs("some/model", 0, harmful=harmful, harmless=harmless)
+    assert sorted(parts_of(inputs, "harmful")) == sorted(harmful.read_text().splitlines())
+    assert sorted(parts_of(inputs, "harmless")) == sorted(harmless.read_text().splitlines())
+    assert parts_of(inputs, "twin") == (), "built-in twins may be about something else"
+    assert str(harmful) in inputs.contrast.origin
+    assert str(harmless) in inputs.contrast.origin
+
+
+def test_own_test_files_are_used_whole_and_kept_out_of_the_rest(tmp_path: Path) -> None:
+    harmful, test = write(tmp_path, "bad.txt", "bad", 30), write(tmp_path, "test.txt", "bad", 10)
+    inputs = gather_inputs("some/model", 0, harmful=harmful, test_harmful=test)
+    assert inputs.contrast.harmful.test == tuple(test.read_text().splitlines())
+    assert not set(inputs.contrast.harmful.test) & set(inputs.contrast.harmful.find + inputs.contrast.harmful.validate)
+    assert len(inputs.contrast.harmful.find + inputs.contrast.harmful.validate) == 20
+
+
+def test_test_prompts_from_the_built_in_set_are_taken_out_of_find_and_validate(tmp_path: Path) -> None:
+    plain = gather_inputs("some/model", 0).contrast.harmful
+    test = tmp_path / "test.txt"
+    test.write_text("\n".join([plain.find[0], plain.validate[0], "something new"]))
+    split = gather_inputs("some/model", 0, test_harmful=test).contrast.harmful
+    assert split.test == (plain.find[0], plain.validate[0], "something new")
+    assert (split.find, split.validate) == (plain.find[1:], plain.validate[1:])
+
+
+def test_own_twins_are_read(tmp_path: Path) -> None:
+    inputs = gather_inputs("some/model", 0, twins=write(tmp_path, "twins.txt", "twin"))
+    assert len(parts_of(inputs, "twin")) == 20
+
+
+def test_limit_shortens_the_test_part_only() -> None:
+    whole, short = gather_inputs("demo", 0), gather_inputs("demo", 0, limit=5)
+    for kind in KINDS:
+        before, after = getattr(whole.contrast, kind), getattr(short.contrast, kind)
+        assert after.test == before.test[:5]
+        assert (after.find, after.validate) == (before.find, before.validate)
+
+
+def test_prompt_in_two_kinds_is_refused_in_one_line(tmp_path: Path) -> None:
+    harmful, harmless = write(tmp_path, "bad.txt", "same"), write(tmp_path, "good.txt", "same", 15)
+    with pytest.raises(PromptError, match="15 prompts are both harmful and harmless, for example 'same 0'") as raised:
+        gather_inputs("some/model", 0, harmful=harmful, harmless=harmless)
+    assert "\n" not in str(raised.value)
+
+
+def test_too_few_prompts_in_a_file_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(PromptError, match="5 different harmful prompts"):
+        gather_inputs("demo", 0, harmful=write(tmp_path, "bad.txt", "bad", 5))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [(None, "cannot be read"), (b"\xff\xfe", "cannot be read"), (b"one\n\ntwo\nthree\n", "holds 3 passages")],
+)
+def test_unusable_calibration_text_is_one_line(tmp_path: Path, content: bytes | None, words: str) -> None:
+    path = tmp_path / "text.txt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(PromptError, match=rf"^calibration: .*{words}") as raised:
+        gather_inputs("demo", 0, calibration=path)
+    assert "\n" not in str(raised.value)
+
+
+def test_own_calibration_text_is_split_without_overlap_and_rules_for_the_demo_too(tmp_path: Path) -> None:
+    path = write(tmp_path, "text.txt", "passage", 20)
+    inputs = gather_inputs("demo", 0, calibration=path)
+    assert sorted(inputs.texts + inputs.held_out_texts) == sorted(path.read_text().splitlines())
+    assert len(inputs.texts) == 14
+    assert inputs.held_out_dialogues == ()
+
+
+def test_texts_become_chunks_without_losing_a_token(tiny: ChatModel) -> None:
+    text = "How do I bake bread? " * 60
+    ids = list(tiny.tokenizer.encode(text))
+    chunks = text_sequences(tiny.tokenizer, [text, "Mix flour"])
+    assert len(ids) > TEXT_CHUNK
+    assert [token for chunk in chunks[:-1] for token in chunk] == ids
+    assert all(2 <= len(chunk) <= TEXT_CHUNK for chunk in chunks)
+
+
+def test_chunk_of_a_single_token_is_left_out(tiny: ChatModel) -> None:
+    assert text_sequences(tiny.tokenizer, ["a"]) == []
+
+
+def test_held_out_dialogues_count_from_the_answer_on(tiny: ChatModel) -> None:
+    inputs = Inputs(gather_inputs("demo", 0).contrast, (), ("Mix flour, water, salt.",), (("apple", "Sorry"),))
+    text, dialogue = held_out_sequences(tiny.tokenizer, inputs)
+    assert text == (list(tiny.tokenizer.encode("Mix flour, water, salt.")), 0)
+    start = len(render_prompt(tiny.tokenizer, "apple"))
+    assert dialogue[1] == start
+    assert tiny.tokenizer.decode(dialogue[0][start:]) == "Sorry<|im_end|>"
+
+
+def test_benchmark_files_make_a_whole_set() -> None:
+    data = os.environ.get("AIRD_TEST_DATA")
+    if not data:
+        pytest.skip("AIRD_TEST_DATA names no folder with the benchmarks")
+    folder = Path(data)
+    inputs = gather_inputs(
+        "some/model",
+        0,
+        harmful=folder / "advbench" / "harmful_behaviors.csv",
+        harmless=folder / "jailbreakbench" / "benign-behaviors.csv",
+        twins=folder / "xstest" / "xstest_prompts.csv",
+        test_harmful=folder / "jailbreakbench" / "harmful-behaviors.csv",
+        calibration=folder / "wikitext2" / "valid.txt",
+    )
+    assert len(inputs.contrast.harmful.test) == 100
+    assert len(parts_of(inputs, "twin")) == 250
+    every = [prompt for kind in KINDS for prompt in parts_of(inputs, kind)]
+    assert len(every) == len(set(every))
+    assert len(inputs.texts) > 1000

@@ -1,0 +1,281 @@
+"""Loading says in one line what is wrong; saving gives a folder that mlx-lm reads, with the very same bytes."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx.utils import tree_flatten
+from mlx_lm.utils import load as mlx_lm_load
+from mlx_lm.utils import load_config, load_model, quantize_model, save_config, save_model
+
+from aird_mlx.errors import AirdError, ModelError, OutputError
+from aird_mlx.model import COMPANION_FILES, ChatModel, load, save
+from aird_mlx.pruning import prune_model
+
+Maker = Callable[..., Path]
+
+
+def refuse(model: str | Path, words: str, kind: type[AirdError] = ModelError) -> str:
+    with pytest.raises(kind, match=words) as raised:
+        load(model)
+    message = str(raised.value)
+    assert "\n" not in message
+    assert message.startswith("model: ")
+    assert message.endswith(".")
+    return message
+
+
+def weights_of(network: Any) -> dict[str, np.ndarray]:
+    return {name: np.array(value) for name, value in tree_flatten(network.parameters())}
+
+
+# --- what cannot be loaded ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["./no-such-folder", "/no/such/folder", "~/no-such-folder", "gone", "a/b/c", "a\\b"])
+def test_mistyped_folder_is_one_line(name: str) -> None:
+    assert name in refuse(name, "there is no folder")
+
+
+def test_file_instead_of_folder_is_one_line(model_folder: Maker) -> None:
+    refuse(model_folder() / "model.safetensors", "is a file; a folder")
+
+
+def test_hub_id_without_a_connection_is_one_line_and_fast(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import huggingface_hub.constants as hub
+
+    # A port where nobody listens stands for a broken connection.
+    monkeypatch.setattr(hub, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path))
+    started = time.monotonic()
+    refuse("no-such-organization/no-such-model", "the hub cannot be reached")
+    assert time.monotonic() - started < 10
+
+
+def test_hub_id_in_offline_mode_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import huggingface_hub.constants as hub
+
+    monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path))
+    refuse("no-such-organization/no-such-model", "no-such-organization/no-such-model")
+
+
+def test_impossible_hub_id_is_one_line() -> None:
+    refuse("bad id!/x", "nor a valid hub id")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (None, "has no config.json"),
+        ("{", "is not JSON"),
+        ("[]", "names no model_type"),
+        ("{}", "names no model_type"),
+        ('{"model_type": "mamba"}', "'mamba' is not supported yet; one of llama"),
+        ('{"model_type": ["llama"]}', "names no model_type"),
+        ('{"model_type": "llama"}', "cannot be read"),
+    ],
+)
+def test_unusable_config_is_one_line(model_folder: Maker, text: str | None, words: str) -> None:
+    folder = model_folder()
+    (folder / "config.json").unlink() if text is None else (folder / "config.json").write_text(text)
+    refuse(folder, words)
+
+
+def test_config_that_is_no_text_is_one_line(model_folder: Maker) -> None:
+    folder = model_folder()
+    (folder / "config.json").write_bytes(b"\xff\xfe\x00")
+    refuse(folder, "is not JSON")
+
+
+def test_missing_weights_are_one_line(model_folder: Maker) -> None:
+    folder = model_folder()
+    (folder / "model.safetensors").unlink()
+    refuse(folder, "has no weights")
+
+
+@pytest.mark.parametrize("kept", [0, 4, 100, 5000])
+def test_truncated_weights_are_one_line(model_folder: Maker, kept: int) -> None:
+    path = model_folder() / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:kept])
+    refuse(path.parent, "the weights in .* cannot be read")
+
+
+def test_missing_tensor_is_named(model_folder: Maker) -> None:
+    path = model_folder() / "model.safetensors"
+    arrays = mx.load(str(path))
+    del arrays["model.layers.2.mlp.down_proj.weight"]
+    mx.save_safetensors(str(path), arrays)
+    refuse(path.parent, "cannot be read")
+
+
+def test_tensor_of_a_wrong_shape_is_one_line(model_folder: Maker) -> None:
+    path = model_folder() / "model.safetensors"
+    arrays = mx.load(str(path))
+    arrays["model.layers.2.mlp.down_proj.weight"] = mx.zeros((3, 3))
+    mx.save_safetensors(str(path), arrays)
+    refuse(path.parent, "cannot be read")
+
+
+def test_missing_tokenizer_is_one_line(model_folder: Maker) -> None:
+    folder = model_folder()
+    (folder / "tokenizer.json").unlink()
+    refuse(folder, "has no tokenizer")
+
+
+@pytest.mark.parametrize("text", ["{", "{}", "not json"])
+def test_broken_tokenizer_is_one_line(model_folder: Maker, text: str) -> None:
+    folder = model_folder()
+    (folder / "tokenizer.json").write_text(text)
+    refuse(folder, "the tokenizer in .* cannot be read")
+
+
+def test_missing_chat_template_is_one_line(model_folder: Maker) -> None:
+    folder = model_folder()
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    del settings["chat_template"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    refuse(folder, "has no chat template")
+
+
+# --- what is loaded -----------------------------------------------------------------------------------------------
+
+
+def test_loaded_model_knows_its_parts(tiny: ChatModel) -> None:
+    assert len(tiny.blocks) == 4
+    assert tiny.hidden_size == 32
+    assert len(list(tiny.linears())) == 28
+    assert tiny.linear(3, "mlp.up_proj") is tiny.blocks[3].mlp.up_proj
+    assert tiny.parameters == sum(value.size for value in weights_of(tiny.network).values())
+    assert tiny.bits_per_weight == 32
+    assert tiny.notes == []
+
+
+def test_sparsity_counts_zeros_of_the_linears_only(tiny: ChatModel) -> None:
+    assert tiny.sparsity() == 0
+    weight = tiny.linear(1, "mlp.down_proj").weight
+    tiny.linear(1, "mlp.down_proj").weight = mx.zeros_like(weight)
+    tiny.network.model.embed_tokens.weight = mx.zeros_like(tiny.network.model.embed_tokens.weight)
+    total = sum(linear.weight.size for _, _, linear in tiny.linears())
+    assert tiny.sparsity() == weight.size / total
+
+
+def quantized(folder: Path, out: Path, bits: int = 8) -> Path:
+    """The model of ``folder`` quantized by mlx-lm, as a folder."""
+    network, config = load_model(folder)
+    network, config = quantize_model(network, config, group_size=32, bits=bits)
+    shutil.copytree(folder, out)
+    (out / "model.safetensors").unlink()
+    save_model(out, network)
+    save_config(config, out / "config.json")
+    return out
+
+
+def test_quantized_model_is_dequantized_with_a_note(model_folder: Maker, tmp_path: Path) -> None:
+    folder = quantized(model_folder(), tmp_path / "quantized")
+    assert "quantization" in load_config(folder)
+    model = load(folder)
+    reference, _ = load_model(folder)
+    ids = mx.array([[5, 6, 7]])
+    np.testing.assert_allclose(np.array(model.network(ids)), np.array(reference(ids)), atol=1e-3)
+    assert len(model.notes) == 1
+    assert "8 bits, group 32" in model.notes[0]
+    assert not any("scales" in name for name in weights_of(model.network))
+    assert prune_model(model, [], method="magnitude", sparsity=0.5).sparsity >= 0.5
+
+
+def test_dequantized_model_is_saved_as_a_plain_one(model_folder: Maker, tmp_path: Path) -> None:
+    model = load(quantized(model_folder(), tmp_path / "quantized"))
+    save(model, tmp_path / "out")
+    assert not {"quantization", "quantization_config"} & set(load_config(tmp_path / "out"))
+    again = load(tmp_path / "out")
+    assert again.notes == []
+    for name, value in weights_of(again.network).items():
+        np.testing.assert_array_equal(value, weights_of(model.network)[name])
+
+
+# --- what is saved ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [mx.float32, mx.float16, mx.bfloat16])
+@pytest.mark.parametrize(("model_type", "tied"), [("llama", True), ("llama", False), ("qwen2", True), ("qwen3", False)])
+def test_saved_model_is_read_by_mlx_lm_bit_for_bit(
+    model_folder: Maker, tmp_path: Path, model_type: str, tied: bool, dtype: mx.Dtype
+) -> None:
+    model = load(model_folder(model_type, tie_word_embeddings=tied))
+    model.network.set_dtype(dtype)
+    prune_model(model, [], method="magnitude", sparsity=0.5)
+    save(model, tmp_path / "out")
+    network, tokenizer = mlx_lm_load(str(tmp_path / "out"))
+    written, expected = dict(tree_flatten(network.parameters())), dict(tree_flatten(model.network.parameters()))
+    assert set(written) == set(expected)
+    for name, value in expected.items():
+        assert written[name].dtype == dtype, name
+        assert mx.array_equal(written[name], value).item(), name
+    assert tokenizer.encode("Hello bread") == model.tokenizer.encode("Hello bread")
+    assert load(tmp_path / "out").sparsity() == 0.5
+
+
+def test_companion_files_are_copied_byte_for_byte(model_folder: Maker, tmp_path: Path) -> None:
+    folder = model_folder()
+    (folder / "generation_config.json").write_text('{"temperature":   0.6 }\n')
+    (folder / "chat_template.jinja").write_bytes(b"{{ messages[0].content }}\r\n")
+    (folder / "special_tokens_map.json").write_text("{}")
+    (folder / "modeling_own.py").write_text("VALUE = 1\n")
+    (folder / "notes.txt").write_text("private")
+    save(load(folder), tmp_path / "out", card="# A card\n")
+    for name in (*(name for name in COMPANION_FILES if (folder / name).exists()), "modeling_own.py"):
+        assert (tmp_path / "out" / name).read_bytes() == (folder / name).read_bytes(), name
+    assert (tmp_path / "out" / "README.md").read_text() == "# A card\n"
+    assert not (tmp_path / "out" / "notes.txt").exists()
+
+
+def test_saved_config_keeps_what_the_model_came_with(model_folder: Maker, tmp_path: Path) -> None:
+    folder = model_folder(rope_theta=12345.0)
+    save(load(folder), tmp_path / "out")
+    written, original = (json.loads((one / "config.json").read_text()) for one in (tmp_path / "out", folder))
+    assert {name: written[name] for name in original} == original
+
+
+def test_existing_folder_is_not_written_to(tiny: ChatModel, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with pytest.raises(OutputError, match=r"^save: .*out exists already") as raised:
+        save(tiny, tmp_path / "out")
+    assert "\n" not in str(raised.value)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_place_that_cannot_be_written_is_one_line(tiny: ChatModel, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match=r"^save: .*cannot be written") as raised:
+        save(tiny, tmp_path / "file" / "out")
+    assert "\n" not in str(raised.value)
+
+
+def test_interrupted_save_leaves_nothing(tiny: ChatModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    target = tmp_path / "new"
+    # The tokenizer is copied after the weights are written.
+    monkeypatch.setattr(shutil, "copyfile", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        save(tiny, target)
+    assert not target.exists()
+    assert not target.with_name("new.writing").exists()
+
+
+def test_leftovers_of_an_interrupted_save_are_replaced(tiny: ChatModel, tmp_path: Path) -> None:
+    (tmp_path / "out.writing").mkdir()
+    (tmp_path / "out.writing" / "stale.safetensors").write_text("x")
+    save(tiny, tmp_path / "out")
+    assert not (tmp_path / "out" / "stale.safetensors").exists()
+    assert not (tmp_path / "out.writing").exists()
