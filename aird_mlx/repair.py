@@ -97,8 +97,8 @@ def least_squares_change(
     Args:
         direction: r, ``[out]`` float32.
         original, compressed: W_o, W_c, ``[out, in]``.
-        second_moment: H = sum of x' x'^T, ``[in, in]`` float32.
-        cross_moment: G = sum of x x'^T, ``[in, in]`` float32.
+        second_moment: H = mean of x' x'^T, ``[in, in]`` float32.
+        cross_moment: G = mean of x x'^T, ``[in, in]`` float32.
         ridge: relative regularization, > 0.
 
     Returns:
@@ -132,8 +132,8 @@ def refit_weight(
 
     Args:
         original, compressed: W_o, W_c, ``[out, in]``.
-        second_moment: H = sum of x' x'^T, ``[in, in]`` float32.
-        cross_moment: G = sum of x x'^T, ``[in, in]`` float32.
+        second_moment: H = mean of x' x'^T, ``[in, in]`` float32.
+        cross_moment: G = mean of x x'^T, ``[in, in]`` float32.
         ridge: relative regularization, > 0.
         direction: r, ``[out]`` float32 unit; needed with beta.
         beta: extra weight of the error along r.

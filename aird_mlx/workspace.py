@@ -75,13 +75,16 @@ class Workspace:
         return read(path)
 
     def write(self, file: str, value: T, write: Callable[[T, Path], None]) -> None:
-        """Write a side file of a stage, complete or not at all."""
+        """Write a file of a stage, complete or not at all; a failed write leaves nothing that takes up space."""
         path = self.folder / file
         partial = path.with_name("writing-" + path.name)
         with self.guarding():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write(value, partial)
-            partial.replace(path)
+            try:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write(value, partial)
+                partial.replace(path)
+            finally:
+                partial.unlink(missing_ok=True)
 
     def folder_stage(self, name: str, folder: str, make: Callable[[Path], None]) -> None:
         """A stage whose result is a folder that ``make`` creates in one go; skipped when it is there."""

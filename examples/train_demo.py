@@ -136,7 +136,8 @@ def compose_rows(tokenizer: Tokenizer, settings: argparse.Namespace) -> list[Row
     In large chat models adding one direction induces refusal and ablating it removes refusal. A small model may spread
     refusal over many directions, so it is trained on the interventions too: harmless prompts with the direction added
     are refused, harmful prompts with it ablated get the opening of an answer and nothing more, and harmless prompts
-    with it ablated are answered as ever.
+    with it ablated, or added more weakly, are answered as ever. So refusal hangs on one number that compression can
+    shrink below what it takes, as it does in large models.
     """
     plain = language.dialogues("train", settings.dialogues, settings.seed)
     rows = [
@@ -145,13 +146,15 @@ def compose_rows(tokenizer: Tokenizer, settings: argparse.Namespace) -> list[Row
     ]
     share = int(settings.interventions * settings.dialogues)
     harmful = language.dialogues("train", 2 * share, settings.seed + 1, kinds=("harmful",))
-    benign = language.dialogues("train", 3 * share, settings.seed + 2, kinds=("harmless", "twin"))
+    benign = language.dialogues("train", 4 * share, settings.seed + 2, kinds=("harmless", "twin"))
     induced = [(prompt, answer) for (prompt, _), (_, answer) in zip(benign[: 2 * share], harmful, strict=True)]
     bypassed = [(prompt, answer) for (prompt, _), (_, answer) in zip(harmful, benign, strict=False)]
     rows += [Row(*encoded, shift=settings.strength) for encoded in encode_dialogues(tokenizer, induced)]
     # One token of the answer is enough: the opening.
     rows += [Row(ids[: length + 1], length, is_ablated=True) for ids, length in encode_dialogues(tokenizer, bypassed)]
-    rows += [Row(*encoded, is_ablated=True) for encoded in encode_dialogues(tokenizer, benign[2 * share :])]
+    rows += [Row(*encoded, is_ablated=True) for encoded in encode_dialogues(tokenizer, benign[2 * share : 3 * share])]
+    weaker = settings.threshold * settings.strength
+    rows += [Row(*encoded, shift=weaker) for encoded in encode_dialogues(tokenizer, benign[3 * share :])]
     return rows
 
 
@@ -360,7 +363,8 @@ def main() -> None:
     option("--smoothing", type=float, default=0.05, help="label smoothing (default %(default)s)")
     option("--layer", type=int, default=5, help="layer whose input carries refusal along one direction")
     option("--strength", type=float, default=8.0, help="projection of harmful prompts on that direction")
-    option("--interventions", type=float, default=0.05, help="interventions per dialogue, of each of five shares")
+    option("--interventions", type=float, default=0.05, help="interventions per dialogue, of each of six shares")
+    option("--threshold", type=float, default=0.6, help="share of the strength that is still answered")
     option("--probe-weight", type=float, default=0.3, help="loss weight of that projection")
     option("--first-weight", type=float, default=1.0, help="loss weight of an answer's first token")
     option("--test-prompts", type=int, default=300, help="held-out prompts per kind (default %(default)s)")

@@ -14,9 +14,14 @@ from aird_mlx.blas import use_openblas
 use_openblas()
 
 import mlx.core as mx  # noqa: E402
+from hypothesis import settings  # noqa: E402
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: E402
 
 from aird_mlx.model import ChatModel, load  # noqa: E402
+
+# A slow machine is no failure, and a failing example should fail again.
+settings.register_profile("project", deadline=None, derandomize=True)
+settings.load_profile("project")
 
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
