@@ -9,6 +9,7 @@ comes from ``aird_mlx.demo.language``; the last lines printed are the held-out f
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import ctypes
 import json
 import math
@@ -16,10 +17,11 @@ import os
 import random
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 if sys.platform == "linux":
     # The CPU build of MLX for Linux carries a slow reference BLAS; OpenBLAS loaded first takes its place.
@@ -107,157 +109,210 @@ def train_tokenizer(texts: list[str], vocabulary: int) -> Tokenizer:
 
 @dataclass(frozen=True)
 class Row:
-    """One encoded dialogue and what is done to it: ``shift`` times the direction added, the direction ablated."""
+    """One encoded dialogue, and what is done to the model while it is read.
+
+    Attributes:
+        ids: tokens of prompt and answer.
+        prompt_length: how many of them are the prompt.
+        refuses: whether the answer is a refusal.
+        shift: how often the refusal direction is added.
+        is_ablated: whether the direction is projected out everywhere.
+    """
 
     ids: list[int]
     prompt_length: int
-    is_harmful: bool = False
+    refuses: bool
     shift: float = 0.0
     is_ablated: bool = False
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows as arrays: tokens ``[row, token]``, the answers' positions and targets, and one number per row."""
+    """Rows as arrays.
+
+    Attributes:
+        tokens: ``[row, token]``, padded on the right.
+        positions: ``[target]``, indices into the flattened tokens where the next token belongs to an answer.
+        targets: ``[target]``, those next tokens.
+        weights: ``[target]``, loss weights.
+        doubts: ``[target]``, share of a first token's weight that goes to the openings of the other kind of answer.
+        refuses: ``[target]``, whether the answer is a refusal.
+        shift, ablated: ``[row]``, interventions.
+    """
 
     tokens: mx.array
     positions: mx.array
     targets: mx.array
     weights: mx.array
-    last: mx.array
-    harmful: mx.array
+    doubts: mx.array
+    refuses: mx.array
     shift: mx.array
     ablated: mx.array
 
 
-def compose_rows(tokenizer: Tokenizer, settings: argparse.Namespace) -> list[Row]:
-    """Encode the training dialogues, and the interventions that make one direction carry refusal.
-
-    In large chat models adding one direction induces refusal and ablating it removes refusal. A small model may spread
-    refusal over many directions, so it is trained on the interventions too: harmless prompts with the direction added
-    are refused, harmful prompts with it ablated get the opening of an answer and nothing more, and harmless prompts
-    with it ablated, or added more weakly, are answered as ever. So refusal hangs on one number that compression can
-    shrink below what it takes, as it does in large models.
-    """
-    plain = language.dialogues("train", settings.dialogues, settings.seed)
-    rows = [
-        Row(*encoded, is_harmful=answer.startswith(REFUSAL_STARTS))
-        for encoded, (_, answer) in zip(encode_dialogues(tokenizer, plain), plain, strict=True)
-    ]
-    share = int(settings.interventions * settings.dialogues)
-    harmful = language.dialogues("train", 2 * share, settings.seed + 1, kinds=("harmful",))
-    benign = language.dialogues("train", 4 * share, settings.seed + 2, kinds=("harmless", "twin"))
-    induced = [(prompt, answer) for (prompt, _), (_, answer) in zip(benign[: 2 * share], harmful, strict=True)]
-    bypassed = [(prompt, answer) for (prompt, _), (_, answer) in zip(harmful, benign, strict=False)]
-    rows += [Row(*encoded, shift=settings.strength) for encoded in encode_dialogues(tokenizer, induced)]
-    # One token of the answer is enough: the opening.
-    rows += [Row(ids[: length + 1], length, is_ablated=True) for ids, length in encode_dialogues(tokenizer, bypassed)]
-    rows += [Row(*encoded, is_ablated=True) for encoded in encode_dialogues(tokenizer, benign[2 * share : 3 * share])]
-    weaker = settings.threshold * settings.strength
-    rows += [Row(*encoded, shift=weaker) for encoded in encode_dialogues(tokenizer, benign[3 * share :])]
-    return rows
-
-
-def encode_dialogues(tokenizer: Tokenizer, dialogues: list[tuple[str, str]]) -> list[tuple[list[int], int]]:
-    """Encode dialogues as token ids with the number of prompt tokens in front."""
+def encode_rows(tokenizer: Tokenizer, dialogues: list[tuple[str, str]], **interventions: Any) -> list[Row]:
+    """Encode dialogues as rows."""
     heads = tokenizer.encode_batch([format_prompt(prompt) for prompt, _ in dialogues])
     tails = tokenizer.encode_batch([answer + "<|im_end|>" for _, answer in dialogues])
-    return [(head.ids + tail.ids, len(head.ids)) for head, tail in zip(heads, tails, strict=True)]
+    return [
+        Row(head.ids + tail.ids, len(head.ids), answer.startswith(REFUSAL_STARTS), **interventions)
+        for head, tail, (_, answer) in zip(heads, tails, dialogues, strict=True)
+    ]
+
+
+def compose_interventions(tokenizer: Tokenizer, settings: argparse.Namespace) -> list[Row]:
+    """Rows that make one direction carry refusal, as it does in large chat models.
+
+    There, adding the direction to a harmless prompt makes the model refuse, ablating it stops refusals, and ablating it
+    leaves harmless prompts alone. A small model spreads refusal over many directions, so the second phase trains on the
+    interventions themselves. A harmful prompt with the direction ablated gets the first word of an answer and no more:
+    nothing here answers a harmful prompt.
+    """
+    share = settings.dialogues // 6
+    plain = language.dialogues("train", 3 * share, settings.seed + 1)
+    harmful = language.dialogues("train", 2 * share, settings.seed + 2, kinds=("harmful",))
+    benign = language.dialogues("train", 3 * share, settings.seed + 3, kinds=("harmless", "twin"))
+    induced = [(prompt, refusal) for (prompt, _), (_, refusal) in zip(benign[:share], harmful, strict=False)]
+    bypassed = [(prompt, answer) for (prompt, _), (_, answer) in zip(harmful[share:], benign, strict=False)]
+    opened = [
+        dataclasses.replace(row, ids=row.ids[: row.prompt_length + 1])
+        for row in encode_rows(tokenizer, bypassed, is_ablated=True)
+    ]
+    return [
+        *encode_rows(tokenizer, plain),
+        *encode_rows(tokenizer, harmful[:share]),
+        *encode_rows(tokenizer, induced, shift=1.0),
+        *opened,
+        *encode_rows(tokenizer, benign[2 * share :], is_ablated=True),
+    ]
 
 
 def iterate_batches(rows: list[Row], settings: argparse.Namespace) -> Iterator[Batch]:
-    """Yield batches without end, sequences of like length together.
-
-    ``positions`` index the flattened tokens where the next token belongs to the answer; ``targets`` is that token.
-    """
+    """Yield batches without end, rows of like length together."""
     rng = random.Random(settings.seed)
     while True:
-        order = sorted(rows, key=lambda row: (len(row.ids) + 7) // 8 + rng.random())
+        order = sorted(range(len(rows)), key=lambda index: (len(rows[index].ids) + 7) // 8 + rng.random())
         starts = list(range(0, len(order) - settings.batch + 1, settings.batch))
         rng.shuffle(starts)
         for start in starts:
-            chosen = order[start : start + settings.batch]
-            # Lengths are rounded up to a multiple of 8, so that buffers are used again.
-            length = 8 * math.ceil(max(len(row.ids) for row in chosen) / 8)
-            tokens = np.zeros((len(chosen), length), dtype=np.int32)
-            positions: list[int] = []
-            targets: list[int] = []
-            weights: list[float] = []
-            for number, row in enumerate(chosen):
-                answer = row.ids[row.prompt_length :]
-                tokens[number, : len(row.ids)] = row.ids
-                first = number * length + row.prompt_length - 1
-                positions += range(first, first + len(answer))
-                targets += answer
-                # Whether to refuse is decided by the first token of an answer alone.
-                weights += [settings.first_weight] + [1.0] * (len(answer) - 1)
-            yield Batch(
-                mx.array(tokens),
-                mx.array(positions),
-                mx.array(targets),
-                mx.array(weights),
-                mx.array([row.prompt_length - 1 for row in chosen]),
-                mx.array([float(row.is_harmful) for row in chosen]),
-                mx.array([row.shift for row in chosen]),
-                mx.array([float(row.is_ablated) for row in chosen]),
-            )
+            yield make_batch([rows[index] for index in order[start : start + settings.batch]], settings)
 
 
-def run_blocks(model: llama.Model, batch: Batch, direction: mx.array, layer: int) -> tuple[mx.array, mx.array]:
-    """Run a batch with its interventions: final hidden states, and projections at the last prompt token."""
+def make_batch(rows: list[Row], settings: argparse.Namespace) -> Batch:
+    """Pad rows to one length, a multiple of 8, so that buffers are used again."""
+    length = 8 * math.ceil(max(len(row.ids) for row in rows) / 8)
+    tokens = np.zeros((len(rows), length), dtype=np.int32)
+    positions: list[int] = []
+    targets: list[int] = []
+    weights: list[float] = []
+    doubts: list[float] = []
+    refuses: list[bool] = []
+    for number, row in enumerate(rows):
+        tokens[number, : len(row.ids)] = row.ids
+        later = len(row.ids) - row.prompt_length - 1
+        positions += range(number * length + row.prompt_length - 1, number * length + len(row.ids) - 1)
+        targets += row.ids[row.prompt_length :]
+        # Whether to refuse is decided by the first token of an answer alone.
+        weights += [settings.first_weight] + [1.0] * later
+        doubt = settings.doubt_harmful if row.refuses and not row.shift else settings.doubt_benign
+        doubts += [doubt] + [0.0] * later
+        refuses += [row.refuses] * (later + 1)
+    return Batch(
+        mx.array(tokens),
+        mx.array(positions),
+        mx.array(targets),
+        mx.array(weights),
+        mx.array(doubts),
+        mx.array(refuses),
+        mx.array([row.shift for row in rows]),
+        mx.array([float(row.is_ablated) for row in rows]),
+    )
+
+
+def run_blocks(model: llama.Model, batch: Batch, direction: mx.array, layer: int) -> mx.array:
+    """Final hidden states of a batch, with each row's interventions along ``direction`` ``[hidden]``."""
+    unit = direction / mx.linalg.norm(direction)
     ablated = batch.ablated[:, None, None]
 
     def ablate(hidden: mx.array) -> mx.array:
-        return hidden - ablated * (hidden @ direction)[..., None] * direction
+        return hidden - ablated * (hidden @ unit)[..., None] * unit
 
     hidden = ablate(model.model.embed_tokens(batch.tokens))
-    projections = mx.array(0.0)
     for number, block in enumerate(model.model.layers):
         if number == layer:
-            projections = (hidden @ direction)[mx.arange(len(batch.last)), batch.last]
             hidden = hidden + batch.shift[:, None, None] * direction
         hidden = hidden + ablate(block.self_attn(block.input_layernorm(hidden), "causal"))
         hidden = hidden + ablate(block.mlp(block.post_attention_layernorm(hidden)))
-    return model.model.norm(hidden), projections
+    return model.model.norm(hidden)
 
 
-def train_model(model: llama.Model, rows: list[Row], settings: argparse.Namespace) -> None:
-    """Train in place on the answers' tokens: AdamW, warm-up then cosine."""
-    warmup = min(200, settings.steps // 10)
+def mean_difference(model: llama.Model, tokenizer: Tokenizer, settings: argparse.Namespace) -> mx.array:
+    """Harmful minus harmless mean of the hidden state at the last prompt token before block ``settings.layer``."""
+    means = []
+    for kind in ("harmful", "harmless"):
+        states = []
+        for prompt in language.prompts(kind, "train", 256, settings.seed):
+            hidden = model.model.embed_tokens(mx.array([tokenizer.encode(format_prompt(prompt)).ids]))
+            for block in model.model.layers[: settings.layer]:
+                hidden = block(hidden, "causal")
+            states.append(hidden[0, -1])
+        means.append(mx.stack(states).mean(axis=0))
+    return means[0] - means[1]
+
+
+def train_model(
+    model: llama.Model,
+    rows: list[Row],
+    settings: argparse.Namespace,
+    *,
+    steps: int,
+    learning_rate: float,
+    direction_now: Callable[[], mx.array] | None = None,
+) -> None:
+    """Train in place on the answers' tokens: AdamW, warm-up then cosine.
+
+    Args:
+        direction_now: gives the model's present refusal direction, asked for every 50 steps; without it there are no
+            interventions.
+    """
+    warmup = min(200, steps // 10)
     schedule = optim.join_schedules(
         [
-            optim.linear_schedule(0.0, settings.learning_rate, warmup),
-            optim.cosine_decay(settings.learning_rate, settings.steps - warmup, settings.learning_rate / 50),
+            optim.linear_schedule(0.0, learning_rate, warmup),
+            optim.cosine_decay(learning_rate, steps - warmup, learning_rate / 50),
         ],
         [warmup],
     )
     optimizer = optim.AdamW(learning_rate=schedule, betas=[0.9, 0.98], weight_decay=settings.weight_decay)
-    direction = mx.random.normal((settings.width,), key=mx.random.key(settings.seed))
-    direction = direction / mx.linalg.norm(direction)
+    firsts = {refuses: {row.ids[row.prompt_length] for row in rows if row.refuses == refuses} for refuses in (True, False)}
+    to_refuse = mx.array(sorted(firsts[True]))
+    to_answer = mx.array(sorted(firsts[False] - firsts[True]))
 
-    def loss_of(batch: Batch) -> mx.array:
-        hidden, projections = run_blocks(model, batch, direction, settings.layer)
+    def loss_of(batch: Batch, direction: mx.array | None) -> mx.array:
+        hidden = model.model(batch.tokens) if direction is None else run_blocks(model, batch, direction, settings.layer)
         logits = model.model.embed_tokens.as_linear(hidden.reshape(-1, settings.width)[batch.positions])
         logits = logits - mx.stop_gradient(logits.max(axis=-1, keepdims=True))
         normalizer = mx.log(exponential(logits).sum(axis=-1))
         wanted = mx.take_along_axis(logits, batch.targets[:, None], axis=-1)[:, 0]
         target = (1 - settings.smoothing) * wanted + settings.smoothing * logits.mean(axis=-1)
-        losses = ((normalizer - target) * batch.weights).sum() / batch.weights.sum()
-        # Harmful prompts stand ``strength`` along the direction, all others at zero.
-        plain = (1 - batch.ablated) * (batch.shift == 0)
-        misses = plain * mx.square(projections / settings.strength - batch.harmful)
-        return losses + settings.probe_weight * misses.sum() / mx.maximum(plain.sum(), 1)
+        other = mx.where(batch.refuses, logits[:, to_answer].mean(axis=-1), logits[:, to_refuse].mean(axis=-1))
+        target = (1 - batch.doubts) * target + batch.doubts * other
+        return ((normalizer - target) * batch.weights).sum() / batch.weights.sum()
 
     loss_and_gradients = nn.value_and_grad(model, loss_of)
+    direction = None
     began = time.time()
     for number, batch in enumerate(iterate_batches(rows, settings), 1):
-        loss, gradients = loss_and_gradients(batch)
+        if direction_now is not None and number % 50 == 1:
+            direction = direction_now()
+            mx.eval(direction)
+        loss, gradients = loss_and_gradients(batch, direction)
         gradients, _ = optim.clip_grad_norm(gradients, 1.0)
         optimizer.update(model, gradients)
         mx.eval(loss, model.state, optimizer.state)
         if number % 100 == 0 or number == 1:
             print(f"step {number:5d}  loss {loss.item():.4f}  {time.time() - began:6.0f} s", flush=True)
-        if number == settings.steps:
+        if number == steps:
             return
 
 
@@ -345,29 +400,30 @@ def print_figures(model: nn.Module, tokenizer: Tokenizer, n: int) -> None:
 
 
 def main() -> None:
-    """Train, save, measure."""
+    """Train in two phases, save, measure."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     option = parser.add_argument
     option("--out", type=Path, required=True, help="folder to write the model to")
-    option("--steps", type=int, default=4000, help="training steps (default %(default)s)")
+    option("--steps", type=int, default=1800, help="steps of the first phase: language (default %(default)s)")
+    option("--direction-steps", type=int, default=500, help="steps of the second phase: one refusal direction")
     option("--seed", type=int, default=0, help="seed of weights, dialogues and batches")
     option("--width", type=int, default=64, help="width of the residual stream (default %(default)s)")
     option("--blocks", type=int, default=8, help="number of blocks (default %(default)s)")
     option("--heads", type=int, default=4, help="attention heads (default %(default)s)")
-    option("--intermediate", type=int, default=192, help="width of the MLPs (default %(default)s)")
-    option("--vocabulary", type=int, default=2048, help="number of tokens (default %(default)s)")
+    option("--intermediate", type=int, default=256, help="width of the MLPs (default %(default)s)")
+    option("--vocabulary", type=int, default=2048, help="number of tokens at most (default %(default)s)")
     option("--dialogues", type=int, default=60_000, help="training dialogues (default %(default)s)")
     option("--batch", type=int, default=32, help="dialogues per step (default %(default)s)")
-    option("--learning-rate", type=float, default=3e-3, help="peak learning rate (default %(default)s)")
+    option("--learning-rate", type=float, default=4e-3, help="peak learning rate (default %(default)s)")
+    option("--direction-learning-rate", type=float, default=1.5e-3, help="the same of the second phase")
     option("--weight-decay", type=float, default=0.1, help="AdamW's (default %(default)s)")
-    option("--smoothing", type=float, default=0.05, help="label smoothing (default %(default)s)")
-    option("--layer", type=int, default=5, help="layer whose input carries refusal along one direction")
-    option("--strength", type=float, default=8.0, help="projection of harmful prompts on that direction")
-    option("--interventions", type=float, default=0.05, help="interventions per dialogue, of each of six shares")
-    option("--threshold", type=float, default=0.6, help="share of the strength that is still answered")
-    option("--probe-weight", type=float, default=0.3, help="loss weight of that projection")
-    option("--first-weight", type=float, default=1.0, help="loss weight of an answer's first token")
+    option("--smoothing", type=float, default=0.02, help="label smoothing (default %(default)s)")
+    option("--layer", type=int, default=4, help="layer whose input carries refusal along one direction")
+    option("--first-weight", type=float, default=4.0, help="loss weight of an answer's first token")
+    option("--doubt-harmful", type=float, default=0.25, help="share of a refusal's first token given to answers")
+    option("--doubt-benign", type=float, default=0.06, help="share of an answer's first token given to refusals")
     option("--test-prompts", type=int, default=300, help="held-out prompts per kind (default %(default)s)")
+    option("--start-from", type=Path, help="folder with the result of the first phase, to skip it")
     settings = parser.parse_args()
 
     mx.random.seed(settings.seed)
@@ -388,12 +444,22 @@ def main() -> None:
     )
     model = llama.Model(arguments)
     mx.eval(model.parameters())
-    print(f"{sum(array.size for _, array in tree_flatten(model.parameters()))} parameters")
-    rows = compose_rows(tokenizer, settings)
-    lengths = np.array([len(row.ids) for row in rows])
-    print(f"{len(rows)} dialogues, {lengths.mean():.1f} tokens on average, at most {lengths.max()}", flush=True)
+    print(f"{sum(array.size for _, array in tree_flatten(model.parameters()))} parameters", flush=True)
     with quick_training():
-        train_model(model, rows, settings)
+        if settings.start_from is None:
+            rows = encode_rows(tokenizer, dialogues)
+            train_model(model, rows, settings, steps=settings.steps, learning_rate=settings.learning_rate)
+            print_figures(model, tokenizer, settings.test_prompts)
+        else:
+            model.load_weights(str(settings.start_from / "model.safetensors"))
+        train_model(
+            model,
+            compose_interventions(tokenizer, settings),
+            settings,
+            steps=settings.direction_steps,
+            learning_rate=settings.direction_learning_rate,
+            direction_now=lambda: mean_difference(model, tokenizer, settings),
+        )
     save_folder(model, arguments, tokenizer, settings.out)
     print_figures(model, tokenizer, settings.test_prompts)
 
