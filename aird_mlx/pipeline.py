@@ -50,7 +50,7 @@ __all__ = ["Plan", "RepairSettings", "output_folder", "plan_repair", "repair_mod
 # What may differ when an interrupted run is resumed: where it goes and what is exported, not what is measured.
 RESUMABLE = ("resume", "out", "mlx_path", "dry_run", "gguf")
 # Long enough for the opening of an answer, which is what the judge reads.
-MAX_NEW_TOKENS = 128
+MAX_NEW_TOKENS = 64
 
 
 @dataclass(frozen=True)

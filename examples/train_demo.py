@@ -9,8 +9,8 @@ comes from ``aird_mlx.demo.language``; the last lines printed are the held-out f
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import ctypes
+import dataclasses
 import json
 import math
 import os
@@ -284,7 +284,9 @@ def train_model(
         [warmup],
     )
     optimizer = optim.AdamW(learning_rate=schedule, betas=[0.9, 0.98], weight_decay=settings.weight_decay)
-    firsts = {refuses: {row.ids[row.prompt_length] for row in rows if row.refuses == refuses} for refuses in (True, False)}
+    firsts = {
+        refuses: {row.ids[row.prompt_length] for row in rows if row.refuses == refuses} for refuses in (True, False)
+    }
     to_refuse = mx.array(sorted(firsts[True]))
     to_answer = mx.array(sorted(firsts[False] - firsts[True]))
 
