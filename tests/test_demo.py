@@ -108,7 +108,7 @@ def test_unknown_kinds_and_impossible_numbers_are_one_line_errors() -> None:
     with pytest.raises(PromptError, match="kinds are harmful, harmless, twin"):
         language.prompts("evil", "test", 1, seed=0)
     with pytest.raises(PromptError, match="Ask for fewer"):
-        language.prompts("twin", "validation", 10**6, seed=0)
+        language.prompts("twin", "validation", 10**5, seed=0)
 
 
 def test_the_packaged_folder_is_small() -> None:
