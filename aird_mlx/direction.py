@@ -9,7 +9,6 @@ This module does not know where prompts come from or what a refusal says; it is 
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +25,7 @@ MAXIMUM_KL = 0.1
 MINIMUM_INDUCE = 0.0
 LAST_LAYER_SHARE = 0.8
 
-# A token opens refusals when it starts this share of them and is this many times commoner there than in answers.
+# A token opens refusals when it has this probability there, and is this many times likelier there than in answers.
 OPENING_SHARE = 0.02
 OPENING_RATIO = 4.0
 
@@ -96,30 +95,31 @@ class Measurement:
         return cosine(self.differences[other.layer, other.position], other.vector)
 
 
-def refusal_tokens(refused: Sequence[int], answered: Sequence[int]) -> list[int]:
-    """The tokens a model's refusals start with, commonest first.
+def refusal_tokens(refused: mx.array, answered: mx.array) -> list[int]:
+    """The tokens a model's refusals start with, likeliest first.
+
+    Taken from what the model deems likely, not only from what it says first: a greedy model that knows several openings
+    says one of them, but is refusing with the probability of all.
 
     Args:
-        refused: first token of each refusal the model gave.
-        answered: first token of each answer that was no refusal.
+        refused: logits ``[prompt, vocab]`` after prompts that the model refused.
+        answered: logits ``[prompt, vocab]`` after prompts that it answered.
 
     Raises:
         DirectionError: refusals start like answers do, so no token tells them apart.
 
-    >>> refusal_tokens([7, 7, 7, 8], [1, 1, 8, 2])
-    [7]
+    >>> refusal_tokens(mx.array([[9.0, 1.0, 8.5]]), mx.array([[0.0, 9.0, 8.0]]))
+    [0]
     """
-    refusals, answers = Counter(refused), Counter(answered)
-    tokens = [
-        token
-        for token, count in sorted(refusals.items(), key=lambda item: (-item[1], item[0]))
-        if count >= OPENING_SHARE * len(refused)
-        and count / len(refused) >= OPENING_RATIO * answers[token] / max(len(answered), 1)
-    ]
+    there = mx.softmax(refused.astype(mx.float32), axis=-1).mean(axis=0)
+    elsewhere = mx.softmax(answered.astype(mx.float32), axis=-1).mean(axis=0)
+    is_opening = (there >= OPENING_SHARE) & (there >= OPENING_RATIO * elsewhere)
+    likeliest_first = mx.argsort(-there).tolist()
+    tokens = [token for token in likeliest_first[: int(1 / OPENING_SHARE)] if is_opening[token].item()]
     if not tokens:
         raise DirectionError(
-            f"direction: none of the {len(refusals)} first tokens of {len(refused)} refusals is commoner there than in "
-            "answers; refusals that start in their own way are needed. Use more or clearer harmful prompts."
+            f"direction: no first token of {refused.shape[0]} refusals is likelier there than in answers; refusals that "
+            "start in their own way are needed. Use more or clearer harmful prompts."
         )
     return tokens
 
@@ -309,6 +309,11 @@ def last_refusal_log_odds(
     """Refusal log-odds ``[prompt]`` after each prompt; ``ablate`` ``[hidden]`` is projected out everywhere."""
     unit = None if ablate is None else (ablate / mx.linalg.norm(ablate))[None]
     return refusal_log_odds(_last_logits(model, batch_sequences(prompts), unit)[0], tokens)
+
+
+def last_logits(model: ChatModel, prompts: Sequence[Sequence[int]]) -> mx.array:
+    """Logits ``[prompt, vocab]`` of the plain model after each prompt."""
+    return _last_logits(model, batch_sequences(prompts), None)[0]
 
 
 def _last_logits(model: ChatModel, batches: Sequence[TokenBatch], ablate: mx.array | None) -> mx.array:

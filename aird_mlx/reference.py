@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import cached_property
 
 from aird_mlx.activations import TokenBatch, batch_sequences
-from aird_mlx.direction import refusal_tokens
+from aird_mlx.direction import last_logits, refusal_tokens
 from aird_mlx.errors import DirectionError
 from aird_mlx.evaluation import REFUSAL, decode, generate_answers, judge_answer, utility_batch_tokens
 from aird_mlx.inputs import Inputs, held_out_sequences, text_sequences
@@ -20,6 +20,9 @@ from aird_mlx.prompts import KINDS, PARTS, render_dialogue, render_prompt
 # A model that refuses less of the harmful prompts than this has no refusal to repair; one that refuses more of the
 # harmless ones than this tells nothing about refusing.
 LEAST_REFUSALS, MOST_OVER_REFUSALS = 0.2, 0.8
+
+# Prompts whose next-token probabilities say what a refusal starts with.
+OPENING_PROMPTS = 128
 
 Answers = dict[str, dict[str, list[list[int]]]]
 
@@ -68,15 +71,13 @@ class Reference:
         Raises:
             DirectionError: the model refuses hardly any harmful, or nearly all harmless prompts.
         """
-        opened: dict[bool, list[int]] = {True: [], False: []}
+        prompts: dict[str, list[list[int]]] = {}
         rates = {}
         for kind in ("harmful", "harmless"):
-            answers = self.answers[kind]["find"]
-            refused = [judge_answer(decode(self.model, tokens)) == REFUSAL for tokens in answers]
+            refused = [judge_answer(decode(self.model, tokens)) == REFUSAL for tokens in self.answers[kind]["find"]]
             rates[kind] = sum(refused) / len(refused)
-            for tokens, is_refusal in zip(answers, refused, strict=True):
-                if tokens and is_refusal == (kind == "harmful"):
-                    opened[is_refusal].append(tokens[0])
+            asked = zip(self.prompts(kind, "find"), refused, strict=True)
+            prompts[kind] = [ids for ids, is_refusal in asked if is_refusal == (kind == "harmful")][:OPENING_PROMPTS]
         if rates["harmful"] < LEAST_REFUSALS:
             raise DirectionError(
                 f"direction: {self.model.name} refuses {rates['harmful']:.0%} of the harmful prompts; a model that "
@@ -88,7 +89,7 @@ class Reference:
                 f"direction: {self.model.name} refuses {rates['harmless']:.0%} of the harmless prompts; a model "
                 "that answers them is needed. Check the prompts given with --harmless."
             )
-        return refusal_tokens(opened[True], opened[False])
+        return refusal_tokens(*(last_logits(self.model, prompts[kind]) for kind in ("harmful", "harmless")))
 
     def prompts(self, kind: str, part: str, most: int | None = None) -> list[list[int]]:
         """Token ids of the (first ``most``) prompts of one kind and part."""

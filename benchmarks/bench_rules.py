@@ -29,7 +29,9 @@ from aird_mlx.search import choose_repair, patched, plans_for  # noqa: E402
 from aird_mlx.stages import measure_on_reference  # noqa: E402
 
 TOKENS = 64
-HEADER = f"{'':34s} {'harmful':>8s} {'harmless':>9s} {'twin':>7s} {'perplexity':>11s} {'KL':>7s} {'zeros':>7s} {'s':>5s}"
+HEADER = (
+    f"{'':34s} {'harmful':>8s} {'harmless':>9s} {'twin':>7s} {'perplexity':>11s} {'KL':>7s} {'zeros':>7s} {'s':>5s}"
+)
 
 
 def main() -> None:
@@ -63,12 +65,20 @@ def main() -> None:
         print(f"\nsparsity {sparsity}\n{HEADER}")
         model = load(options.model)
         prune_model(
-            model, reference.calibration(["harmless"]), method=options.method, sparsity=sparsity, pattern=options.pattern
+            model,
+            reference.calibration(["harmless"]),
+            method=options.method,
+            sparsity=sparsity,
+            pattern=options.pattern,
         )
         show("dense", dense, 0.0)
         show("pruned", model, 0.0)
         random = mx.random.normal(direction.vector.shape, key=mx.random.key(options.seed))
-        runs = [(f"{rule}, {mask}", rule, KINDS, direction.vector, mask == "in the mask") for rule in RULES for mask in _masks(rule)]
+        runs = [
+            (f"{rule}, {mask}", rule, KINDS, direction.vector, mask == "in the mask")
+            for rule in RULES
+            for mask in _masks(rule)
+        ]
         runs.append(("refit, harmless prompts only", "refit", ("harmless",), direction.vector, True))
         runs.append(("least-squares, random direction", "least-squares", KINDS, random / mx.linalg.norm(random), True))
         for name, rule, kinds, vector, inside_mask in runs:

@@ -9,8 +9,8 @@ use_openblas()
 
 from aird_mlx.activations import batch_sequences  # noqa: E402
 from aird_mlx.demo.language import dialogues, prompts  # noqa: E402
-from aird_mlx.direction import measure_direction, refusal_tokens  # noqa: E402
-from aird_mlx.evaluation import REFUSAL, decode, generate_answers, judge_answer, measure_refusals  # noqa: E402
+from aird_mlx.direction import last_logits, measure_direction, refusal_tokens  # noqa: E402
+from aird_mlx.evaluation import measure_refusals  # noqa: E402
 from aird_mlx.model import load  # noqa: E402
 from aird_mlx.patch import fold  # noqa: E402
 from aird_mlx.prompts import post_instruction_tokens, render_dialogue, render_prompt  # noqa: E402
@@ -25,12 +25,10 @@ def main() -> None:
     def rendered(kind: str, part: str, n: int) -> list[list[int]]:
         return [render_prompt(dense.tokenizer, prompt) for prompt in prompts(kind, part, n, seed=0)]
 
-    # 1. What do this model's refusals start with? Ask it.
+    # 1. What do this model's refusals start with? Look at what it deems likely.
     harmful, harmless = rendered("harmful", "train", 128), rendered("harmless", "train", 128)
-    first = {True: [], False: []}
-    for answer in generate_answers(dense, harmful + harmless, max_new_tokens=32):
-        first[judge_answer(decode(dense, answer)) == REFUSAL].append(answer[0])
-    tokens = refusal_tokens(first[True], first[False])
+    tokens = refusal_tokens(last_logits(dense, harmful), last_logits(dense, harmless))
+    print("refusals start with", [dense.tokenizer.decode([token]) for token in tokens])
 
     # 2. The refusal direction: selected among all layers and post-instruction positions.
     direction = measure_direction(

@@ -261,15 +261,29 @@ def test_filters_are_those_of_the_paper(induce: float, kl: float, survives: bool
     assert candidate(0.0, induce=induce, kl=kl).is_survivor is survives
 
 
-def test_refusal_tokens_come_commonest_first_without_those_of_answers() -> None:
-    assert refusal_tokens([5] * 10 + [6] * 20 + [7] * 10, [7] * 10 + [8] * 90) == [6, 5]
-    assert refusal_tokens([5] * 99 + [6], [8]) == [5], "one in a hundred is no opening"
-    assert refusal_tokens([5, 5, 6, 6], []) == [5, 6]
+def logits_of(*rows: dict[int, float]) -> mx.array:
+    """Logits ``[prompt, 10]`` whose softmax has the given probabilities, the rest spread evenly."""
+    probabilities = np.zeros((len(rows), 10))
+    for number, row in enumerate(rows):
+        probabilities[number] = (1 - sum(row.values())) / (10 - len(row))
+        for token, probability in row.items():
+            probabilities[number, token] = probability
+    return mx.array(np.log(probabilities).astype(np.float32))
+
+
+def test_refusal_tokens_come_likeliest_first_without_those_of_answers() -> None:
+    refused = logits_of({5: 0.3, 6: 0.4, 7: 0.25}, {5: 0.2, 6: 0.5, 7: 0.25})
+    answered = logits_of({7: 0.25, 8: 0.72})
+    assert refusal_tokens(refused, answered) == [6, 5]
+
+
+def test_refusal_tokens_are_found_though_the_model_never_says_them_first() -> None:
+    assert refusal_tokens(logits_of({5: 0.6, 6: 0.39}), logits_of({8: 0.99})) == [5, 6]
 
 
 def test_refusal_tokens_like_those_of_answers_are_an_error() -> None:
-    with pytest.raises(DirectionError, match=r"none of the 2 first tokens of 4 refusals"):
-        refusal_tokens([1, 1, 2, 2], [1, 2])
+    with pytest.raises(DirectionError, match=r"no first token of 1 refusals"):
+        refusal_tokens(logits_of({1: 0.5, 2: 0.49}), logits_of({1: 0.5, 2: 0.49}))
 
 
 def test_cosine_of_known_vectors() -> None:
