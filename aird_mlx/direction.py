@@ -118,8 +118,8 @@ def refusal_tokens(refused: mx.array, answered: mx.array) -> list[int]:
     tokens = [token for token in likeliest_first[: int(1 / OPENING_SHARE)] if is_opening[token].item()]
     if not tokens:
         raise DirectionError(
-            f"direction: no first token of {refused.shape[0]} refusals is likelier there than in answers; refusals that "
-            "start in their own way are needed. Use more or clearer harmful prompts."
+            f"direction: no first token of {refused.shape[0]} refusals is likelier there than in answers; refusals "
+            "that start in their own way are needed. Use more or clearer harmful prompts."
         )
     return tokens
 

@@ -1,7 +1,7 @@
 """Every repair rule on the same pruned demo model, chosen on validation prompts, reported on test prompts.
 
-Prints one table per sparsity: refusals of harmful, harmless and twin prompts with n, perplexity, KL to the dense model,
-sparsity lost. Rows after the rules are controls: `refit` calibrated without harmful prompts, and `least-squares` along a
+Prints one table per sparsity: refusals of harmful, harmless and twin prompts, perplexity, KL to the dense model, share of
+zeros, seconds. Rows after the rules are controls: `refit` calibrated without harmful prompts, and `least-squares` along a
 random direction.
 
     python benchmarks/bench_rules.py --sparsity 0.5 --sparsity 0.6
