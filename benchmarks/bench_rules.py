@@ -1,8 +1,8 @@
 """Every repair rule on the same pruned demo model, chosen on validation prompts, reported on test prompts.
 
-Prints one table per sparsity: refusals of harmful, harmless and twin prompts, perplexity, KL to the dense model, share of
-zeros, seconds. Rows after the rules are controls: `refit` calibrated without harmful prompts, and `least-squares` along a
-random direction.
+Prints one table per sparsity: refusals of harmful, harmless and twin prompts, perplexity, KL to the dense model,
+share of zeros, seconds. Rows after the rules are controls: `refit` calibrated without harmful prompts, and
+`least-squares` along a random direction.
 
     python benchmarks/bench_rules.py --sparsity 0.5 --sparsity 0.6
 """
