@@ -48,9 +48,9 @@ class Patch:
     """A repair: its parts and how they were found.
 
     Attributes:
-        rule: ``paper``, ``restore``, ``least-squares`` or ``refit``.
-        strength: alpha of ``paper``, beta of ``refit``, 1 for the others.
-        ridge: regularization relative to the mean diagonal; 0 for rules that solve nothing.
+        rule: one of `aird_mlx.repair.RULES`.
+        strength: alpha of ``paper``, beta of ``refit`` and ``reconstruct``, 1 for the others.
+        ridge: regularization relative to the mean diagonal; 0 for rules that solve no least squares.
         parts: one per changed linear, in data order.
     """
 

@@ -299,7 +299,7 @@ class _Run:
 
     def _report(self, direction: Direction, stages: list[Stage], repair: RepairFigures) -> Report:
         settings = {
-            name: str(value) if isinstance(value, Path) else value
+            name: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
             for name, value in dataclasses.asdict(self.settings).items()
             if name not in ("resume", "dry_run")
         }

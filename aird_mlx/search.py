@@ -55,7 +55,7 @@ class Choice:
 def plans_for(rule: str, *, source_layer: int, blocks: int, inside_mask: bool) -> list[RepairPlan]:
     """The plans a rule is searched over: alpha for ``paper``, ridge and blocks for the rules that solve.
 
-    ``auto`` searches ``refit``: on every model measured so far it dominates the one-direction rules.
+    ``auto`` is ``reconstruct``: on every model measured so far it dominates the other rules.
 
     >>> [plan.strength for plan in plans_for("paper", source_layer=3, blocks=8, inside_mask=True)]
     [0.5, 1.0, 2.0, 4.0, 8.0]
@@ -73,7 +73,9 @@ def plans_for(rule: str, *, source_layer: int, blocks: int, inside_mask: bool) -
             for chosen in dict.fromkeys((before_source, before_source[-3:]))
             for ridge in (0.001, 0.1)
         ]
-    return [RepairPlan("refit", everything, 0.0, ridge) for ridge in (0.001, 0.01, 0.1)]
+    if rule == "refit":
+        return [RepairPlan(rule, everything, 0.0, ridge) for ridge in (0.01, 0.1)]
+    return [RepairPlan("reconstruct", everything, 0.0)]
 
 
 def choose_repair(
@@ -144,7 +146,8 @@ def _rank(trial: Trial, compressed: Trial, target: Trial, sizes: Mapping[str, in
         trial.twin - compressed.twin - max(OVER_REFUSAL_MARGIN, 1.0 / sizes.get("twin", 1)),
         trial.perplexity / compressed.perplexity - 1.0,
     ]
-    broken = sum(max(0.0, amount) for amount in excess)
+    # Rates are shares of a few hundred prompts: what is less than this over a limit is rounding.
+    broken = sum(amount for amount in excess if amount > 1e-9)
     missing = max(0.0, target.harmful - trial.harmful)
     return (broken, missing, trial.over_refusal, trial.kl_to_dense)
 

@@ -126,7 +126,7 @@ repair_options = with_options(
     ),
     click.option(
         "--rule",
-        type=click.Choice(["auto", "paper", "restore", "least-squares", "refit"]),
+        type=click.Choice(["auto", "paper", "restore", "least-squares", "refit", "reconstruct"]),
         default="auto",
         show_default=True,
         help="Repair rule; auto takes what measures best on validation prompts.",

@@ -269,7 +269,9 @@ def test_solve_patch_puts_the_weights_back_when_it_is_interrupted(
         np.testing.assert_array_equal(value, before[name], err_msg=name)
 
 
-@pytest.mark.parametrize(("rule", "inside_mask"), [*((rule, True) for rule in RULES), ("refit", False)])
+@pytest.mark.parametrize(
+    ("rule", "inside_mask"), [*((rule, True) for rule in RULES), ("refit", False), ("reconstruct", False)]
+)
 @pytest.mark.parametrize("pattern", ["unstructured", "2:4"])
 def test_repairs_inside_the_mask_keep_every_zero(
     pair: Callable[..., tuple[ChatModel, ChatModel]], rule: str, inside_mask: bool, pattern: str
@@ -288,7 +290,9 @@ def test_repairs_inside_the_mask_keep_every_zero(
             assert (zeros.reshape(zeros.shape[0], -1, 4).sum(axis=-1) >= 2).all()
 
 
-@pytest.mark.parametrize(("rule", "rank"), [("paper", 1), ("restore", 1), ("least-squares", 1), ("refit", None)])
+@pytest.mark.parametrize(
+    ("rule", "rank"), [("paper", 1), ("restore", 1), ("least-squares", 1), ("refit", None), ("reconstruct", None)]
+)
 def test_rules_have_the_rank_they_claim(
     pair: Callable[..., tuple[ChatModel, ChatModel]], rule: str, rank: int | None
 ) -> None:
@@ -431,7 +435,10 @@ def test_refit_in_float16_keeps_dtype_and_mask(pair: Callable[..., tuple[ChatMod
 @pytest.mark.parametrize(
     ("plan", "words"),
     [
-        (RepairPlan("aird", (0,)), r"^repair: rule is 'aird'; one of paper, restore, least-squares, refit"),
+        (
+            RepairPlan("aird", (0,)),
+            r"^repair: rule is 'aird'; one of paper, restore, least-squares, refit, reconstruct is needed",
+        ),
         (RepairPlan("refit", (0, 4)), r"^repair: blocks are \[0, 4\]; 0 to 3 are needed"),
         (RepairPlan("paper", (-1,)), r"^repair: blocks are \[-1\]"),
     ],

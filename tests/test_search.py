@@ -45,6 +45,12 @@ def test_limits_themselves_are_within(within: dict[str, float]) -> None:
     assert better(replace(GOOD, harmful=1.0, **within), GOOD)
 
 
+@pytest.mark.parametrize("before", [0.03, 0.07, 0.29])
+def test_a_limit_reached_exactly_is_not_broken_by_rounding(before: float) -> None:
+    compressed = replace(COMPRESSED, twin=before)
+    assert _rank(replace(GOOD, twin=before + 0.01), compressed, DENSE, SIZES)[0] == 0
+
+
 def test_limit_is_never_finer_than_one_prompt() -> None:
     few = {"harmful": 10, "harmless": 10, "twin": 10}
     assert better(replace(GOOD, harmful=1.0, harmless=0.12), GOOD, few)
@@ -65,20 +71,20 @@ def test_of_two_that_break_the_limits_the_lesser_breach_wins() -> None:
     assert better(replace(GOOD, twin=0.20, harmful=0.5), replace(GOOD, twin=0.30, harmful=1.0))
 
 
-@pytest.mark.parametrize("rule", ["paper", "restore", "least-squares", "refit", "auto"])
+@pytest.mark.parametrize("rule", ["paper", "restore", "least-squares", "refit", "reconstruct", "auto"])
 @pytest.mark.parametrize("source_layer", [0, 1, 3, 8])
 def test_plans_fit_the_model_and_the_rule(rule: str, source_layer: int) -> None:
     plans = plans_for(rule, source_layer=source_layer, blocks=8, inside_mask=True)
     assert plans
     assert len(set(plans)) == len(plans)
     for plan in plans:
-        assert plan.rule == ("refit" if rule == "auto" else rule)
+        assert plan.rule == ("reconstruct" if rule == "auto" else rule)
         assert plan.blocks
         assert set(plan.blocks) <= set(range(8))
         assert plan.inside_mask
-        if plan.rule != "refit":
+        if plan.rule not in ("refit", "reconstruct"):
             assert max(plan.blocks) < max(source_layer, 1), "only what comes before its layer writes the direction"
-        assert plan.ridge > 0 or plan.rule in ("paper", "restore")
+        assert plan.ridge > 0 or plan.rule in ("paper", "restore", "reconstruct")
 
 
 def test_plans_may_be_dense_only_when_asked() -> None:

@@ -1,0 +1,32 @@
+"""AIRD: solve for a `Patch` that brings a compressed model's refusals back.
+
+Rules (r: the dense model's unit refusal direction; W_o, W_c: original and compressed weight; x, x': a linear's inputs
+in the dense and in the compressed model, on the same tokens):
+
+- ``paper``: ``W_c + alpha r r^T W_c`` on the writers of the source block (reconstructed from arXiv:2504.04215).
+- ``restore``: ``W_c + r r^T (W_o - W_c)``: what the original wrote along r is written again.
+- ``least-squares``: ``W_c + r delta^T`` with delta chosen so that ``r^T W' x'`` meets ``r^T W_o x``.
+- ``refit``: the surviving weights of each linear chosen again so that ``W' x'`` meets ``W_o x``.
+- ``reconstruct``: the surviving weights of each block chosen together so that its output meets the dense block's.
+
+The last two are not low-rank, and keep the mask by construction.
+Choosing among rules is not done here (see ``search``).
+"""
+
+from aird_mlx.repair.closed_form import least_squares_change, refit_weight, restore_change, spread_inside_mask
+from aird_mlx.repair.reconstruction import reconstruct_block, reconstruction_error, token_weights
+from aird_mlx.repair.solve import RULES, RepairPlan, paired_moments, solve_patch
+
+__all__ = [
+    "RULES",
+    "RepairPlan",
+    "least_squares_change",
+    "paired_moments",
+    "reconstruct_block",
+    "reconstruction_error",
+    "refit_weight",
+    "restore_change",
+    "solve_patch",
+    "spread_inside_mask",
+    "token_weights",
+]

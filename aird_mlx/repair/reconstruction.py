@@ -1,0 +1,172 @@
+"""Block reconstruction: all surviving weights of one block chosen together, towards the dense block's output.
+
+Linear by linear, a refit cannot make one linear compensate for another, nor for what the residual stream has
+already lost. Here the whole block is run, on the hidden states it really gets, and its surviving weights are moved by
+gradients until its output meets the dense model's. Memory is one block, its gradients and the hidden states.
+
+Source: block-wise reconstruction of Li et al. 2021 (BRECQ, arXiv:2102.05426), which rounds weights with it; here it
+chooses weights inside a pruning mask. Kingma and Ba 2014 (Adam, arXiv:1412.6980) for the steps.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+import mlx.core as mx
+import mlx.optimizers as optimizers
+
+from aird_mlx.activations import TokenBatch, Walk
+
+# Steps are relative to each linear's root mean square weight, so that one rate serves every model and layer.
+LEARNING_RATE = 0.03
+# A short memory of squared gradients: there are a few hundred steps, not thousands.
+BETAS = [0.9, 0.95]
+TOKENS_PER_STEP = 1024
+# Times the median length of a hidden state; only the outliers of large models are longer.
+LONGEST = 4.0
+
+
+def reconstruction_error(
+    found: mx.array, wanted: mx.array, weight: mx.array, direction: mx.array | None = None, beta: float = 0.0
+) -> mx.array:
+    """Weighted sum over tokens of the squared error of a block's outputs.
+
+    Args:
+        found, wanted: ``[batch, token, hidden]``, any floating type.
+        weight: ``[batch, token]`` float32, see `token_weights`.
+        direction: r, ``[hidden]`` float32 unit; needed with beta.
+        beta: extra weight of the error along r.
+
+    Returns:
+        A float32 scalar.
+
+    >>> reconstruction_error(mx.array([[[3.0, 4.0]]]), mx.array([[[3.0, 1.0]]]), mx.full((1, 1), 0.5)).item()
+    4.5
+    """
+    error = found.astype(mx.float32) - wanted.astype(mx.float32)
+    squared = mx.square(error).sum(axis=-1)
+    if direction is not None and beta:
+        squared = squared + beta * mx.square(error @ direction)
+    return (weight * squared).sum()
+
+
+def token_weights(wanted: Sequence[mx.array], counted: Sequence[mx.array]) -> list[mx.array]:
+    """What each token's squared error weighs: the same for all, but for the few with huge hidden states.
+
+    In large models the first token's hidden state is a thousand times as long as the others' and would be all that
+    counts. Beyond `LONGEST` times the median length, a token's error weighs as if it had that length.
+
+    Args:
+        wanted: the dense block's outputs, ``[batch, token, hidden]`` each.
+        counted: ``[batch, token]`` float32 each, 1 where the token counts and 0 elsewhere.
+
+    Returns:
+        ``[batch, token]`` float32 each: 1 / (median squared length), less for longer tokens, 0 for those not counted.
+
+    >>> [w.tolist() for w in token_weights([mx.array([[[1.0], [10.0], [1.0], [9.0]]])], [mx.array([[1.0, 1, 1, 0]])])]
+    [[[1.0, 0.1599999964237213, 1.0, 0.0]]]
+    """
+    if not wanted:
+        return []
+    squares = [mx.square(array.astype(mx.float32)).sum(axis=-1) for array in wanted]
+    seen = mx.concatenate(
+        [mx.where(mask > 0, square, mx.inf).flatten() for square, mask in zip(squares, counted, strict=True)]
+    )
+    tokens = max(sum(mask.sum().item() for mask in counted), 1.0)
+    median = mx.maximum(mx.sort(seen)[int(tokens) // 2], 1e-12)
+    limit = LONGEST**2 * median
+    return [
+        mask * mx.minimum(1.0, limit / mx.maximum(square, 1e-12)) / median
+        for square, mask in zip(squares, counted, strict=True)
+    ]
+
+
+def reconstruct_block(
+    walk: Walk,
+    wanted: Sequence[mx.array],
+    *,
+    steps: int,
+    direction: mx.array | None = None,
+    beta: float = 0.0,
+    learning_rate: float = LEARNING_RATE,
+    tokens_per_step: int = TOKENS_PER_STEP,
+    seed: int = 0,
+) -> dict[str, mx.array]:
+    """Choose the surviving weights of the walk's current block again, so that its outputs meet ``wanted``.
+
+    Adam on all linears of the block at once, on a part of the sequences at each step, with a rate that falls to 0.
+    Weights that are zero stay zero. The model is left as found.
+
+    Args:
+        walk: the compressed model at the input of the block.
+        wanted: the dense block's outputs, one ``[batch, token, hidden]`` array per batch of ``walk``.
+        steps: how many.
+        direction, beta: see `reconstruction_error`.
+        learning_rate: first step size, relative to each linear's root mean square.
+        tokens_per_step: sequences are added to a step up to this many tokens, padding included.
+        seed: which sequences meet in a step.
+
+    Returns:
+        The new weight ``[out, in]`` float32 of every linear of the block, by name. Over all counted tokens they are
+        nearer to ``wanted`` than the weights found; when the steps did not get there, these are returned.
+    """
+    names = walk.model.architecture.linear_names
+    linears = {name: walk.model.linear(walk.layer, name) for name in names}
+    originals = {name: linear.weight for name, linear in linears.items()}
+    start = {name: weight.astype(mx.float32) for name, weight in originals.items()}
+    scale = {name: _step_scale(weight) for name, weight in start.items()}
+    change = {name: mx.zeros_like(weight) for name, weight in start.items()}
+    weights = token_weights(wanted, [batch.counted for batch in walk.batches])
+    optimizer = optimizers.Adam(learning_rate=learning_rate, betas=BETAS, bias_correction=True)
+
+    def install(change: dict[str, mx.array]) -> None:
+        for name in names:
+            linears[name].weight = (start[name] + scale[name] * change[name]).astype(originals[name].dtype)
+
+    def error(change: dict[str, mx.array], index: int, rows: mx.array) -> mx.array:
+        install(change)
+        outputs = walk.run_block(index, walk.hidden[index][rows])
+        return reconstruction_error(outputs, wanted[index][rows], weights[index][rows], direction, beta)
+
+    def total_error(change: dict[str, mx.array]) -> float:
+        return sum(error(change, index, mx.arange(array.shape[0])).item() for index, array in enumerate(wanted))
+
+    gradient = mx.value_and_grad(error)
+    try:
+        before = total_error(change)
+        for step, (index, rows) in enumerate(_schedule(walk.batches, steps, tokens_per_step, seed)):
+            optimizer.learning_rate = learning_rate * (1 - step / steps)
+            _, gradients = gradient(change, index, mx.array(rows))
+            change = optimizer.apply_gradients(gradients, change)
+            mx.eval(change, optimizer.state)
+        if not total_error(change) < before:
+            return start
+    finally:
+        for name in names:
+            linears[name].weight = originals[name]
+    return {name: start[name] + scale[name] * change[name] for name in names}
+
+
+def _step_scale(weight: mx.array) -> mx.array:
+    """What one unit of change means: the root mean square of the survivors, 0 where the weight is zero."""
+    kept = (weight != 0).astype(mx.float32)
+    return kept * mx.sqrt(mx.square(weight).sum() / mx.maximum(kept.sum(), 1.0))
+
+
+def _schedule(
+    batches: Sequence[TokenBatch], steps: int, tokens_per_step: int, seed: int
+) -> list[tuple[int, list[int]]]:
+    """Which rows of which batch meet in each step; every sequence comes once before any comes again."""
+    generator = random.Random(seed)
+    schedule: list[tuple[int, list[int]]] = []
+    while len(schedule) < steps and batches:
+        parts = []
+        for index, batch in enumerate(batches):
+            rows = list(range(batch.ids.shape[0]))
+            generator.shuffle(rows)
+            size = max(1, tokens_per_step // batch.ids.shape[1])
+            parts += [(index, sorted(rows[at : at + size])) for at in range(0, len(rows), size)]
+        generator.shuffle(parts)
+        schedule += parts
+    return schedule[:steps]

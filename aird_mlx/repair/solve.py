@@ -1,0 +1,182 @@
+"""The driver: walk the blocks of a compressed model and solve for the `Patch` a plan asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import mlx.core as mx
+
+from aird_mlx.activations import TokenBatch, Walk, flatten_counted
+from aird_mlx.errors import UsageError
+from aird_mlx.model import ChatModel
+from aird_mlx.patch import LinearPatch, Patch, changed_weight
+from aird_mlx.repair.closed_form import least_squares_change, refit_weight, restore_change, spread_inside_mask
+from aird_mlx.repair.reconstruction import reconstruct_block
+
+RULES = ("paper", "restore", "least-squares", "refit", "reconstruct")
+
+# Rules that see activations, and so calibration tokens, of both models.
+_CALIBRATED = ("least-squares", "refit", "reconstruct")
+
+
+@dataclass(frozen=True)
+class RepairPlan:
+    """What to solve for.
+
+    Attributes:
+        rule: one of `RULES`.
+        blocks: the blocks whose linears (``refit``, ``reconstruct``) or residual writers (the others) are changed.
+        strength: alpha of ``paper``; beta of ``refit`` and ``reconstruct``; 1 for the others.
+        ridge: of ``least-squares`` and ``refit``, relative to the mean diagonal of the inputs' second moments.
+        inside_mask: keep every zero of the compressed model (``refit`` and ``reconstruct`` always do).
+        steps: per block, of ``reconstruct``.
+    """
+
+    rule: str
+    blocks: tuple[int, ...]
+    strength: float = 1.0
+    ridge: float = 0.01
+    inside_mask: bool = True
+    steps: int = 200
+
+
+def solve_patch(
+    model: ChatModel,
+    dense: ChatModel,
+    calibration: Sequence[TokenBatch],
+    direction: mx.array,
+    plan: RepairPlan,
+    *,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Patch:
+    """Solve for the change of ``model`` that ``plan`` asks for; both models are left as found.
+
+    Blocks and, in them, linears are walked in data order, and each solve sees the compressed model with everything
+    before it already repaired.
+
+    Args:
+        model: the compressed model.
+        dense: the model it was made from.
+        calibration: token batches whose counted tokens enter the least squares.
+        direction: r, ``[hidden]`` float32 unit, of the dense model.
+        plan: rule, blocks, strength and ridge.
+        progress: called with (blocks done, blocks).
+
+    Raises:
+        UsageError: an unknown rule, or blocks the model does not have.
+    """
+    if plan.rule not in RULES:
+        raise UsageError(f"repair: rule is {plan.rule!r}; one of {', '.join(RULES)} is needed. Choose one of them.")
+    count = len(model.blocks)
+    if not all(0 <= block < count for block in plan.blocks):
+        raise UsageError(f"repair: blocks are {list(plan.blocks)}; 0 to {count - 1} are needed. Choose blocks it has.")
+    originals: list[tuple[int, str, mx.array]] = []
+    parts: list[LinearPatch] = []
+
+    def apply(part: LinearPatch) -> None:
+        linear = model.linear(part.block, part.name)
+        originals.append((part.block, part.name, linear.weight))
+        linear.weight = changed_weight(linear.weight, part)
+        mx.eval(linear.weight)
+        parts.append(part)
+
+    solve_block = _SOLVERS[plan.rule]
+    walks = (Walk(dense, calibration), Walk(model, calibration)) if plan.rule in _CALIBRATED else None
+    try:
+        for block in range(max(plan.blocks, default=-1) + 1):
+            if block in plan.blocks:
+                solve_block(model, dense, walks, block, direction, plan, apply)
+            if walks:
+                walks[0].advance()
+                walks[1].advance()
+            progress(block + 1, max(plan.blocks) + 1)
+    finally:
+        for block, name, weight in reversed(originals):
+            model.linear(block, name).weight = weight
+    return Patch(plan.rule, plan.strength, plan.ridge if walks else 0.0, tuple(parts))
+
+
+Walks = tuple[Walk, Walk] | None
+Apply = Callable[[LinearPatch], None]
+
+
+def _solve_writers(
+    model: ChatModel, dense: ChatModel, walks: Walks, block: int, direction: mx.array, plan: RepairPlan, apply: Apply
+) -> None:
+    for name in model.architecture.writers:
+        original, compressed = dense.linear(block, name).weight, model.linear(block, name).weight
+        if plan.rule == "paper":
+            along = plan.strength * (direction @ compressed.astype(mx.float32))
+        elif plan.rule == "restore":
+            along = restore_change(direction, original, compressed)
+        else:
+            assert walks is not None
+            moments = paired_moments(*walks, name)
+            along = least_squares_change(direction, original, compressed, *moments, plan.ridge)
+        if plan.inside_mask:
+            delta = spread_inside_mask(direction, along, compressed != 0)
+            apply(LinearPatch(block, name, delta=delta.astype(compressed.dtype)))
+        else:
+            apply(LinearPatch(block, name, left=direction[:, None], right=along[None]))
+
+
+def _solve_refit(
+    model: ChatModel, dense: ChatModel, walks: Walks, block: int, direction: mx.array, plan: RepairPlan, apply: Apply
+) -> None:
+    assert walks is not None
+    for group in model.architecture.linears:
+        moments = paired_moments(*walks, group[0])
+        for name in group:
+            compressed = model.linear(block, name).weight
+            is_writer = name in model.architecture.writers
+            refitted = refit_weight(
+                dense.linear(block, name).weight,
+                compressed,
+                *moments,
+                plan.ridge,
+                direction=direction if is_writer else None,
+                beta=plan.strength if is_writer else 0.0,
+            )
+            delta = (refitted - compressed.astype(mx.float32)).astype(compressed.dtype)
+            apply(LinearPatch(block, name, delta=delta))
+
+
+def _solve_reconstruction(
+    model: ChatModel, dense: ChatModel, walks: Walks, block: int, direction: mx.array, plan: RepairPlan, apply: Apply
+) -> None:
+    assert walks is not None
+    wanted = [walks[0].run_block(index) for index in range(len(walks[0].batches))]
+    mx.eval(wanted)
+    found = reconstruct_block(walks[1], wanted, steps=plan.steps, direction=direction, beta=plan.strength, seed=block)
+    for name, weight in found.items():
+        compressed = model.linear(block, name).weight
+        apply(LinearPatch(block, name, delta=(weight - compressed.astype(mx.float32)).astype(compressed.dtype)))
+
+
+_SOLVERS = {
+    "paper": _solve_writers,
+    "restore": _solve_writers,
+    "least-squares": _solve_writers,
+    "refit": _solve_refit,
+    "reconstruct": _solve_reconstruction,
+}
+
+
+def paired_moments(dense: Walk, compressed: Walk, name: str) -> tuple[mx.array, mx.array]:
+    """Second moments of a linear's inputs over the counted tokens of both walks' current block.
+
+    Returns:
+        H = mean of x' x'^T and G = mean of x x'^T, each ``[in, in]`` float32; x dense, x' compressed.
+    """
+    second, cross = mx.array(0.0), mx.array(0.0)
+    tokens = 0.0
+    for index, batch in enumerate(compressed.batches):
+        seen = compressed.inputs_of(index, [name])[name]
+        wanted = dense.inputs_of(index, [name])[name]
+        drifted, original = flatten_counted(seen, batch.counted), flatten_counted(wanted, batch.counted)
+        second = second + drifted.T @ drifted
+        cross = cross + original.T @ drifted
+        tokens += batch.counted.sum().item()
+        mx.eval(second, cross)
+    return second / max(tokens, 1.0), cross / max(tokens, 1.0)
