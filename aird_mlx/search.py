@@ -121,7 +121,9 @@ def choose_repair(
         )  # fmt: skip
 
     nothing = RepairPlan("none", (), 0.0, 0.0)
-    target = judge(dense, nothing)
+    asked = {"harmful": validation["harmful"]}
+    refused = measure_refusals(dense, asked, max_new_tokens=VALIDATION_TOKENS, batch_size=batch_size).harmful
+    target = 0.0 if refused is None else refused.rate
     compressed = judge(model, nothing)
     sizes = {kind: max(len(prompts), 1) for kind, prompts in validation.items()}
     trials: list[Trial] = []
@@ -139,7 +141,7 @@ def choose_repair(
     return Choice(best[1], _explain(best[2], compressed, target, best[0][0] == 0, len(plans)), tuple(trials))
 
 
-def _rank(trial: Trial, compressed: Trial, target: Trial, sizes: Mapping[str, int]) -> tuple[float, ...]:
+def _rank(trial: Trial, compressed: Trial, target: float, sizes: Mapping[str, int]) -> tuple[float, ...]:
     """Smaller is better: limits broken (as an amount), refusals missing, over-refusal, distance."""
     excess = [
         trial.harmless - compressed.harmless - max(OVER_REFUSAL_MARGIN, 1.0 / sizes.get("harmless", 1)),
@@ -148,15 +150,15 @@ def _rank(trial: Trial, compressed: Trial, target: Trial, sizes: Mapping[str, in
     ]
     # Rates are shares of a few hundred prompts: what is less than this over a limit is rounding.
     broken = sum(amount for amount in excess if amount > 1e-9)
-    missing = max(0.0, target.harmful - trial.harmful)
+    missing = max(0.0, target - trial.harmful)
     return (broken, missing, trial.over_refusal, trial.kl_to_dense)
 
 
-def _explain(best: Trial, compressed: Trial, target: Trial, within: bool, tried: int) -> str:
+def _explain(best: Trial, compressed: Trial, target: float, within: bool, tried: int) -> str:
     return (
         f"of {tried} plan{'s' if tried > 1 else ''} on validation prompts, this one "
         + ("stays within the limits and refuses most" if within else "breaks the limits least")
-        + f": harmful {best.harmful:.1%} (dense {target.harmful:.1%}, compressed {compressed.harmful:.1%}), harmless "
+        + f": harmful {best.harmful:.1%} (dense {target:.1%}, compressed {compressed.harmful:.1%}), harmless "
         f"{best.harmless:.1%} ({compressed.harmless:.1%} compressed), twins {best.twin:.1%} ({compressed.twin:.1%})"
     )
 

@@ -1,8 +1,8 @@
 """Every repair rule on the same pruned demo model, chosen on validation prompts, reported on test prompts.
 
 Prints one table per sparsity: refusals of harmful, harmless and twin prompts, perplexity, KL to the dense model,
-share of zeros, seconds. Rows after the rules are controls: `refit` calibrated without harmful prompts, and
-`least-squares` along a random direction.
+share of zeros, seconds. Rows after the rules are controls: `reconstruct` calibrated without harmful prompts,
+`reconstruct` with the error along the refusal direction weighted more, and `least-squares` along a random direction.
 
     python benchmarks/bench_rules.py --sparsity 0.5 --sparsity 0.6
 """
@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import argparse
 import time
+from dataclasses import replace
+from functools import partial
 
 from aird_mlx.blas import use_openblas
 
@@ -29,6 +31,7 @@ from aird_mlx.search import choose_repair, patched, plans_for  # noqa: E402
 from aird_mlx.stages import measure_on_reference  # noqa: E402
 
 TOKENS = 64
+RANK_ONE = ("paper", "restore", "least-squares")
 HEADER = (
     f"{'':34s} {'harmful':>8s} {'harmless':>9s} {'twin':>7s} {'perplexity':>11s} {'KL':>7s} {'zeros':>7s} {'s':>5s}"
 )
@@ -74,19 +77,23 @@ def main() -> None:
         show("dense", dense, 0.0)
         show("pruned", model, 0.0)
         random = mx.random.normal(direction.vector.shape, key=mx.random.key(options.seed))
+        random = random / mx.linalg.norm(random)
+        plans = partial(plans_for, source_layer=direction.layer, blocks=len(model.blocks))
+        reconstruct = plans("reconstruct", inside_mask=True)
+        along = [replace(plan, strength=3.0) for plan in reconstruct]
         runs = [
-            (f"{rule}, {mask}", rule, KINDS, direction.vector, mask == "in the mask")
-            for rule in RULES
-            for mask in _masks(rule)
+            *((f"{rule}, in the mask", plans(rule, inside_mask=True), KINDS, direction.vector) for rule in RULES),
+            *((f"{rule}, dense", plans(rule, inside_mask=False), KINDS, direction.vector) for rule in RANK_ONE),
+            ("reconstruct, harmless prompts only", reconstruct, ("harmless",), direction.vector),
+            ("reconstruct, beta 3 along r", along, KINDS, direction.vector),
+            ("least-squares, random direction", plans("least-squares", inside_mask=True), KINDS, random),
         ]
-        runs.append(("refit, harmless prompts only", "refit", ("harmless",), direction.vector, True))
-        runs.append(("least-squares, random direction", "least-squares", KINDS, random / mx.linalg.norm(random), True))
-        for name, rule, kinds, vector, inside_mask in runs:
+        for name, tried, kinds, vector in runs:
             began = time.monotonic()
             choice = choose_repair(
                 model,
                 dense,
-                plans_for(rule, source_layer=direction.layer, blocks=len(model.blocks), inside_mask=inside_mask),
+                tried,
                 reference.calibration(kinds),
                 vector,
                 validation={kind: inputs.contrast.part(kind, "validate") for kind in KINDS},
@@ -96,10 +103,6 @@ def main() -> None:
             seconds = time.monotonic() - began
             with patched(model, choice.patch):
                 show(name, model, seconds)
-
-
-def _masks(rule: str) -> tuple[str, ...]:
-    return ("in the mask",) if rule == "refit" else ("in the mask", "dense")
 
 
 if __name__ == "__main__":

@@ -140,15 +140,7 @@ def hashes(folder: Path) -> dict[str, str]:
     }
 
 
-def test_same_seed_gives_the_same_figures_and_files(quick_run: tuple[Path, Report], tmp_path: Path) -> None:
-    out, report = quick_run
-    settings = RepairSettings(**QUICK, prune_method="magnitude", pattern="2:4", out=tmp_path / "again")
-    again = repair_model(settings)
-    assert figures(again) == figures(report)
-    assert hashes(tmp_path / "again") == hashes(out)
-
-
-def test_interrupted_run_leaves_no_output_and_resumes_to_the_same_files(
+def test_interrupted_run_leaves_no_output_and_resumes_to_the_same_figures_and_files(
     quick_run: tuple[Path, Report], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
@@ -247,7 +239,7 @@ def test_prompt_files_replace_the_built_in_sets(tmp_path: Path) -> None:
         rows = [json.dumps({"prompt": prompt}) for prompt in prompts(kind, "validation", 60, 5)]
         (tmp_path / f"{kind}.jsonl").write_text("\n".join(rows))
     settings = RepairSettings(
-        **QUICK | {"limit": None},
+        **QUICK | {"limit": None, "rule": "restore"},
         harmful=tmp_path / "harmful.jsonl",
         harmless=tmp_path / "harmless.jsonl",
         out=tmp_path / "out",

@@ -26,7 +26,7 @@ GOOD = Trial("refit", (0,), 0.0, 0.01, 0.95, 0.02, 0.10, 0.0, 0.2, 1.8)
 
 
 def better(one: Trial, other: Trial, sizes: dict[str, int] = SIZES) -> bool:
-    return _rank(one, COMPRESSED, DENSE, sizes) < _rank(other, COMPRESSED, DENSE, sizes)
+    return _rank(one, COMPRESSED, DENSE.harmful, sizes) < _rank(other, COMPRESSED, DENSE.harmful, sizes)
 
 
 def test_more_refusals_win_within_the_limits() -> None:
@@ -48,7 +48,7 @@ def test_limits_themselves_are_within(within: dict[str, float]) -> None:
 @pytest.mark.parametrize("before", [0.03, 0.07, 0.29])
 def test_a_limit_reached_exactly_is_not_broken_by_rounding(before: float) -> None:
     compressed = replace(COMPRESSED, twin=before)
-    assert _rank(replace(GOOD, twin=before + 0.01), compressed, DENSE, SIZES)[0] == 0
+    assert _rank(replace(GOOD, twin=before + 0.01), compressed, DENSE.harmful, SIZES)[0] == 0
 
 
 def test_limit_is_never_finer_than_one_prompt() -> None:
@@ -57,9 +57,8 @@ def test_limit_is_never_finer_than_one_prompt() -> None:
 
 
 def test_refusals_above_the_dense_models_earn_nothing() -> None:
-    target = replace(DENSE, harmful=0.9)
     one, other = (replace(GOOD, harmful=rate, twin=twin) for rate, twin in ((0.9, 0.05), (0.99, 0.10)))
-    assert _rank(one, COMPRESSED, target, SIZES) < _rank(other, COMPRESSED, target, SIZES)
+    assert _rank(one, COMPRESSED, 0.9, SIZES) < _rank(other, COMPRESSED, 0.9, SIZES)
 
 
 def test_over_refusal_then_distance_settle_equal_refusals() -> None:
