@@ -381,6 +381,28 @@ def test_encoding_keeps_zeros_and_rounds_to_nearest() -> None:
         assert (np.abs(back - values).reshape(8, 2, 32).max(axis=-1) <= limit).all()
 
 
+@pytest.mark.parametrize("outtype", ["f32", "f16", "q8_0"])
+def test_sparsity_is_counted_in_the_file(folders: dict[str, Path], tmp_path: Path, outtype: str) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(folders["llama-tied"], folder)
+
+    def prune(weights: dict[str, Any]) -> None:
+        for name, weight in weights.items():
+            if "_proj" in name:
+                weights[name] = mx.where(mx.arange(weight.shape[1]) % 4 < 2, 0.0, weight)
+
+    change_weights(folder, prune)
+    written = export_gguf(folder, tmp_path / "m.gguf", outtype)
+    zeros = total = 0
+    for tensor in gguf.GGUFReader(written.path).tensors:
+        if tensor.name.startswith("blk.") and "norm" not in tensor.name:
+            values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+            zeros, total = zeros + int((values == 0).sum()), total + values.size
+    assert written.sparsity == zeros / total
+    # q8_0 rounds small weights to zero as well.
+    assert 0.5 < written.sparsity < 0.6 if outtype == "q8_0" else written.sparsity == 0.5
+
+
 def test_copied_output_of_a_tied_model_is_left_out(folders: dict[str, Path], tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(folders["llama-tied"], folder)

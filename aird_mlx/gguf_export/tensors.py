@@ -80,6 +80,11 @@ class PlannedTensor:
         return int(np.prod(self.shape))
 
     @property
+    def is_block_linear(self) -> bool:
+        """Whether it is the matrix of a linear inside a block: what pruning prunes."""
+        return self.name.startswith("blk.") and len(self.shape) == 2
+
+    @property
     def size_bytes(self) -> int:
         """How many bytes it takes in the file, without padding."""
         block, size = gguf.GGML_QUANT_SIZES[self.type]
@@ -263,6 +268,11 @@ def encode_tensor(values: np.ndarray, kind: gguf.GGMLQuantizationType) -> np.nda
     if kind == F16:
         return values.astype(np.float16)
     return np.asarray(gguf.quants.quantize(values, kind))
+
+
+def count_zeros(encoded: np.ndarray, kind: gguf.GGMLQuantizationType) -> int:
+    """How many weights are exactly zero when a runtime decodes what `encode_tensor` gave."""
+    return int((np.asarray(gguf.quants.dequantize(encoded, kind)) == 0).sum())
 
 
 def _check_range(planned: PlannedTensor, values: np.ndarray) -> None:

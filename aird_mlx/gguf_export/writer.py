@@ -40,6 +40,7 @@ class GgufFile:
         parameters: how many weights they hold together.
         size_bytes: of the file.
         sha256: of the whole file, hexadecimal.
+        sparsity: share of exact zeros among the weights of the blocks' linears, counted in what was written.
         dequantized: the folder held MLX-quantized weights, which were dequantized on the way.
         pre_tokenizer: llama.cpp's name for it, None for sentencepiece.
         notes: where llama.cpp will differ from MLX, one sentence each; empty when nothing is known.
@@ -51,6 +52,7 @@ class GgufFile:
     parameters: int
     size_bytes: int
     sha256: str
+    sparsity: float
     dequantized: bool = False
     pre_tokenizer: str | None = None
     notes: tuple[str, ...] = ()
@@ -104,7 +106,7 @@ def export_gguf(
             planned.name, planned.shape, np.dtype(np.float32), planned.size_bytes, raw_dtype=planned.type
         )
     reader = tensors.TensorReader(prepared.stored)
-    _write(writer, outfile, factors, plan, reader, progress)
+    sparsity = _write(writer, outfile, factors, plan, reader, progress)
     return GgufFile(
         path=outfile,
         outtype=outtype,
@@ -112,6 +114,7 @@ def export_gguf(
         parameters=sum(tensor.parameters for tensor in plan),
         size_bytes=outfile.stat().st_size,
         sha256=hash_file(outfile),
+        sparsity=sparsity,
         dequantized=any(tensor.quantization is not None for tensor in plan),
         pre_tokenizer=vocabulary.pre,
         notes=prepared.notes,
@@ -201,7 +204,9 @@ def _write(
     plan: list[tensors.PlannedTensor],
     reader: tensors.TensorReader,
     progress: Callable[[int, int], None] | None,
-) -> None:
+) -> float:
+    """Write the file whole or not at all; gives the share of zeros among the linears' weights as written."""
+    zeros = weights = 0
     partial = outfile.with_name(outfile.name + ".partial")
     needed = sum(planned.size_bytes for planned in plan)
     try:
@@ -215,11 +220,16 @@ def _write(
         if factors is not None:
             writer.write_tensor_data(factors)
         for done, planned in enumerate(plan, start=1):
-            writer.write_tensor_data(tensors.encode_tensor(reader.read(planned), planned.type))
+            encoded = tensors.encode_tensor(reader.read(planned), planned.type)
+            writer.write_tensor_data(encoded)
+            if planned.is_block_linear:
+                zeros += tensors.count_zeros(encoded, planned.type)
+                weights += planned.parameters
             if progress is not None:
                 progress(done, len(plan))
         writer.close()
         partial.replace(outfile)
+        return zeros / max(weights, 1)
     except OSError as error:
         # numpy reports a short write without an error number
         if error.errno == errno.ENOSPC or error.errno is None:
