@@ -1,22 +1,22 @@
-"""The refusal direction: candidates, selection, and how it compares between two models.
+"""Candidates and their selection, as Arditi et al. 2024 (arXiv:2406.11717) do it.
 
 Candidates are the differences of mean residual streams, harmful minus harmless prompts, at the input of every block
-and every token position after the user's words. Selection follows Arditi et al. 2024 (arXiv:2406.11717): ablating
-the right one stops refusals (*bypass*, lower is better), adding it causes them (*induce*), and ablating it leaves
-harmless prompts alone (*KL*). Interventions happen in memory, through taps, and only to measure.
-This module does not know where prompts come from or what a refusal says; it is given tokens.
+and every token position after the user's words. Ablating the right one stops refusals (*bypass*, lower is better),
+adding it causes them (*induce*), and ablating it leaves harmless prompts alone (*KL*).
 """
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import mlx.core as mx
-import mlx.nn as nn
 
-from aird_mlx.activations import TokenBatch, Walk, batch_sequences, run_head, take_positions
+from aird_mlx.activations import Walk, batch_sequences, take_positions
+from aird_mlx.direction.interventions import logits_after, logits_with_added
+from aird_mlx.direction.scores import cosine, kl_divergence, refusal_log_odds
 from aird_mlx.errors import DirectionError
 from aird_mlx.model import ChatModel
 
@@ -24,10 +24,6 @@ from aird_mlx.model import ChatModel
 MAXIMUM_KL = 0.1
 MINIMUM_INDUCE = 0.0
 LAST_LAYER_SHARE = 0.8
-
-# A token opens refusals when it has this probability there, and is this many times likelier there than in answers.
-OPENING_SHARE = 0.02
-OPENING_RATIO = 4.0
 
 
 @dataclass(frozen=True)
@@ -93,59 +89,6 @@ class Measurement:
     def cosine_with(self, other: Direction) -> float:
         """Cosine of this model's difference of means with ``other``, at the layer and position of ``other``."""
         return cosine(self.differences[other.layer, other.position], other.vector)
-
-
-def refusal_tokens(refused: mx.array, answered: mx.array) -> list[int]:
-    """The tokens a model's refusals start with, likeliest first.
-
-    Taken from what the model deems likely, not only from what it says first: a greedy model that knows several openings
-    says one of them, but is refusing with the probability of all.
-
-    Args:
-        refused: logits ``[prompt, vocab]`` after prompts that the model refused.
-        answered: logits ``[prompt, vocab]`` after prompts that it answered.
-
-    Raises:
-        DirectionError: refusals start like answers do, so no token tells them apart.
-
-    >>> refusal_tokens(mx.array([[9.0, 1.0, 8.5]]), mx.array([[0.0, 9.0, 8.0]]))
-    [0]
-    """
-    there = mx.softmax(refused.astype(mx.float32), axis=-1).mean(axis=0)
-    elsewhere = mx.softmax(answered.astype(mx.float32), axis=-1).mean(axis=0)
-    is_opening = (there >= OPENING_SHARE) & (there >= OPENING_RATIO * elsewhere)
-    likeliest_first = mx.argsort(-there).tolist()
-    tokens = [token for token in likeliest_first[: int(1 / OPENING_SHARE)] if is_opening[token].item()]
-    if not tokens:
-        raise DirectionError(
-            f"direction: no first token of {refused.shape[0]} refusals is likelier there than in answers; refusals "
-            "that start in their own way are needed. Use more or clearer harmful prompts."
-        )
-    return tokens
-
-
-def refusal_log_odds(logits: mx.array, tokens: Sequence[int]) -> mx.array:
-    """``log p - log(1 - p)`` with p the summed probability of the refusal tokens.
-
-    Args:
-        logits: ``[..., vocab]``.
-        tokens: ids of the tokens refusals start with.
-
-    Returns:
-        ``[...]`` float32.
-
-    Source:
-        Arditi et al. 2024, arXiv:2406.11717, section 2.3.
-
-    >>> refusal_log_odds(mx.zeros((1, 4)), [0, 1]).tolist()
-    [0.0]
-    """
-    logits = logits.astype(mx.float32)
-    chosen = mx.array(list(tokens))
-    is_refusal = (mx.arange(logits.shape[-1])[:, None] == chosen).any(axis=1)
-    inside = mx.logsumexp(mx.where(is_refusal, logits, -float("inf")), axis=-1)
-    outside = mx.logsumexp(mx.where(is_refusal, -float("inf"), logits), axis=-1)
-    return inside - outside
 
 
 def mean_differences(
@@ -264,7 +207,7 @@ def score_candidates(
     positions = differences.shape[1]
     layers = [layer for layer in range(differences.shape[0]) if layer < LAST_LAYER_SHARE * len(model.blocks)]
     harmful_batches, harmless_batches = batch_sequences(harmful), batch_sequences(harmless)
-    plain = _last_logits(model, harmless_batches, None)
+    plain = logits_after(model, harmless_batches, None)
     walk = Walk(model, harmless_batches)
     candidates = []
     for layer in layers:
@@ -275,10 +218,10 @@ def score_candidates(
         if usable:
             chosen = vectors[mx.array(usable)]
             unit = chosen / mx.linalg.norm(chosen, axis=-1, keepdims=True)
-            bypass = refusal_log_odds(_last_logits(model, harmful_batches, unit), tokens).mean(axis=1)
-            ablated = _last_logits(model, harmless_batches, unit)
+            bypass = refusal_log_odds(logits_after(model, harmful_batches, unit), tokens).mean(axis=1)
+            ablated = logits_after(model, harmless_batches, unit)
             divergence = kl_divergence(plain, ablated).mean(axis=1)
-            induce = refusal_log_odds(_last_logits_with_added(walk, chosen), tokens).mean(axis=1)
+            induce = refusal_log_odds(logits_with_added(walk, chosen), tokens).mean(axis=1)
             for row, index in enumerate(usable):
                 candidates.append(
                     Candidate(
@@ -294,100 +237,6 @@ def score_candidates(
     return candidates
 
 
-def kl_divergence(reference: mx.array, other: mx.array) -> mx.array:
-    """KL(reference || other) in nats over the last axis, from logits; shapes broadcast."""
-    first = reference.astype(mx.float32)
-    second = other.astype(mx.float32)
-    first = first - mx.logsumexp(first, axis=-1, keepdims=True)
-    second = second - mx.logsumexp(second, axis=-1, keepdims=True)
-    return (mx.exp(first) * (first - second)).sum(axis=-1)
-
-
-def last_refusal_log_odds(
-    model: ChatModel, prompts: Sequence[Sequence[int]], tokens: Sequence[int], ablate: mx.array | None = None
-) -> mx.array:
-    """Refusal log-odds ``[prompt]`` after each prompt; ``ablate`` ``[hidden]`` is projected out everywhere."""
-    unit = None if ablate is None else (ablate / mx.linalg.norm(ablate))[None]
-    return refusal_log_odds(_last_logits(model, batch_sequences(prompts), unit)[0], tokens)
-
-
-def last_logits(model: ChatModel, prompts: Sequence[Sequence[int]]) -> mx.array:
-    """Logits ``[prompt, vocab]`` of the plain model after each prompt."""
-    return _last_logits(model, batch_sequences(prompts), None)[0]
-
-
-def _last_logits(model: ChatModel, batches: Sequence[TokenBatch], ablate: mx.array | None) -> mx.array:
-    """Logits ``[candidate, prompt, vocab]`` after each prompt, with each row of ``ablate`` projected out everywhere.
-
-    Without ``ablate`` there is one candidate: the plain model. Prompts come back in the order they were given.
-    """
-    count = 1 if ablate is None else ablate.shape[0]
-    rows: dict[int, mx.array] = {}
-    for batch in batches:
-        walk = Walk(model, [batch])
-        rode = len(batch.lengths)
-        hidden = mx.concatenate([walk.hidden[0]] * count)
-        directions = None if ablate is None else mx.repeat(ablate, rode, axis=0)[:, None]
-        hidden = hidden if directions is None else _project_out(hidden, directions)
-        while not walk.is_done:
-            taps = {} if directions is None else dict.fromkeys(model.architecture.writers, _project_output(directions))
-            with model.linear_taps(walk.layer, taps):
-                hidden = walk.run_block(0, hidden)
-            mx.eval(hidden)
-            walk.layer += 1
-        last = take_positions(hidden, batch.lengths * count, [-1])
-        logits = run_head(model, last)[:, 0].reshape(count, rode, -1)
-        mx.eval(logits)
-        for row, index in enumerate(batch.order):
-            rows[index] = logits[:, row]
-    return mx.stack([rows[index] for index in range(len(rows))], axis=1)
-
-
-def _last_logits_with_added(walk: Walk, vectors: mx.array) -> mx.array:
-    """Logits ``[candidate, prompt, vocab]`` with each vector added to every token at the walk's layer."""
-    count = vectors.shape[0]
-    rows: dict[int, mx.array] = {}
-    for index, batch in enumerate(walk.batches):
-        base = walk.hidden[index]
-        rode = len(batch.lengths)
-        hidden = mx.concatenate([base] * count)
-        hidden = hidden + mx.repeat(vectors, rode, axis=0)[:, None].astype(base.dtype)
-        start = walk.layer
-        try:
-            while not walk.is_done:
-                hidden = walk.run_block(index, hidden)
-                mx.eval(hidden)
-                walk.layer += 1
-        finally:
-            walk.layer = start
-        last = take_positions(hidden, batch.lengths * count, [-1])
-        logits = run_head(walk.model, last)[:, 0].reshape(count, rode, -1)
-        mx.eval(logits)
-        for row, given in enumerate(batch.order):
-            rows[given] = logits[:, row]
-    return mx.stack([rows[index] for index in range(len(rows))], axis=1)
-
-
-def _project_out(hidden: mx.array, directions: mx.array) -> mx.array:
-    """``hidden - (hidden . r) r``, ``[row, token, hidden]``, with one unit direction ``[row, 1, hidden]`` per row."""
-    values = hidden.astype(mx.float32)
-    along = (values * directions).sum(axis=-1, keepdims=True)
-    return (values - along * directions).astype(hidden.dtype)
-
-
-def _project_output(directions: mx.array) -> Callable[[nn.Module, mx.array], mx.array]:
-    def project(linear: nn.Module, value: mx.array) -> mx.array:
-        return _project_out(linear(value), directions)
-
-    return project
-
-
-def cosine(one: mx.array, other: mx.array) -> float:
-    """Cosine of two vectors ``[hidden]``; 0 when one of them is 0."""
-    norms = mx.linalg.norm(one) * mx.linalg.norm(other)
-    return float(((one * other).sum() / mx.maximum(norms, 1e-12)).item())
-
-
 def save_direction(direction: Direction, path: Path) -> None:
     """Write ``direction.safetensors``: the vector, everything else as metadata."""
     fields = {name: value for name, value in vars(direction).items() if name != "vector"}
@@ -396,8 +245,6 @@ def save_direction(direction: Direction, path: Path) -> None:
 
 def load_direction(path: Path) -> Direction:
     """Read what `save_direction` wrote."""
-    import ast
-
     arrays, metadata = mx.load(str(path), return_metadata=True)
     fields = {name: ast.literal_eval(metadata[name]) for name in metadata if name in Direction.__annotations__}
     return Direction(vector=arrays["vector"], **fields)

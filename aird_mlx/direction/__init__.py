@@ -1,0 +1,36 @@
+"""The refusal direction: candidates, selection, and how it compares between two models.
+
+This package does not know where prompts come from or what a refusal says; it is given tokens.
+"""
+
+from aird_mlx.direction.interventions import last_logits, last_refusal_log_odds
+from aird_mlx.direction.scores import cosine, kl_divergence, refusal_log_odds, refusal_tokens
+from aird_mlx.direction.selection import (
+    Candidate,
+    Direction,
+    Measurement,
+    load_direction,
+    mean_differences,
+    measure_direction,
+    save_direction,
+    score_candidates,
+    select_candidate,
+)
+
+__all__ = [
+    "Candidate",
+    "Direction",
+    "Measurement",
+    "cosine",
+    "kl_divergence",
+    "last_logits",
+    "last_refusal_log_odds",
+    "load_direction",
+    "mean_differences",
+    "measure_direction",
+    "refusal_log_odds",
+    "refusal_tokens",
+    "save_direction",
+    "score_candidates",
+    "select_candidate",
+]
