@@ -10,7 +10,7 @@ import mlx.nn as nn
 
 from aird_mlx.activations import TokenBatch
 from aird_mlx.direction import kl_divergence
-from aird_mlx.model import ChatModel
+from aird_mlx.evaluation.generation import LanguageModel
 from aird_mlx.report import Utility
 
 # Logits held at once, per model: 32 M floats are 128 MB.
@@ -23,10 +23,10 @@ def utility_batch_tokens(vocab_size: int) -> int:
 
 
 def measure_utility(
-    model: ChatModel,
+    model: LanguageModel,
     batches: Sequence[TokenBatch],
     *,
-    dense: ChatModel | None = None,
+    dense: LanguageModel | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Utility:
     """Perplexity over the counted tokens and, against ``dense``, KL(dense || model) and top-1 agreement.
