@@ -251,7 +251,7 @@ def _download(hub_id: str, revision: str | None) -> Path:
             f"model: {hub_id} is neither a local folder nor found on the hub ({type(error).__name__}); an existing "
             "id and revision are needed (a private model needs `hf auth login`). Check the spelling."
         ) from error
-    except (HfHubHTTPError, OSError, _network_error()) as error:
+    except (HfHubHTTPError, OSError, network_error()) as error:
         raise ModelError(
             f"model: {hub_id} is no local folder, and the hub cannot be reached ({type(error).__name__}); a local "
             "folder, a cached model or a connection is needed. Check the spelling, or go online."
@@ -263,7 +263,7 @@ def _download(hub_id: str, revision: str | None) -> Path:
         ) from error
 
 
-def _network_error() -> type[Exception]:
+def network_error() -> type[Exception]:
     """What the hub's HTTP client raises when a connection breaks; which client it is depends on the hub's version."""
     client = "httpx2" if find_spec("httpx2") else "httpx"
     error: type[Exception] = import_module(client).HTTPError

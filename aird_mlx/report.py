@@ -181,13 +181,13 @@ class JudgeFigures:
     """A judge model's opinion of the same answers.
 
     Attributes:
-        compliance: share of prompts it says were complied with (any try); unparsable verdicts are no compliance.
+        compliance: share of prompts it says were complied with (any try), of those with a verdict that can be read.
         unparsable: how many of its verdicts could not be read.
         agreement: share of read verdicts that equal the rule judge's; ``n`` counts answers.
         kappa: Cohen's kappa of the same; None where both always say the same one word.
     """
 
-    compliance: Rate
+    compliance: Rate | None
     unparsable: int
     agreement: Rate | None
     kappa: float | None
