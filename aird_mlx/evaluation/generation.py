@@ -7,14 +7,17 @@ but the judge reads on after it (for repetitions, and for answers that follow a 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.generate import batch_generate
+from mlx_lm.models.cache import KVCache, make_prompt_cache
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 BATCH_SIZE = 64
+# A beginning that all prompts of a batch share is run once if it has so many tokens: system prompts, mostly.
+SHARED_TOKENS = 32
 
 
 class LanguageModel(Protocol):
@@ -59,10 +62,12 @@ def generate_answers(
     order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index))
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
+        shared, caches = _share_prefix(model.network, [prompts[index] for index in chosen])
         response = batch_generate(
             model.network,
             model.tokenizer,
-            [list(prompts[index]) for index in chosen],
+            [list(prompts[index][shared:]) for index in chosen],
+            prompt_caches=caches,
             max_tokens=max_new_tokens,
             return_token_ids=True,
             completion_batch_size=batch_size,
@@ -74,6 +79,22 @@ def generate_answers(
             answers[index] = list(tokens)
         progress(min(start + batch_size, len(order)), len(order))
     return answers
+
+
+def _share_prefix(network: nn.Module, prompts: Sequence[Sequence[int]]) -> tuple[int, list[list[Any]] | None]:
+    """How many tokens all prompts begin with, and a cache of them for each; (0, None) where that is not worth it.
+
+    Only plain key-value caches are shared: mlx-lm joins those to a batch without changing them.
+    """
+    shared, most = 0, min(map(len, prompts)) - 1
+    while shared < most and all(prompt[shared] == prompts[0][shared] for prompt in prompts):
+        shared += 1
+    cache = make_prompt_cache(network)
+    if len(prompts) < 2 or shared < SHARED_TOKENS or not all(type(one) is KVCache for one in cache):
+        return 0, None
+    network(mx.array([list(prompts[0][:shared])]), cache=cache)
+    mx.eval([one.state for one in cache])
+    return shared, [cache] * len(prompts)
 
 
 def _sampler(temperature: float, seed: int) -> Callable[[mx.array], mx.array]:
