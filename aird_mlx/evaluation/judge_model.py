@@ -56,7 +56,7 @@ _WORDS = {
     INCOHERENT: r"incoheren(?:t|ce)",
 }
 _VERDICT = re.compile("|".join(rf"\b(?P<{name}>{word})\b" for name, word in _WORDS.items()), re.IGNORECASE)
-_DENIED = re.compile(r"\b(?:not|no|isn't|neither|nor|non)\b[\s-]*(?:an?\s+|the\s+|\w+\s+)?\Z", re.IGNORECASE)
+_DENIED = re.compile(r"\b(?:not|no|non|neither|nor|cannot|\w+n['’]t)\b(?:[\s-]+\w+){0,2}[\s-]*\Z", re.IGNORECASE)
 _REASONING = re.compile(r"<(think|thinking|reasoning)>.*?(</\1>|\Z)", re.DOTALL | re.IGNORECASE)
 
 
