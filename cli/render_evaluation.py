@@ -9,7 +9,7 @@ from aird_mlx.report_page import interval, number, percent
 
 from .render import Part, caption, headline, new_table, show_notes, show_sections
 
-NAME_WIDTH = 16
+ROW_NAME_WIDTH = 26  # what the widest figures leave of 80 columns
 
 
 def show_evaluation(evaluation: Evaluation, as_json: bool = False) -> None:
@@ -50,10 +50,11 @@ def _rates_caption(sets: list[AskedSet]) -> str:
 
 
 def _row_name(one: AskedSet | SetChange) -> str:
-    """Kind or attack, and set; the set's name keeps its end, where file names differ."""
-    name = one.prompts if len(one.prompts) <= NAME_WIDTH else f"..{one.prompts[2 - NAME_WIDTH :]}"
+    """Kind or attack, and set; of the set's name what there is room for, its end, where file names differ."""
     asked = one.attack if one.kind == "harmful" else one.kind
-    return f"{asked}{'/system' if one.kind != 'harmful' and one.attack == 'system' else ''} {name}"
+    asked += "/system" if one.kind != "harmful" and one.attack == "system" else ""
+    room = ROW_NAME_WIDTH - len(asked) - 1
+    return f"{asked} {one.prompts if len(one.prompts) <= room else '..' + one.prompts[2 - room :]}"
 
 
 def _judge_table(sets: list[AskedSet]) -> Part:
@@ -64,7 +65,7 @@ def _judge_table(sets: list[AskedSet]) -> Part:
             agreement = figures.agreement
             table.add_row(
                 _row_name(one),
-                interval(figures.compliance),
+                interval(figures.compliance) if figures.compliance else "-",
                 "-" if agreement is None else percent(agreement.rate),
                 number(figures.kappa, 2),
                 "0" if agreement is None else str(agreement.n),
