@@ -317,7 +317,7 @@ def from_json(kind: type[T], text: str) -> T:
         return typing.cast(T, _build(kind, value))
     except (json.JSONDecodeError, TypeError, KeyError, AttributeError) as error:
         raise AirdError(
-            f"report: not a {kind.__name__} ({error}); JSON of schema {SCHEMA}, as this version writes it, is needed. "
+            f"report: not a {kind.__name__} ({error}); a result in JSON of schema {SCHEMA} is needed. "
             f"Run `aird-mlx {'eval' if kind is Evaluation else 'repair'}` again."
         ) from error
 
