@@ -16,10 +16,12 @@ from aird_mlx.report import TaskScore
 def check_tasks_available() -> None:
     """Raises DependencyError when lm-eval is not installed."""
     try:
-        import_module("lm_eval")
+        import_module("lm_eval.tasks")
+        import_module("mlx_lm.evaluate")
     except ImportError as error:
         raise DependencyError(
-            "tasks: the package lm-eval is not installed; it brings the tasks. Run `pip install 'aird-mlx[eval]'`."
+            f"tasks: the package lm-eval cannot be imported ({error}); it brings the tasks. "
+            "Run `pip install 'aird-mlx[eval]'`."
         ) from error
 
 
