@@ -22,6 +22,7 @@ from aird_mlx.gguf_export.chat import GgufChat, compile_template
 needs_llama = pytest.mark.skipif(not is_available(), reason="llama-cpp-python is not installed")
 
 TEMPLATES = [
+    "{% for m in messages %}\n  {% if m.role == 'user' %}\n{{ m.content }}\n  {% endif %}\n{% endfor %}\n",
     "{% for message in messages %}\n    {{- message.role }}: {{ message['content'] | trim }}\n{% endfor %}\n",
     "{{ bos_token }}{% for m in messages %}{% if m.role == 'system' %}{% continue %}{% endif %}{{ m | tojson }}"
     "{% endfor %}",
