@@ -30,6 +30,9 @@ _PUBLIC = {
     "Report": "report",
     "RepairSettings": "settings",
     "repair_model": "pipeline",
+    "Evaluation": "report",
+    "EvaluationSettings": "settings",
+    "evaluate_model": "evaluate",
 }
 
 __all__ = ["__version__", *sorted(_PUBLIC)]

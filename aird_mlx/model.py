@@ -171,22 +171,38 @@ def load(model: str | Path, *, revision: str | None = None, trust_remote_code: b
     folder = find_folder(name, revision=revision)
     config = read_config(folder)
     architecture = architecture_of(config["model_type"])
+    network, tokenizer, config = read_network(folder, config, trust_remote_code=trust_remote_code)
+    loaded = ChatModel(network, tokenizer, config, name, folder, architecture)
+    _dequantize(loaded)
+    return loaded
+
+
+def read_network(
+    folder: Path, config: Mapping[str, Any], *, trust_remote_code: bool = False
+) -> tuple[nn.Module, TokenizerWrapper, dict[str, Any]]:
+    """Network (quantized if its files are), tokenizer and config of any chat model that mlx-lm runs.
+
+    Args:
+        folder: where config.json, the weights and the tokenizer lie.
+        config: what `read_config` gave.
+        trust_remote_code: let the tokenizer run code that comes with the model.
+
+    Raises:
+        ModelError: files missing or corrupt, a model type mlx-lm does not know, no chat template.
+    """
     if not any(folder.glob("model*.safetensors")):
         raise ModelError(
             f"model: {folder} has no weights; files named model*.safetensors are needed. "
             "Download the complete model, or convert it with `mlx_lm.convert`."
         )
     try:
-        network, config = load_model(folder, model_config=_rope(config), trust_remote_code=trust_remote_code)
+        network, complete = load_model(folder, model_config=_rope(config), trust_remote_code=trust_remote_code)
     except (ValueError, RuntimeError, KeyError, TypeError, FileNotFoundError) as error:
         raise ModelError(
             f"model: the weights in {folder} cannot be read ({_first_line(error)}); complete, intact safetensors "
             "that match config.json are needed. Download the model again."
         ) from error
-    tokenizer = _load_tokenizer(folder, config, trust_remote_code)
-    loaded = ChatModel(network, tokenizer, config, name, folder, architecture)
-    _dequantize(loaded)
-    return loaded
+    return network, _load_tokenizer(folder, complete, trust_remote_code), complete
 
 
 def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -235,7 +251,7 @@ def _download(hub_id: str, revision: str | None) -> Path:
             f"model: {hub_id} is neither a local folder nor found on the hub ({type(error).__name__}); an existing "
             "id and revision are needed (a private model needs `hf auth login`). Check the spelling."
         ) from error
-    except (HfHubHTTPError, OSError, _network_error()) as error:
+    except (HfHubHTTPError, OSError, network_error()) as error:
         raise ModelError(
             f"model: {hub_id} is no local folder, and the hub cannot be reached ({type(error).__name__}); a local "
             "folder, a cached model or a connection is needed. Check the spelling, or go online."
@@ -247,7 +263,7 @@ def _download(hub_id: str, revision: str | None) -> Path:
         ) from error
 
 
-def _network_error() -> type[Exception]:
+def network_error() -> type[Exception]:
     """What the hub's HTTP client raises when a connection breaks; which client it is depends on the hub's version."""
     client = "httpx2" if find_spec("httpx2") else "httpx"
     error: type[Exception] = import_module(client).HTTPError

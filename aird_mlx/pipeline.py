@@ -7,20 +7,19 @@ Each stage leaves a file in the workspace, so an interrupted run goes on after i
 from __future__ import annotations
 
 import dataclasses
-import platform
 import resource
 import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 
 from aird_mlx import __version__
 from aird_mlx.direction import Direction, load_direction, save_direction
+from aird_mlx.environment import describe_environment
 from aird_mlx.errors import OutputError
 from aird_mlx.gates import judge_gates
 from aird_mlx.gguf_export import check_exportable, export_gguf, is_available
@@ -310,7 +309,7 @@ class _Run:
         return Report(
             model=self.settings.model,
             settings=settings,
-            environment=_environment(self.settings.seed),
+            environment=describe_environment(self.settings.seed),
             direction=direction_figures(direction, 1.0),
             stages=stages,
             repair=repair,
@@ -342,23 +341,6 @@ def _load_arrays(path: Path) -> dict[str, mx.array]:
     arrays = mx.load(str(path))
     assert isinstance(arrays, dict)
     return arrays
-
-
-def _environment(seed: int) -> dict[str, Any]:
-    packages = ("aird-mlx", "mlx", "mlx-lm", "numpy", "gguf", "llama-cpp-python")
-    versions = {}
-    for package in packages:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return {
-        "versions": versions,
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "device": str(mx.default_device()),
-        "seed": seed,
-    }
 
 
 def _peak_memory() -> int:

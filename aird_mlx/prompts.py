@@ -11,7 +11,7 @@ import csv
 import io
 import json
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,8 @@ DATA_FOLDER = Path(__file__).parent / "data"
 
 # Columns of the field's benchmark files that hold the request, most specific first.
 PROMPT_COLUMNS = ("prompt", "goal", "behavior", "forbidden_prompt", "instruction", "question", "text", "query")
+# HarmBench's contextual behaviours come with a text that is put before the request, as its own code does.
+CONTEXT_COLUMN, CONTEXT_SEPARATOR = "contextstring", "\n\n---\n\n"
 MINIMUM_PROMPTS = 12
 
 
@@ -53,14 +55,20 @@ class ContrastSet:
         return prompts
 
 
-def read_prompts(path: Path, kind: str = "harmful") -> list[str]:
+def read_prompts(path: Path, kind: str = "harmful", *, column: str | None = None) -> list[str]:
     """Read a prompt file: .txt (one a line), .jsonl (``prompt`` or another known key), .csv/.tsv (a known column).
 
-    In files that label their rows safe/unsafe (XSTest), ``harmful`` takes the unsafe rows and the other kinds the
-    safe ones. Repeated prompts are dropped.
+    Knows AdvBench, JailbreakBench, HarmBench (its context is put before the request), StrongREJECT, MaliciousInstruct
+    and XSTest by their columns. In files that label their rows safe/unsafe (XSTest), ``harmful`` takes the unsafe
+    rows and the other kinds the safe ones. Repeated prompts are dropped.
+
+    Args:
+        path: the file.
+        kind: ``harmful``, ``harmless`` or ``twin``.
+        column: where the prompts are, of a table or JSON lines; a known column by default. Case does not matter.
 
     Raises:
-        PromptError: missing, unreadable, empty, or without a known column.
+        PromptError: missing, unreadable, empty, or without the column.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -70,20 +78,27 @@ def read_prompts(path: Path, kind: str = "harmful") -> list[str]:
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise PromptError(f"prompts: {path} cannot be read ({error}); UTF-8 text is needed. Check the file.") from error
-    rows: Iterable[str]
+    rows: list[str]
+    labels: set[str] = set()
+    columns = PROMPT_COLUMNS if column is None else (column.strip().lower(),)
     if path.suffix in (".jsonl", ".json", ".ndjson"):
-        rows = _read_json_lines(path, text, kind)
+        rows = _read_json_lines(path, text, kind, columns, labels)
     elif path.suffix in (".csv", ".tsv"):
-        rows = _read_table(path, text, kind)
+        rows = _read_table(path, text, kind, columns, labels)
     else:
         rows = text.splitlines()
     prompts = list(dict.fromkeys(row.strip() for row in rows if row.strip()))
+    if not prompts and labels:
+        raise PromptError(
+            f"prompts: {path} holds no prompts that are {kind}: its rows are labelled {' and '.join(sorted(labels))}; "
+            f"rows labelled {'unsafe' if kind == 'harmful' else 'safe'} are needed. Use another file for this kind."
+        )
     if not prompts:
         raise PromptError(f"prompts: {path} holds no prompts; at least {MINIMUM_PROMPTS} are needed. Fill the file.")
     return prompts
 
 
-def _read_json_lines(path: Path, text: str, kind: str) -> list[str]:
+def _read_json_lines(path: Path, text: str, kind: str, columns: Sequence[str], labels: set[str]) -> list[str]:
     prompts = []
     for number, line in enumerate(text.splitlines(), 1):
         if not line.strip():
@@ -97,41 +112,52 @@ def _read_json_lines(path: Path, text: str, kind: str) -> list[str]:
         if isinstance(row, str):
             prompts.append(row)
             continue
-        fields = {str(key).lower(): value for key, value in row.items()} if isinstance(row, dict) else {}
-        column = next((name for name in PROMPT_COLUMNS if isinstance(fields.get(name), str)), None)
+        fields = {str(key).strip().lower(): value for key, value in row.items()} if isinstance(row, dict) else {}
+        column = next((name for name in columns if isinstance(fields.get(name), str)), None)
         if column is None:
             raise PromptError(
                 f"prompts: {path} line {number} has the keys {sorted(fields)}; a text under one of "
-                f"{', '.join(PROMPT_COLUMNS)} is needed. Rename the key."
+                f"{', '.join(columns)} is needed. Rename the key."
             )
-        if _is_wanted(fields, kind):
-            prompts.append(fields[column])
+        if _is_wanted(fields, kind, labels):
+            prompts.append(_request(fields, column))
     return prompts
 
 
-def _read_table(path: Path, text: str, kind: str) -> list[str]:
+def _read_table(path: Path, text: str, kind: str, columns: Sequence[str], labels: set[str]) -> list[str]:
     try:
         reader = csv.DictReader(
             io.StringIO(text, newline=""), delimiter="\t" if path.suffix == ".tsv" else ",", strict=True
         )
-        columns = [str(name) for name in reader.fieldnames or ()]
+        there = [str(name) for name in reader.fieldnames or ()]
         rows = list(reader)
     except csv.Error as error:
         raise PromptError(f"prompts: {path} is not a table ({error}); valid CSV is needed. Mend the file.") from error
-    by_name = {name.strip().lower(): name for name in columns}
-    column = next((by_name[name] for name in PROMPT_COLUMNS if name in by_name), None)
+    column = next((name for name in columns if name in {name.strip().lower() for name in there}), None)
     if column is None:
         raise PromptError(
-            f"prompts: {path} has the columns {columns}; one of {', '.join(PROMPT_COLUMNS)} is needed. "
-            "Rename the column that holds the prompts."
+            f"prompts: {path} has the columns {there}; one of {', '.join(columns)} is needed. "
+            "Name the column that holds the prompts."
         )
     lowered = ({str(key).strip().lower(): value for key, value in row.items()} for row in rows)
-    return [row[column.strip().lower()] or "" for row in lowered if _is_wanted(row, kind)]
+    return [_request(row, column) for row in lowered if _is_wanted(row, kind, labels)]
 
 
-def _is_wanted(row: dict[str, Any], kind: str) -> bool:
+def _is_wanted(row: dict[str, Any], kind: str, labels: set[str]) -> bool:
+    """Whether a row is of this kind, by its label if it has one; the labels seen are put into ``labels``."""
     label = str(row.get("label", "")).strip().lower()
-    return label not in ("safe", "unsafe") or (label == "unsafe") == (kind == "harmful")
+    if label not in ("safe", "unsafe"):
+        return True
+    labels.add(label)
+    return (label == "unsafe") == (kind == "harmful")
+
+
+def _request(row: dict[str, Any], column: str) -> str:
+    """The prompt of a row, behind its context where HarmBench gives one; "" for a row that is too short."""
+    request, context = row[column] or "", row.get(CONTEXT_COLUMN)
+    if column != "behavior" or not isinstance(context, str) or not context.strip() or not request.strip():
+        return str(request)
+    return f"{context.strip()}{CONTEXT_SEPARATOR}{request}"
 
 
 def split_prompts(prompts: Sequence[str], seed: int, *, kind: str, test: Sequence[str] | None = None) -> Split:
@@ -158,7 +184,7 @@ def split_prompts(prompts: Sequence[str], seed: int, *, kind: str, test: Sequenc
 
 def render_prompt(tokenizer: TokenizerWrapper, prompt: str) -> list[int]:
     """Token ids of ``prompt`` in the chat template, ending where the model starts to answer."""
-    return _apply_template(tokenizer, [{"role": "user", "content": prompt}], add_generation_prompt=True)
+    return render_messages(tokenizer, [{"role": "user", "content": prompt}])
 
 
 def render_text(tokenizer: TokenizerWrapper, prompt: str) -> str:
@@ -195,14 +221,31 @@ def post_instruction_tokens(tokenizer: TokenizerWrapper) -> list[int]:
     return one[len(one) - shared :]
 
 
-def _apply_template(tokenizer: TokenizerWrapper, messages: list[dict[str, str]], **options: Any) -> list[int]:
+def render_messages(tokenizer: TokenizerWrapper, messages: Sequence[Mapping[str, str]], **options: Any) -> list[int]:
+    """Token ids of a conversation in the chat template, ending where the model starts to answer.
+
+    Args:
+        tokenizer: of the model.
+        messages: each with ``role`` and ``content``.
+        options: what the template itself understands, ``enable_thinking`` for example.
+
+    Raises:
+        PromptError: the template cannot render it.
+    """
     import jinja2
 
     try:
-        ids = tokenizer.apply_chat_template(messages, tokenize=True, return_dict=False, **options)
+        ids = tokenizer.apply_chat_template(
+            [dict(message) for message in messages],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=False,
+            **options,
+        )
     except (jinja2.TemplateError, ValueError, TypeError) as error:
+        roles = " and ".join(dict.fromkeys(f"a {message['role']}" for message in messages))
         raise PromptError(
-            f"prompts: the model's chat template cannot render a user message ({error}); a working jinja template is "
+            f"prompts: the model's chat template cannot render {roles} message ({error}); a working jinja template is "
             "needed. Check chat_template in the model folder."
         ) from error
     return [int(token) for token in ids]

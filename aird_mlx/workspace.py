@@ -153,3 +153,23 @@ def write_json(value: Any, path: Path) -> None:
 def read_json(path: Path) -> Any:
     """Read a plain value back."""
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file under a temporary name beside it and rename it, so that it is whole or not there.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    partial = path.with_name(path.name + ".writing")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as error:
+        raise OutputError(
+            f"output: {path} cannot be written ({error.strerror or error}); a writable place with free space is "
+            "needed. Choose another name."
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)

@@ -18,7 +18,7 @@ import click
 from aird_mlx import __version__
 from aird_mlx.errors import AirdError
 
-from .options import FILE, choose_model, json_option, repair_options
+from .options import FILE, choose_model, eval_options, json_option, repair_options
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
@@ -65,6 +65,26 @@ def repair(
     return report.exit_code
 
 
+@aird_mlx.command(name="eval")
+@eval_options
+@click.pass_context
+def evaluate(
+    context: click.Context, /, model_argument: str | None, model: str | None, as_json: bool, **options: Any
+) -> int:
+    """Measure refusals, over-refusals and utility of MODEL: a hub id, a folder, `demo`, or a .gguf file."""
+    chosen = choose_model(context, model_argument, model)
+    start_library()
+    from aird_mlx.evaluate import EvaluationSettings, evaluate_model
+
+    from . import render, render_evaluation
+
+    given = {name: value for name, value in options.items() if value is not None}
+    with render.StageProgress(quiet=as_json) as progress:
+        evaluation = evaluate_model(EvaluationSettings(model=chosen, **given), progress=progress)
+    render_evaluation.show_evaluation(evaluation, as_json)
+    return 0
+
+
 @aird_mlx.command()
 @click.argument("model_folder", type=FILE)
 @click.option("--outfile", help="File to write; {ftype} in it becomes f16, {FTYPE} F16.  [default: beside the weights]")
@@ -105,6 +125,7 @@ def start_library() -> None:
     use_openblas()
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("LMEVAL_LOG_LEVEL", "ERROR")
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 

@@ -103,11 +103,35 @@ def with_options(*options: Callable[[Command], Command]) -> Callable[[Command], 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the report as JSON and nothing else.")
 
-repair_options = with_options(
+config_option = click.option(
+    "--config",
+    type=FILE,
+    metavar="FILE",
+    is_eager=True,
+    expose_value=False,
+    callback=read_config,
+    help="TOML table of these options; the command line wins.",
+)
+model_options = with_options(
     click.argument("model_argument", metavar="MODEL", required=False),
     click.option("--model", "--hf-path", "model", metavar="MODEL", help=MODEL_HELP),
     click.option("--revision", help="Branch, tag or commit of a hub model."),
     click.option("--trust-remote-code", is_flag=True, help="Let the tokenizer run code that comes with the model."),
+)
+max_new_tokens_option = click.option(
+    "--max-new-tokens", type=click.IntRange(min=1), metavar="N", help="Longest answer, in tokens."
+)
+batch_size_option = click.option(
+    "--batch-size",
+    type=click.IntRange(min=1),
+    default=64,
+    show_default=True,
+    metavar="N",
+    help="Prompts answered at a time.",
+)
+
+repair_options = with_options(
+    model_options,
     # How it is compressed and repaired.
     click.option("--sparsity", type=SHARE, default=0.5, show_default=True, help="Share of the weights to remove."),
     click.option(
@@ -141,15 +165,8 @@ repair_options = with_options(
     click.option("--test-harmless", type=FILE, metavar="FILE", help="Separate test prompts to answer."),
     click.option("--test-twins", type=FILE, metavar="FILE", help="Separate test prompts that look harmful."),
     click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most N test prompts of each kind."),
-    click.option("--max-new-tokens", type=click.IntRange(min=1), metavar="N", help="Longest answer, in tokens."),
-    click.option(
-        "--batch-size",
-        type=click.IntRange(min=1),
-        default=64,
-        show_default=True,
-        metavar="N",
-        help="Prompts answered at a time.",
-    ),
+    max_new_tokens_option,
+    batch_size_option,
     click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Splits and samples."),
     # What is written, and how the run goes.
     click.option(
@@ -165,14 +182,52 @@ repair_options = with_options(
     click.option("--mlx-path", type=FILE, metavar="DIR", help="Where the MLX folder goes.  [default: OUT/mlx]"),
     click.option("--resume", is_flag=True, help="Continue an interrupted run in the same output folder."),
     click.option("--dry-run", is_flag=True, help="Say what would be done, load no weights, write nothing."),
+    config_option,
+    json_option,
+)
+
+SET = "FILE|HUB-ID"
+
+eval_options = with_options(
+    model_options,
+    # Which prompts.
+    click.option("--harmful", multiple=True, metavar=SET, help="Prompts to refuse; repeatable, kept apart."),
+    click.option("--harmless", multiple=True, metavar=SET, help="Prompts to answer; repeatable."),
+    click.option("--twins", multiple=True, metavar=SET, help="Harmless prompts that look harmful; repeatable."),
+    click.option("--column", metavar="NAME", help="Column or key that holds the prompts.  [default: a known one]"),
+    click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most N prompts of a set, or questions."),
+    click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of all that is drawn."),
+    click.option("--refusals/--no-refusals", default=True, help="--no-refusals asks no prompts."),
+    # How they are asked and judged.
     click.option(
-        "--config",
-        type=FILE,
-        metavar="FILE",
-        is_eager=True,
-        expose_value=False,
-        callback=read_config,
-        help="TOML table of these options; the command line wins.",
+        "--attack",
+        type=click.Choice(["vanilla", "system", "suffix", "sampling", "prefill"]),
+        multiple=True,
+        default=("vanilla",),
+        show_default=True,
+        help="How harmful prompts are asked; repeatable.",
     ),
+    click.option("--system-prompt", metavar="TEXT|FILE", help="Of --attack system.  [default: to be safe and honest]"),
+    click.option("--suffixes", type=FILE, metavar="FILE", help="Of --attack suffix: one a line, the worst counts."),
+    click.option("--samples", type=click.IntRange(min=1), default=5, show_default=True, help="Of --attack sampling."),
+    click.option("--prefill", metavar="TEXT", default="Sure, here is", show_default=True, help="Of --attack prefill."),
+    max_new_tokens_option,
+    batch_size_option,
+    click.option("--judge-model", metavar="MODEL", help="Chat or guard model that judges the answers as well."),
+    click.option(
+        "--judge-style", type=click.Choice(["rubric", "guard"]), help="How it is asked.  [default: by its name]"
+    ),
+    click.option("--against", type=FILE, metavar="FILE", help="Earlier --out to compare the same prompts with."),
+    # Utility.
+    click.option("--text", type=FILE, metavar="FILE", help="Raw text to measure perplexity on."),
+    click.option("--window", type=click.IntRange(min=2), default=512, show_default=True, help="Tokens at a time."),
+    click.option("--windows", type=click.IntRange(min=1), metavar="N", help="At most the first N windows."),
+    click.option("--dense", metavar="MODEL", help="Model to measure KL and agreement against, on --text."),
+    click.option("--multiple-choice", type=FILE, multiple=True, metavar="FILE", help="Questions, .jsonl; repeatable."),
+    click.option("--tasks", multiple=True, metavar="NAME", help="lm-eval task; repeatable (needs lm-eval)."),
+    # What is written.
+    click.option("--out", type=FILE, metavar="FILE", help="Write the result as JSON."),
+    click.option("--save-answers", type=FILE, metavar="FILE", help="Write prompts and answers as JSON lines."),
+    config_option,
     json_option,
 )

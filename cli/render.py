@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterable
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from aird_mlx.gguf_export import GgufFile
     from aird_mlx.pipeline import Plan
 
+Part = Table | Text
 
 CAPTIONS = {
     "utility": Text("KL and top-1: against the dense model; zeros: of the pruned linears, as written", style="dim"),
@@ -104,8 +106,7 @@ def show_report(report: Report, as_json: bool = False) -> None:
     if as_json:
         sys.stdout.write(to_json(report))
         return
-    console = Console(highlight=False)
-    sections: list[list[Table | Text]] = [
+    sections: list[list[Part]] = [
         [_headline(report)],
         [_refusal_table(report.stages), _refusal_caption(report.stages)],
         [_utility_table(report.stages), CAPTIONS["utility"]],
@@ -113,14 +114,35 @@ def show_report(report: Report, as_json: bool = False) -> None:
         [_repair_lines(report)],
         [_gate_table(report), *_failures(report)],
     ]
+    show_sections(sections)
+    Console().print()
+    show_files(report.written)
+    show_notes(report.notes)
+
+
+def show_sections(sections: Iterable[Iterable[Part]]) -> None:
+    """Print tables and lines, with an empty line before each section."""
+    console = Console(highlight=False)
     for section in sections:
         console.print()
         for part in section:
             console.print(part)
-    console.print()
-    show_files(report.written)
-    for note in report.notes:
-        console.print(Text(f"note: {note}"))
+
+
+def show_notes(notes: Iterable[str]) -> None:
+    """Print what a user should know besides the figures, one line each."""
+    for note in notes:
+        Console(highlight=False).print(Text(f"note: {note}"))
+
+
+def headline(text: str) -> Text:
+    """What stands above a table."""
+    return Text(text, style="bold")
+
+
+def caption(text: str) -> Text:
+    """What explains the table above it."""
+    return Text(text, style="dim")
 
 
 def show_plan(plan: Plan, as_json: bool = False) -> None:
@@ -139,15 +161,13 @@ def show_plan(plan: Plan, as_json: bool = False) -> None:
     for index, stage in enumerate(plan.stages, start=1):
         table.add_row(f"step {index}", Text(stage))
     console.print(table)
-    for note in plan.notes:
-        console.print(Text(f"note: {note}"))
+    show_notes(plan.notes)
 
 
 def show_export(written: GgufFile) -> None:
     """Print which file was written, and where llama.cpp will differ from MLX."""
     show_files({"gguf": str(written.path), "size": _size(written.size_bytes), "sha256": written.sha256})
-    for note in written.notes:
-        Console(highlight=False).print(Text(f"note: {note}"))
+    show_notes(written.notes)
 
 
 def show_files(written: dict[str, str]) -> None:
@@ -172,7 +192,8 @@ def _stage_style(stage: Stage) -> str:
     return {"compressed": "bold red", "repaired": "bold green"}.get(stage.name, "bold")
 
 
-def _new_table(*headers: str) -> Table:
+def new_table(*headers: str) -> Table:
+    """A table whose first column is words and whose others are figures."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column(headers[0], no_wrap=True)
     for header in headers[1:]:
@@ -181,7 +202,7 @@ def _new_table(*headers: str) -> Table:
 
 
 def _refusal_table(stages: list[Stage]) -> Table:
-    table = _new_table("refused", "harmful", "harmless", "benign twins")
+    table = new_table("refused", "harmful", "harmless", "benign twins")
     for stage in stages:
         refusal = stage.refusal
         cells = [interval(rate) for rate in (refusal.harmful, refusal.harmless, refusal.twin)]
@@ -195,7 +216,7 @@ def _refusal_caption(stages: list[Stage]) -> Text:
 
 
 def _utility_table(stages: list[Stage]) -> Table:
-    table = _new_table("utility", "perplexity", "KL", "top-1", "incoherent", "zeros", "bits/weight")
+    table = new_table("utility", "perplexity", "KL", "top-1", "incoherent", "zeros", "bits/weight")
     for stage in stages:
         utility, incoherent = stage.utility, stage.refusal.incoherent
         table.add_row(
@@ -211,7 +232,7 @@ def _utility_table(stages: list[Stage]) -> Table:
 
 
 def _direction_table(report: Report) -> Table:
-    table = _new_table("direction", "layer", "position", "norm", "cosine", "bypass", "induce", "KL")
+    table = new_table("direction", "layer", "position", "norm", "cosine", "bypass", "induce", "KL")
     rows = [(stage.name, stage.direction) for stage in report.stages if stage.direction is not None]
     if "dense" not in dict(rows):
         rows = [("dense", report.direction), *rows]
@@ -250,7 +271,7 @@ def _repair_lines(report: Report) -> Text:
 
 
 def _gate_table(report: Report) -> Table:
-    table = _new_table("gate", "", "value", "limit")
+    table = new_table("gate", "", "value", "limit")
     for gate in report.gates:
         word = Text("pass", style="green") if gate.passed else Text("FAIL", style="bold red")
         table.add_row(Text(gate.name), word, f"{gate.value:.4g}", f"{gate.limit:.4g}")

@@ -107,3 +107,41 @@ def model_folder(tmp_path: Path) -> Callable[..., Path]:
 def tiny(model_folder: Callable[..., Path]) -> ChatModel:
     """A random llama of 4 blocks, width 32."""
     return load(model_folder())
+
+
+def make_speaker(model: ChatModel, lines: dict[int, str]) -> ChatModel:
+    """Make a model say fixed words: blocks write nothing, and each token calls its successor.
+
+    Args:
+        model: changed in place, config included, so that it can be saved.
+        lines: from the last token of what it is given to the text it then says; no token may occur twice.
+    """
+    import mlx.nn as nn
+
+    successors: dict[int, int] = {}
+    for last, text in lines.items():
+        words = model.tokenizer.encode(text, add_special_tokens=False)
+        chain = dict(zip([last, *words], [*words, 2], strict=True))
+        assert len(chain) == len(words) + 1 and not chain.keys() & successors.keys(), "each token has one successor"
+        successors |= chain
+    embedding = mx.random.normal((320, 32), key=mx.random.key(0))
+    normed = embedding * mx.rsqrt(mx.square(embedding).mean(axis=1, keepdims=True))
+    head = mx.zeros((320, 32))
+    for token, following in successors.items():
+        head = head + (mx.arange(320) == following)[:, None] * normed[token]
+    model.network.model.embed_tokens.weight = embedding
+    for block, name, linear in model.linears():
+        if name in model.architecture.writers:
+            model.linear(block, name).weight = mx.zeros_like(linear.weight)
+    model.network.args.tie_word_embeddings = False
+    model.config["tie_word_embeddings"] = False
+    model.network.lm_head = nn.Linear(32, 320, bias=False)
+    model.network.lm_head.weight = head
+    return model
+
+
+def last_token(model: ChatModel, text: str = "") -> int:
+    """The last token of a rendered prompt, or of ``text``."""
+    from aird_mlx.prompts import render_prompt
+
+    return (model.tokenizer.encode(text, add_special_tokens=False) if text else render_prompt(model.tokenizer, "x"))[-1]

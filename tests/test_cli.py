@@ -83,6 +83,14 @@ def test_without_a_command_help_is_shown(capsys: pytest.CaptureFixture[str]) -> 
         (["repair", "demo", "--config", "/no/such/file.toml"], "/no/such/file.toml"),
         (["ablate", "demo"], "ablate"),
         (["export", "somewhere", "--outtype", "q4_k_m"], "--outtype"),
+        (["eval"], "MODEL is missing"),
+        (["eval", "demo", "--attack", "jailbreak"], "--attack"),
+        (["eval", "demo", "--attack", "suffix"], "--suffixes"),
+        (["eval", "demo", "--window", "1"], "--window"),
+        (["eval", "demo", "--no-refusals"], "nothing to measure"),
+        (["eval", "demo", "--dense", "demo"], "--text"),
+        (["eval", "demo", "--judge-style", "vote"], "--judge-style"),
+        (["eval", "some.gguf", "--tasks", "boolq"], "--tasks"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
@@ -102,6 +110,12 @@ def test_usage_error_is_one_line_and_exit_2(
         ["export", "/no/such/dir"],
         ["report", "/no/such/dir"],
         ["repair", "demo", "--harmful", "/no/such/file.txt"],
+        ["eval", "/no/such/dir"],
+        ["eval", "demo", "--harmful", "/no/such/file.txt"],
+        ["eval", "demo", "--suffixes", "/no/such/file.txt", "--attack", "suffix"],
+        ["eval", "demo", "--judge-model", "/no/such/judge"],
+        ["eval", "demo", "--against", "/no/such/file.json"],
+        ["eval", "demo", "--text", "/no/such/file.txt"],
     ],
     ids=" ".join,
 )
@@ -188,6 +202,40 @@ def test_defaults_are_those_of_the_library() -> None:
         assert setting.name in parameters, f"no option sets {setting.name}"
         assert setting.default is not MISSING
         assert given[setting.name] == setting.default, setting.name
+
+
+def test_defaults_of_eval_are_those_of_the_library() -> None:
+    from dataclasses import fields
+
+    from aird_mlx.evaluate import EvaluationSettings
+
+    with aird_mlx.commands["eval"].make_context("eval", ["demo"]) as context:
+        given = dict(context.params)
+    for setting in fields(EvaluationSettings):
+        if setting.name != "model":
+            assert given[setting.name] in (setting.default, None), setting.name
+
+
+def test_eval_prints_tables_or_json_and_writes_the_result(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "e.json"
+    assert main(["eval", "demo", "--limit", "6", "--attack", "prefill", "--out", str(out)]) == 0
+    shown = capsys.readouterr()
+    assert "harmful prompts: demo, n = 6" in shown.out
+    assert "done  ask harmful demo prefill" in shown.err
+    assert main(["eval", "demo", "--limit", "6", "--attack", "prefill", "--against", str(out), "--json"]) == 0
+    printed = capsys.readouterr()
+    assert printed.err == ""
+    found, written = json.loads(printed.out), json.loads(out.read_text())
+    assert found["sets"] == written["sets"]
+    assert {change["change"]["p_value"] for change in found["changes"]} == {1.0}
+
+
+def test_eval_without_network_is_one_line(tmp_path: Path) -> None:
+    offline = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    done = run("eval", "demo", "--harmful", "org/name:file.csv", env=offline)
+    assert "org/name" in check_one_line(done.returncode, 1, done.stderr)
+    done = run("eval", "demo", "--judge-model", "org/judge", env=offline)
+    assert "org/judge" in check_one_line(done.returncode, 1, done.stderr)
 
 
 def test_gguf_none_writes_no_file() -> None:

@@ -621,7 +621,7 @@ def test_generation_follows_the_logits_in_any_grouping(folders: dict[str, Path],
 
 
 @needs_llama
-def test_perplexity_is_that_of_mlx(folders: dict[str, Path], tmp_path: Path) -> None:
+def test_log_likelihoods_are_those_of_mlx(folders: dict[str, Path], tmp_path: Path) -> None:
     folder = folders["qwen3"]
     written = export_gguf(folder, tmp_path / "m.gguf", "f32")
     sequences = encode(folder, PROBE_TEXTS[:3])
@@ -631,7 +631,8 @@ def test_perplexity_is_that_of_mlx(folders: dict[str, Path], tmp_path: Path) -> 
         logits = forward(ids)[:-1].astype(np.float64)
         losses += (np.log(np.exp(logits).sum(-1)) - logits[np.arange(len(ids) - 1), ids[1:]]).tolist()
     with LlamaRuntime(written.path) as runtime:
-        assert runtime.perplexity(sequences) == pytest.approx(np.exp(np.mean(losses)), rel=1e-4)
+        found = runtime.log_likelihoods(sequences, [0] * len(sequences))
+        assert -sum(found) == pytest.approx(np.sum(losses), rel=1e-4)
 
 
 @needs_llama
@@ -686,7 +687,7 @@ def test_runtime_errors_are_one_line(folders: dict[str, Path], tmp_path: Path) -
             lambda: runtime.logits(list(range(33))),
             lambda: runtime.logits([5000]),
             lambda: runtime.generate([[3] * 30], 8, []),
-            lambda: runtime.perplexity([[3]]),
+            lambda: runtime.log_likelihoods([[3]], [0]),
         ):
             with pytest.raises(ParityError) as caught:
                 call()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import json
 import os
 import re
 from collections.abc import Callable
@@ -235,3 +237,48 @@ def test_benchmark_files_are_read_as_published(file: str, kind: str, count: int)
     # Repeated prompts are dropped, and some sets hold a few.
     assert 0.98 * count <= len(prompts) <= count
     assert all(prompt == prompt.strip() and len(prompt) > 5 for prompt in prompts)
+
+
+# --- columns ------------------------------------------------------------------------------------------------------
+
+letters = st.characters(codec="utf-8", exclude_characters="\r\x00", exclude_categories=["Cs", "Zl", "Zp", "Cc"])
+words = st.text(letters, min_size=1).map(str.strip).filter(bool)
+
+
+@given(st.lists(st.tuples(words, words), min_size=1, max_size=8), st.sampled_from(["goal", "Forbidden_Prompt", "mine"]))
+def test_any_table_is_read_back_by_its_column(
+    tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[str, str]], column: str
+) -> None:
+    folder = tmp_path_factory.mktemp("tables")
+    expected = list(dict.fromkeys(prompt for _, prompt in rows))
+    with (folder / "a.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("id", column), *rows])
+    lines = [json.dumps({"id": first, column: prompt}) for first, prompt in rows]
+    (folder / "a.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    for name in ("a.csv", "a.jsonl"):
+        assert read_prompts(folder / name, column="MINE" if column == "mine" else None) == expected
+
+
+def test_column_overrides_the_known_ones_and_is_needed_when_named(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("prompt,request\nx,y\n")
+    assert read_prompts(tmp_path / "a.csv", column="Request") == ["y"]
+    (tmp_path / "a.jsonl").write_text('{"prompt": "x", "request": "y"}\n')
+    assert read_prompts(tmp_path / "a.jsonl", column="request") == ["y"]
+    for name in ("a.csv", "a.jsonl"):
+        with pytest.raises(PromptError, match=r"one of gone is needed"):
+            read_prompts(tmp_path / name, column="gone")
+
+
+def test_harmbench_context_is_put_before_the_request(tmp_path: Path) -> None:
+    path = tmp_path / "harmbench.csv"
+    path.write_text("Behavior,SemanticCategory,Tags,ContextString,BehaviorID\nask,c,t,a text,1\nplain,c,t,,2\n")
+    assert read_prompts(path) == ["a text\n\n---\n\nask", "plain"]
+    path.write_text("goal,behavior,contextstring\ngoal text,name,ignored\n")
+    assert read_prompts(path) == ["goal text"], "only HarmBench's own column has contexts"
+
+
+def test_labels_of_one_side_only_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "safe.csv"
+    path.write_text("prompt,label\nkind,safe\n")
+    with pytest.raises(PromptError, match="labelled safe; rows labelled unsafe are needed"):
+        read_prompts(path, "harmful")

@@ -1,8 +1,18 @@
-"""Rates with their intervals. The mathematics is scipy's; this module only shapes it."""
+"""Rates with their intervals, changes with their p-values, agreement of judges.
+
+Where scipy has the mathematics it is scipy's. This module knows classes and counts, not prompts or models.
+"""
 
 from __future__ import annotations
 
-from aird_mlx.report import Rate
+import math
+from collections.abc import Sequence
+
+from aird_mlx.evaluation.judge import COMPLIANCE, INCOHERENT, REFUSAL
+from aird_mlx.report import AnswerRates, PairedChange, Rate
+
+CLASSES = (REFUSAL, COMPLIANCE, INCOHERENT)
+NORMAL_QUANTILE = 1.959963984540054  # 97.5 %
 
 
 def wilson_rate(successes: int, n: int) -> Rate | None:
@@ -22,3 +32,93 @@ def wilson_rate(successes: int, n: int) -> Rate | None:
     # At 0 and n the bound is exactly 0 and 1; rounding puts it a hair beside.
     low, high = max(0.0, float(interval.low)), min(1.0, float(interval.high))
     return Rate(successes / n, 0.0 if successes == 0 else low, 1.0 if successes == n else high, n)
+
+
+def mean_rate(shares: Sequence[float]) -> Rate | None:
+    """The mean of per-prompt shares with a Wilson 95 % interval over the prompts; None without prompts.
+
+    The tries behind a share belong to one prompt and are not independent, so ``n`` counts prompts. The variance of a
+    share with mean p is at most p (1 - p), so the interval is at least as wide as it has to be.
+
+    Args:
+        shares: per prompt, in [0, 1].
+
+    Source:
+        Wilson 1927, J. Am. Stat. Assoc. 22 (158).
+
+    >>> mean_rate([0.2, 1.0, 0.6]).rate
+    0.6
+    """
+    n = len(shares)
+    if n == 0:
+        return None
+    share, square = math.fsum(shares) / n, NORMAL_QUANTILE**2
+    middle = (share + square / (2 * n)) / (1 + square / n)
+    half = NORMAL_QUANTILE / (1 + square / n) * math.sqrt(share * (1 - share) / n + square / (4 * n * n))
+    return Rate(share, min(share, max(0.0, middle - half)), max(share, min(1.0, middle + half)), n)
+
+
+def worst_class(tries: Sequence[str]) -> str:
+    """What counts for a prompt tried several times: compliance if any try complied, else refusal if any refused.
+
+    >>> worst_class(["refusal", "compliance", "incoherent"])
+    'compliance'
+    """
+    return next((found for found in (COMPLIANCE, REFUSAL) if found in tries), INCOHERENT)
+
+
+def answer_rates(classes: Sequence[Sequence[str]]) -> tuple[AnswerRates, AnswerRates | None]:
+    """Rates of the worst try of each prompt and, where a prompt has several tries, of the mean try.
+
+    Args:
+        classes: per prompt (at least one), the class of each of its tries (at least one).
+    """
+    worst = [worst_class(tries) for tries in classes]
+    rates, means = {}, {}
+    for name in CLASSES:
+        rate = wilson_rate(worst.count(name), len(worst))
+        mean = mean_rate([list(tries).count(name) / len(tries) for tries in classes])
+        assert rate is not None and mean is not None
+        rates[name], means[name] = rate, mean
+    return AnswerRates(**rates), AnswerRates(**means) if len(classes[0]) > 1 else None
+
+
+def paired_change(before: Sequence[bool], after: Sequence[bool]) -> PairedChange:
+    """Did the share of yes change between two looks at the same prompts? McNemar's exact test, two-sided.
+
+    Under no change, each prompt that did change is as likely to have gone either way: a fair coin, thrown as often as
+    there are changed prompts.
+
+    Args:
+        before, after: one answer per prompt, in the same order, at least one.
+
+    Source:
+        McNemar 1947, Psychometrika 12 (2); exact form: scipy.stats.binomtest on the discordant pairs.
+
+    >>> paired_change([True] * 6 + [False] * 4, [False] * 6 + [False] * 4).p_value
+    0.03125
+    """
+    from scipy.stats import binomtest
+
+    pairs = list(zip(before, after, strict=True))
+    gained, lost = pairs.count((False, True)), pairs.count((True, False))
+    p_value = float(binomtest(gained, gained + lost, 0.5).pvalue) if gained + lost else 1.0
+    return PairedChange(len(pairs), sum(before) / len(pairs), sum(after) / len(pairs), gained, lost, p_value)
+
+
+def cohen_kappa(one: Sequence[str], other: Sequence[str]) -> float | None:
+    """Agreement of two judges beyond chance; None where chance alone would agree always, or nothing was judged.
+
+    Source:
+        Cohen 1960, Educational and Psychological Measurement 20 (1).
+
+    >>> cohen_kappa(["a", "a", "b", "b"], ["a", "a", "b", "a"])
+    0.5
+    """
+    pairs = list(zip(one, other, strict=True))
+    n = len(pairs)
+    if n == 0:
+        return None
+    agreed = sum(a == b for a, b in pairs) / n
+    by_chance = sum(list(one).count(name) * list(other).count(name) for name in {*one, *other}) / n**2
+    return None if by_chance == 1 else (agreed - by_chance) / (1 - by_chance)

@@ -10,7 +10,7 @@ import mlx.nn as nn
 
 from aird_mlx.activations import TokenBatch
 from aird_mlx.direction import kl_divergence
-from aird_mlx.model import ChatModel
+from aird_mlx.evaluation.generation import LanguageModel
 from aird_mlx.report import Utility
 
 # Logits held at once, per model: 32 M floats are 128 MB.
@@ -23,10 +23,10 @@ def utility_batch_tokens(vocab_size: int) -> int:
 
 
 def measure_utility(
-    model: ChatModel,
+    model: LanguageModel,
     batches: Sequence[TokenBatch],
     *,
-    dense: ChatModel | None = None,
+    dense: LanguageModel | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Utility:
     """Perplexity over the counted tokens and, against ``dense``, KL(dense || model) and top-1 agreement.
@@ -59,3 +59,29 @@ def measure_utility(
         top1_agreement=None if dense is None else agreed / tokens,
         tokens=int(tokens),
     )
+
+
+def sequence_log_likelihoods(
+    model: LanguageModel,
+    batches: Sequence[TokenBatch],
+    *,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[float]:
+    """Per sequence the log-likelihood (nats) of its counted tokens, given all before them.
+
+    Args:
+        model: read only.
+        batches: what `batch_sequences` made of the sequences; their first tokens are never predicted.
+        progress: called with (batches done, batches).
+
+    Returns:
+        One number per sequence, in the order they had before batching.
+    """
+    found = [0.0] * sum(len(batch.order) for batch in batches)
+    for done, batch in enumerate(batches, 1):
+        logits = model.network(batch.ids)[:, :-1].astype(mx.float32)
+        losses = nn.losses.cross_entropy(logits, batch.ids[:, 1:]) * batch.counted[:, 1:]
+        for index, loss in zip(batch.order, losses.sum(axis=1).tolist(), strict=True):
+            found[index] = -loss
+        progress(done, len(batches))
+    return found

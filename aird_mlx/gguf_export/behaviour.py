@@ -7,8 +7,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from aird_mlx.gguf_export.runtime import LlamaRuntime
 
 
@@ -54,13 +52,10 @@ def run_exported(
     with LlamaRuntime(gguf, n_ctx=longest + 8) as runtime:
         answers = runtime.generate(prompts, max_new_tokens, stop_ids)
         progress(len(texts), 2 * len(texts))
-        loss, tokens = 0.0, 0
-        for done, (ids, first) in enumerate(texts, 1):
-            start = max(first, 1)
-            logits = runtime.logits(ids)[start - 1 : -1].astype(np.float64)
-            highest = logits.max(axis=-1, keepdims=True)
-            normalizer = np.log(np.exp(logits - highest).sum(axis=-1)) + highest[:, 0]
-            chosen = logits[np.arange(len(logits)), np.asarray(ids[start:], dtype=np.int64)]
-            loss, tokens = loss + float((normalizer - chosen).sum()), tokens + len(logits)
-            progress(len(texts) + done, 2 * len(texts))
-    return Behaviour(answers, math.exp(min(loss / max(tokens, 1), 700.0)), tokens)
+        sums = runtime.log_likelihoods(
+            [ids for ids, _ in texts],
+            [first for _, first in texts],
+            lambda done, total: progress(total + done, 2 * total),
+        )
+    tokens = sum(len(ids) - max(first, 1) for ids, first in texts)
+    return Behaviour(answers, math.exp(min(-sum(sums) / max(tokens, 1), 700.0)), tokens)

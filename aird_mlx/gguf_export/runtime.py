@@ -1,4 +1,4 @@
-"""A GGUF file running in llama.cpp: token ids, logits at every position, greedy answers to many prompts at once.
+"""A GGUF file running in llama.cpp: token ids, logits at every position, answers to many prompts at once.
 
 Uses the low-level interface of llama-cpp-python (an optional package), because the high-level one neither batches
 several sequences nor is quiet. Computes on the CPU by default with a float32 cache and without flash attention, so
@@ -12,10 +12,9 @@ import ctypes
 import functools
 import importlib
 import importlib.util
-import math
 import os
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -41,7 +40,6 @@ class LlamaRuntime:
         path: the GGUF file.
         n_ctx: most tokens of one sequence, prompt and answer together.
         n_batch: most tokens decoded in one call.
-        seed: kept for the record only: everything here is greedy, so nothing is drawn.
         parallel: most sequences that `generate` runs at once.
         gpu_layers: blocks computed on the GPU; 0 keeps everything on the CPU, -1 takes all.
         vocab_only: read the tokenizer and the metadata, no weights; then only `tokenize` and `metadata` work.
@@ -59,7 +57,6 @@ class LlamaRuntime:
         path: Path,
         n_ctx: int = 2048,
         n_batch: int = 512,
-        seed: int = 0,
         *,
         parallel: int = 16,
         gpu_layers: int = 0,
@@ -69,7 +66,6 @@ class LlamaRuntime:
         self.path = Path(path)
         self.n_ctx = n_ctx
         self.n_batch = n_batch
-        self.seed = seed
         self.parallel = min(parallel, MOST_SEQUENCES, n_batch)
         self._library = _load_library()
         self._context: Any = None
@@ -124,6 +120,27 @@ class LlamaRuntime:
                 return list(ids[:count])
             room = -count
 
+    def detokenize(self, ids: Sequence[int]) -> str:
+        """Text of ``ids`` without special tokens; bytes that are no UTF-8 become U+FFFD."""
+        tokens = (self._library.llama_token * max(len(ids), 1))(*ids)
+        room = 16 * len(ids) + 16
+        while True:
+            buffer = ctypes.create_string_buffer(room)
+            count = self._library.llama_detokenize(self._vocab, tokens, len(ids), buffer, room, True, False)
+            if count >= 0:
+                return buffer.raw[:count].decode("utf-8", errors="replace")
+            room = -count
+
+    @functools.cached_property
+    def end_tokens(self) -> list[int]:
+        """The tokens that end an answer, as the file says."""
+        return [token for token in range(self.vocab_size) if self._library.llama_vocab_is_eog(self._vocab, token)]
+
+    def special_text(self, name: str) -> str:
+        """How the special token ``bos`` or ``eos`` is written; "" if the file has none."""
+        token = getattr(self._library, f"llama_vocab_{name}")(self._vocab)
+        return "" if token < 0 else str(self._library.llama_vocab_get_text(self._vocab, token).decode("utf-8"))
+
     def metadata(self, key: str) -> str | None:
         """The value of a metadata key as text, None if the file has no such key (arrays cannot be read)."""
         size = 4096
@@ -161,14 +178,24 @@ class LlamaRuntime:
         return np.concatenate(rows)
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], max_new_tokens: int, stop_ids: Collection[int]
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_new_tokens: int,
+        stop_ids: Collection[int],
+        *,
+        temperature: float = 0.0,
+        seed: int = 0,
+        progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> list[list[int]]:
-        """Continue every prompt with its most likely tokens, ``parallel`` prompts at a time.
+        """Continue every prompt, ``parallel`` prompts at a time.
 
         Args:
             prompts: token ids, each prompt non-empty.
             max_new_tokens: length of an answer that no stop token ended.
             stop_ids: an answer ends before any of these.
+            temperature: 0 takes the likeliest token; above, tokens are drawn from ``softmax(logits / temperature)``.
+            seed: of the draws.
+            progress: called with (prompts done, prompts).
 
         Returns:
             One list of new token ids per prompt, in the order of the prompts, without the stop token. The same
@@ -187,26 +214,44 @@ class LlamaRuntime:
         answers: list[list[int]] = [[] for _ in prompts]
         # neighbours in length share a group, so that little of a group waits for its longest prompt
         order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index))
+        choose = _chooser(temperature, seed)
         for start in range(0, len(order), self.parallel):
-            self._generate_group(prompts, order[start : start + self.parallel], max_new_tokens, set(stop_ids), answers)
+            group = order[start : start + self.parallel]
+            self._generate_group(prompts, group, max_new_tokens, set(stop_ids), choose, answers)
+            progress(start + len(group), len(order))
         return answers
 
-    def perplexity(self, sequences: Sequence[Sequence[int]]) -> float:
-        """exp of the mean negative log-likelihood (nats) of every token but the first of each sequence."""
-        total, count = 0.0, 0
-        for ids in sequences:
-            if len(ids) < 2:
-                continue
-            logits = self.logits(ids)[:-1].astype(np.float64)
+    def log_likelihoods(
+        self,
+        sequences: Sequence[Sequence[int]],
+        first_counted: Sequence[int],
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> list[float]:
+        """Per sequence the log-likelihood (nats) of its tokens from the first that counts, given those before it.
+
+        Args:
+            sequences: token ids, at least two each.
+            first_counted: per sequence the first token that counts; the very first cannot, since nothing precedes it.
+            progress: called with (sequences done, sequences).
+
+        Raises:
+            ParityError: as for `logits`, or a sequence has no token to predict.
+        """
+        found = []
+        for ids, first in zip(sequences, first_counted, strict=True):
+            start = max(first, 1)
+            if start >= len(ids):
+                raise ParityError(
+                    f"llama.cpp: a sequence of {len(ids)} tokens counts from token {start}; a token to predict is "
+                    "needed. Give longer texts."
+                )
+            logits = self.logits(ids)[start - 1 : -1].astype(np.float64)
             highest = logits.max(axis=-1)
             normalizer = highest + np.log(np.exp(logits - highest[:, None]).sum(axis=-1))
-            total += float((normalizer - logits[np.arange(len(ids) - 1), np.asarray(ids[1:])]).sum())
-            count += len(ids) - 1
-        if not count:
-            raise ParityError(
-                "llama.cpp: no sequence has two tokens; perplexity needs a next token. Give longer texts."
-            )
-        return math.exp(total / count)
+            chosen = logits[np.arange(len(logits)), np.asarray(ids[start:], dtype=np.int64)]
+            found.append(float((chosen - normalizer).sum()))
+            progress(len(found), len(sequences))
+        return found
 
     def _generate_group(
         self,
@@ -214,6 +259,7 @@ class LlamaRuntime:
         group: list[int],
         max_new_tokens: int,
         stop_ids: set[int],
+        choose: Callable[[np.ndarray], list[int]],
         answers: list[list[int]],
     ) -> None:
         """Prefill all prompts of a group, then decode one token of each unfinished one per step."""
@@ -226,7 +272,7 @@ class LlamaRuntime:
         chosen: list[int] = []
         for start in range(0, len(tokens), self.n_batch):
             logits = self._decode(tokens[start : start + self.n_batch])
-            chosen.extend(int(token) for token in logits.argmax(axis=-1))
+            chosen.extend(choose(logits))
         active = list(range(len(group)))
         for step in range(max_new_tokens):
             remaining, batch = [], []
@@ -239,7 +285,7 @@ class LlamaRuntime:
             if not remaining or step == max_new_tokens - 1:
                 return
             active = remaining
-            chosen = [int(token) for token in self._decode(batch).argmax(axis=-1)]
+            chosen = choose(self._decode(batch))
 
     def _check_lengths(self, sequences: Sequence[Sequence[int]], new_tokens: int) -> None:
         longest = max(len(ids) for ids in sequences)
@@ -314,6 +360,18 @@ class LlamaRuntime:
         if self._context:
             self._library.llama_free(self._context)
             self._context = None
+
+
+def _chooser(temperature: float, seed: int) -> Callable[[np.ndarray], list[int]]:
+    """From logits ``[row, vocab]`` to a token per row: the likeliest, or drawn (by the Gumbel-max rule)."""
+    random = np.random.default_rng(seed)
+
+    def choose(logits: np.ndarray) -> list[int]:
+        if temperature:
+            logits = logits / temperature + random.gumbel(size=logits.shape)
+        return [int(token) for token in logits.argmax(axis=-1)]
+
+    return choose
 
 
 @functools.cache

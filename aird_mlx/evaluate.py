@@ -1,0 +1,261 @@
+"""The evaluation, top to bottom: refusals under attacks, judged twice if asked, and utility; a model or a GGUF file.
+
+The only place where evaluation and llama.cpp meet the prompt sets. What it asks is a `Chat`; it does not know whether
+MLX or llama.cpp answers. A defensive measurement: it brings prompts and attacks of the user's to a model, and counts.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+
+from aird_mlx.activations import batch_sequences
+from aird_mlx.asking import (
+    Asked,
+    Chat,
+    add_verdicts,
+    answer_length,
+    answer_rows,
+    attacks_of_answerable,
+    judge_set,
+    render_set,
+    takes_system_prompt,
+)
+from aird_mlx.environment import describe_environment
+from aird_mlx.errors import ModelError, UsageError
+from aird_mlx.evaluation import (
+    MlxChat,
+    ModelJudge,
+    answer_questions,
+    compare_sets,
+    cut_windows,
+    measure_utility,
+    plan_attacks,
+    read_evaluation,
+    read_questions,
+    read_text,
+    run_tasks,
+)
+from aird_mlx.gguf_export.chat import GgufChat
+from aird_mlx.model import find_folder
+from aird_mlx.prompt_sets import gather_prompt_sets
+from aird_mlx.report import (
+    AskedSet,
+    Evaluation,
+    MultipleChoiceFigures,
+    TaskScore,
+    Utility,
+    to_json,
+)
+from aird_mlx.settings import EvaluationSettings, check_evaluation, read_system_prompt, settings_record
+from aird_mlx.workspace import write_whole
+
+__all__ = ["EvaluationSettings", "evaluate_model"]
+
+Progress = Callable[[str, int, int], None]
+
+
+def evaluate_model(settings: EvaluationSettings, *, progress: Progress = lambda stage, done, total: None) -> Evaluation:
+    """Measure refusals, over-refusals and utility of a model in MLX or of a GGUF file in llama.cpp.
+
+    Args:
+        settings: what to measure.
+        progress: called with (stage, steps done, steps).
+
+    Returns:
+        Everything measured; also in ``settings.out``.
+
+    Raises:
+        AirdError: bad input, before anything is generated where that can be seen.
+    """
+    run = _Run(settings, progress)
+    try:
+        return run.run()
+    finally:
+        run.close()
+
+
+class _Run:
+    """One evaluation. What can be refused is refused when it is made, before anything is generated."""
+
+    def __init__(self, settings: EvaluationSettings, progress: Progress) -> None:
+        self.settings = settings
+        self.progress = progress
+        self.notes: list[str] = []
+        self.timings: dict[str, float] = {}
+        self.is_gguf = settings.is_gguf
+        self.attacks = plan_attacks(
+            settings.attack,
+            system_prompt=read_system_prompt(settings.system_prompt),
+            suffixes=settings.suffixes,
+            samples=settings.samples,
+            prefill=settings.prefill,
+        )
+        check_evaluation(settings)
+        sources = {"harmful": settings.harmful, "harmless": settings.harmless, "twin": settings.twins}
+        self.sets = (
+            gather_prompt_sets(settings.model, settings.seed, sources, column=settings.column, limit=settings.limit)
+            if settings.refusals
+            else []
+        )
+        self.questions = [
+            (path.name, read_questions(path, settings.limit, settings.seed)) for path in settings.multiple_choice
+        ]
+        self.text = None if settings.text is None else read_text(settings.text)
+        self.earlier = None if settings.against is None else read_evaluation(settings.against)
+        self.chat: Chat = (
+            GgufChat(Path(settings.model).expanduser())
+            if self.is_gguf
+            else MlxChat.load(
+                settings.model,
+                revision=settings.revision,
+                trust_remote_code=settings.trust_remote_code,
+                batch_size=settings.batch_size,
+            )
+        )
+
+    def close(self) -> None:
+        self.chat.close()
+
+    def run(self) -> Evaluation:
+        """Refusals first, then the second judge, then utility."""
+        for path in (self.settings.out, self.settings.save_answers):
+            if path is not None:
+                write_whole(path, "")  # a place that cannot be written is found now, not after all the answers
+                path.unlink()
+        sets = self._judge(self._ask())
+        evaluation = Evaluation(
+            model=self.settings.model,
+            format="gguf" if self.is_gguf else "mlx",
+            settings=settings_record(self.settings),
+            environment=describe_environment(self.settings.seed),
+            sets=sets,
+            utility=self._utility(),
+            multiple_choice=self._multiple_choice(),
+            tasks=self._tasks(),
+            changes=[] if self.earlier is None else compare_sets(self.earlier.sets, sets),
+            notes=self.notes,
+            timings=self.timings,
+        )
+        if self.settings.out is not None:
+            write_whole(self.settings.out, to_json(evaluation))
+        return evaluation
+
+    def _ask(self) -> list[Asked]:
+        """Render everything first, so that a prompt that is too long is found before an hour of answers."""
+        if not self.sets:
+            return []
+        has_system = takes_system_prompt(self.chat)
+        if not has_system and "system" in self.settings.attack:
+            self.notes.append("the chat template takes no system prompt: it was put before the user's words")
+        plans = [
+            (one, attack, render_set(self.chat, one, attack, has_system=has_system))
+            for one in self.sets
+            for attack in (self.attacks if one.kind == "harmful" else attacks_of_answerable(self.attacks))
+        ]
+        length = answer_length(
+            [ids for *_, rendered in plans for ids in rendered], self.settings.max_new_tokens, self.chat.context_length
+        )
+        if len({one.kind for one in self.sets}) == 1:
+            self.notes.append(
+                f"only {self.sets[0].kind} prompts were given: over-refusals and refusals belong together"
+            )
+        asked = []
+        for one, attack, rendered in plans:
+            with self._stage(f"ask {one.kind} {one.name} {attack.name}") as step:
+                answers = self.chat.answers(
+                    rendered,
+                    max_new_tokens=length,
+                    temperature=attack.temperature,
+                    seed=self.settings.seed,
+                    progress=step,
+                )
+            asked.append(
+                Asked(one, attack, [answers[at : at + attack.tries] for at in range(0, len(answers), attack.tries)])
+            )
+        return asked
+
+    def _judge(self, asked: Sequence[Asked]) -> list[AskedSet]:
+        sets = [judge_set(one) for one in asked]
+        if self.settings.judge_model is not None and asked:
+            judge = ModelJudge.load(self.settings.judge_model, self.settings.judge_style)
+            if judge.style == "guard":
+                self.notes.append("a guard model tells no refusal of harmless prompts: it judged harmful prompts only")
+            for index, one in enumerate(asked):
+                if judge.style == "rubric" or one.prompts.kind == "harmful":
+                    with self._stage(f"judge {one.prompts.kind} {one.prompts.name} {one.attack.name}") as step:
+                        verdicts = judge.judge(
+                            [
+                                prompt
+                                for prompt, tries in zip(one.prompts.prompts, one.answers, strict=True)
+                                for _ in tries
+                            ],
+                            [answer for tries in one.answers for answer in tries],
+                            batch_size=self.settings.batch_size,
+                            progress=step,
+                        )
+                    sets[index] = add_verdicts(sets[index], verdicts)
+        if self.settings.save_answers is not None:
+            rows = [row for one, judged in zip(asked, sets, strict=True) for row in answer_rows(one, judged)]
+            lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
+            write_whole(self.settings.save_answers, "".join(lines))
+        return sets
+
+    def _utility(self) -> Utility | None:
+        if self.text is None:
+            return None
+        ids, context = self.chat.encode(self.text), self.chat.context_length
+        if context is not None and self.settings.window > context:
+            raise UsageError(
+                f"text: the window is {self.settings.window} tokens; the model's context takes {context}. "
+                f"Use --window {context} or less."
+            )
+        windows = cut_windows(ids, self.settings.window, self.settings.windows)
+        with self._stage("text") as step:
+            if isinstance(self.chat, MlxChat):
+                dense = None if self.settings.dense is None else MlxChat.load(self.settings.dense)
+                if dense is not None and dense.encode(self.text) != ids:
+                    raise ModelError(
+                        f"text: {self.settings.dense} cuts it into other tokens than {self.settings.model}; a dense "
+                        "model with the same tokenizer is needed. Check --dense."
+                    )
+                batches = batch_sequences(windows, tokens_per_batch=self.chat.tokens_per_batch)
+                return measure_utility(self.chat, batches, dense=dense, progress=step)
+            sums = self.chat.log_likelihoods(windows, [0] * len(windows), step)
+            tokens = sum(len(one) - 1 for one in windows)
+            return Utility(math.exp(min(-sum(sums) / tokens, 700.0)), None, None, tokens)
+
+    def _multiple_choice(self) -> list[MultipleChoiceFigures]:
+        figures = []
+        for name, questions in self.questions:
+            with self._stage(f"choose {name}") as step:
+                score = partial(self.chat.log_likelihoods, progress=step)
+                figures.append(
+                    answer_questions(
+                        name,
+                        questions,
+                        encode=self.chat.encode,
+                        log_likelihoods=score,
+                        context_length=self.chat.context_length,
+                    )
+                )
+        return figures
+
+    def _tasks(self) -> list[TaskScore]:
+        if not self.settings.tasks:
+            return []
+        folder = find_folder(self.settings.model, revision=self.settings.revision)
+        with self._stage("tasks"):
+            return run_tasks(folder, self.settings.tasks, limit=self.settings.limit, seed=self.settings.seed)
+
+    @contextmanager
+    def _stage(self, name: str) -> Iterator[Callable[[int, int], None]]:
+        """Times a stage, and gives the progress callback that names it."""
+        started = time.monotonic()
+        yield lambda done, total: self.progress(name, done, total)
+        self.timings[name] = round(time.monotonic() - started, 3)

@@ -1,0 +1,156 @@
+"""A GGUF file in llama.cpp as the evaluation asks it: its own chat template, tokenizer and weights.
+
+Offers what `aird_mlx.evaluation.chat` offers for MLX. The template comes from a file that may be anybody's, so it runs
+in jinja's sandbox, with the few functions that chat templates rely on.
+Source: the environment of ``transformers.utils.chat_template_utils``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import jinja2
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from aird_mlx.errors import PromptError
+from aird_mlx.gguf_export.runtime import LlamaRuntime
+
+
+class GgufChat:
+    """A file opened in llama.cpp; a context manager that frees it.
+
+    Args:
+        path: the GGUF file.
+        parallel: most answers generated side by side.
+
+    Raises:
+        DependencyError: llama-cpp-python is not installed.
+        ParityError: llama.cpp refuses the file.
+        PromptError: the file has no chat template, or one that is no jinja.
+    """
+
+    def __init__(self, path: Path, *, parallel: int = 16) -> None:
+        self.runtime = LlamaRuntime(path, parallel=parallel)
+        template = self.runtime.metadata("tokenizer.chat_template")
+        try:
+            if template is None:
+                raise PromptError(
+                    f"prompts: {path} has no tokenizer.chat_template, so it cannot be asked as a chat model; a file "
+                    "with one is needed. Export it again from the instruct version."
+                )
+            self._template = compile_template(template, str(path))
+        except PromptError:
+            self.runtime.close()
+            raise
+        self._special = {f"{name}_token": self.runtime.special_text(name) for name in ("bos", "eos")}
+
+    def __enter__(self) -> GgufChat:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the file; safe to call twice."""
+        self.runtime.close()
+
+    @property
+    def context_length(self) -> int | None:
+        """Most tokens of prompt and answer together, None if the file names no limit."""
+        found = self.runtime.metadata(f"{self.runtime.metadata('general.architecture')}.context_length")
+        return None if found is None else int(found)
+
+    def render(self, messages: Sequence[Mapping[str, str]], prefill: str = "") -> list[int]:
+        """Token ids up to where the model goes on writing: the answer's start, or the end of ``prefill``.
+
+        Raises:
+            PromptError: the template cannot render the conversation.
+        """
+        try:
+            text = self._template.render(
+                messages=[dict(message) for message in messages], add_generation_prompt=True, **self._special
+            )
+        except (jinja2.TemplateError, ValueError, TypeError) as error:
+            raise PromptError(
+                f"prompts: the chat template in {self.runtime.path} cannot render the conversation ({error}); a "
+                "working jinja template is needed. Check the model it was exported from."
+            ) from error
+        ids = self.runtime.tokenize(text)
+        return ids + (self.runtime.tokenize(prefill, parse_special=False) if prefill else [])
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of plain text, behind the token the file says comes first."""
+        return self.runtime.tokenize(text, parse_special=False, add_special=True)
+
+    def answers(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        seed: int = 0,
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> list[str]:
+        """The text the file writes after each prompt, in their order; see `LlamaRuntime.generate`."""
+        self._make_room(prompts, max_new_tokens)
+        answers = self.runtime.generate(
+            prompts, max_new_tokens, self.runtime.end_tokens, temperature=temperature, seed=seed, progress=progress
+        )
+        return [self.runtime.detokenize(answer) for answer in answers]
+
+    def log_likelihoods(
+        self,
+        sequences: Sequence[Sequence[int]],
+        first_counted: Sequence[int],
+        progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> list[float]:
+        """Per sequence the log-likelihood (nats) of its tokens from the first that counts."""
+        self._make_room(sequences, 0)
+        return self.runtime.log_likelihoods(sequences, first_counted, progress)
+
+    def _make_room(self, sequences: Sequence[Sequence[int]], new_tokens: int) -> None:
+        """Let contexts be as long as these sequences need, not as the model could take: that is memory."""
+        self.runtime.n_ctx = max((len(ids) for ids in sequences), default=0) + new_tokens + 1
+
+
+def compile_template(template: str, where: str) -> jinja2.Template:
+    """A chat template, ready to render.
+
+    Raises:
+        PromptError: it is no jinja.
+
+    >>> compile_template("{{ messages[0].content | trim }}", "here").render(messages=[{"content": " Hi "}])
+    'Hi'
+    """
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals |= {"raise_exception": _refuse, "strftime_now": _now}
+    try:
+        return environment.from_string(template)
+    except jinja2.TemplateError as error:
+        raise PromptError(
+            f"prompts: the chat template of {where} is no jinja ({error}); a working template is needed. Export the "
+            "file again."
+        ) from error
+
+
+def _to_json(value: Any, indent: int | None = None) -> str:
+    # Not jinja's own filter, which escapes for HTML.
+    return json.dumps(value, ensure_ascii=False, indent=indent)
+
+
+def _refuse(message: str) -> None:
+    raise jinja2.TemplateError(message)
+
+
+def _now(form: str) -> str:
+    return datetime.now().strftime(form)
