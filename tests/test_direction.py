@@ -157,7 +157,8 @@ def test_candidate_scores_equal_naive_forwards_one_candidate_at_a_time(tiny: Cha
         network = oracle.Llama(weights, tiny.config, **change)  # type: ignore[arg-type]
         return np.stack([network.logits(ids)[-1] for ids in rows])
 
-    candidates = score_candidates(tiny, differences, harmful, harmless, tokens)
+    scores = score_candidates(tiny, differences, harmful, harmless, tokens)
+    candidates = scores.candidates
     assert [(one.layer, one.position) for one in candidates] == [(layer, p) for layer in range(4) for p in (-2, -1)]
     for candidate in candidates:
         vector = np.array(differences[candidate.layer, candidate.position], dtype=np.float64)
@@ -192,7 +193,7 @@ def test_scores_leave_out_late_layers_and_empty_differences(model_folder: Callab
         prompts(2, 2, marked=False),
         [5],
         progress=lambda done, total: seen.append((done, total)),
-    )
+    ).candidates
     assert [(one.layer, one.position) for one in candidates] == [
         (0, -2), (0, -1), (1, -1), (2, -2), (2, -1), (3, -2), (3, -1),
     ]  # fmt: skip

@@ -3,10 +3,12 @@
 This package does not know where prompts come from or what a refusal says; it is given tokens.
 """
 
+from aird_mlx.direction.bootstrap import Resampled, choose, resample
 from aird_mlx.direction.interventions import last_logits, last_refusal_log_odds
 from aird_mlx.direction.scores import cosine, kl_divergence, refusal_log_odds, refusal_tokens
 from aird_mlx.direction.selection import (
     Candidate,
+    CandidateScores,
     Direction,
     Measurement,
     load_direction,
@@ -19,8 +21,11 @@ from aird_mlx.direction.selection import (
 
 __all__ = [
     "Candidate",
+    "CandidateScores",
     "Direction",
     "Measurement",
+    "Resampled",
+    "choose",
     "cosine",
     "kl_divergence",
     "last_logits",
@@ -30,6 +35,7 @@ __all__ = [
     "measure_direction",
     "refusal_log_odds",
     "refusal_tokens",
+    "resample",
     "save_direction",
     "score_candidates",
     "select_candidate",

@@ -11,14 +11,17 @@ from collections.abc import Callable, Sequence
 import mlx.core as mx
 import mlx.nn as nn
 
-from aird_mlx.activations import TokenBatch, Walk, batch_sequences, run_head, take_positions
+from aird_mlx.activations import Walk, batch_sequences, check_finite, run_head, take_positions
 from aird_mlx.direction.scores import refusal_log_odds
 from aird_mlx.model import ChatModel
+
+# Tokens of one forward pass, all candidates together: enough to fill the device, few enough to stay in its caches.
+RIDING_TOKENS = 8192
 
 
 def last_logits(model: ChatModel, prompts: Sequence[Sequence[int]]) -> mx.array:
     """Logits ``[prompt, vocab]`` of the plain model after each prompt."""
-    return logits_after(model, batch_sequences(prompts), None)[0]
+    return logits_from(Walk(model, batch_sequences(prompts)))[0]
 
 
 def last_refusal_log_odds(
@@ -26,59 +29,64 @@ def last_refusal_log_odds(
 ) -> mx.array:
     """Refusal log-odds ``[prompt]`` after each prompt; ``ablate`` ``[hidden]`` is projected out everywhere."""
     unit = None if ablate is None else (ablate / mx.linalg.norm(ablate))[None]
-    return refusal_log_odds(logits_after(model, batch_sequences(prompts), unit)[0], tokens)
+    return refusal_log_odds(logits_from(Walk(model, batch_sequences(prompts)), ablate=unit)[0], tokens)
 
 
-def logits_after(model: ChatModel, batches: Sequence[TokenBatch], ablate: mx.array | None) -> mx.array:
-    """Logits ``[candidate, prompt, vocab]`` after each prompt, with each row of ``ablate`` projected out everywhere.
+def logits_from(walk: Walk, *, ablate: mx.array | None = None, add: mx.array | None = None) -> mx.array:
+    """Logits after each prompt of ``walk``, run on from where it stands; the walk itself stays there.
 
-    Without ``ablate`` there is one candidate: the plain model. Prompts come back in the order they were given.
+    Args:
+        walk: read only; to ablate everywhere it stands at layer 0.
+        ablate: ``[candidate, hidden]`` unit directions, each projected out of the hidden states here and of every
+            output of a residual writer from here on.
+        add: ``[candidate, hidden]`` vectors, each added to every token here.
+
+    Returns:
+        ``[candidate, prompt, vocab]``, prompts in the order they were given; one candidate, the plain model, without
+        ``ablate`` and ``add``.
+
+    Raises:
+        ModelError: a block gives values that are not finite.
     """
-    count = 1 if ablate is None else ablate.shape[0]
-    rows: dict[int, mx.array] = {}
-    for batch in batches:
-        walk = Walk(model, [batch])
-        rode = len(batch.lengths)
-        hidden = mx.concatenate([walk.hidden[0]] * count)
-        directions = None if ablate is None else mx.repeat(ablate, rode, axis=0)[:, None]
-        hidden = hidden if directions is None else _project_out(hidden, directions)
-        while not walk.is_done:
-            taps = {} if directions is None else dict.fromkeys(model.architecture.writers, _project_output(directions))
-            with model.linear_taps(walk.layer, taps):
-                hidden = walk.run_block(0, hidden)
-            mx.eval(hidden)
-            walk.layer += 1
-        last = take_positions(hidden, batch.lengths * count, [-1])
-        logits = run_head(model, last)[:, 0].reshape(count, rode, -1)
-        mx.eval(logits)
-        for row, index in enumerate(batch.order):
-            rows[index] = logits[:, row]
-    return mx.stack([rows[index] for index in range(len(rows))], axis=1)
-
-
-def logits_with_added(walk: Walk, vectors: mx.array) -> mx.array:
-    """Logits ``[candidate, prompt, vocab]`` with each vector added to every token at the walk's layer."""
-    count = vectors.shape[0]
+    riders = ablate if add is None else add
+    count = 1 if riders is None else riders.shape[0]
     rows: dict[int, mx.array] = {}
     for index, batch in enumerate(walk.batches):
-        base = walk.hidden[index]
-        rode = len(batch.lengths)
-        hidden = mx.concatenate([base] * count)
-        hidden = hidden + mx.repeat(vectors, rode, axis=0)[:, None].astype(base.dtype)
-        start = walk.layer
-        try:
-            while not walk.is_done:
-                hidden = walk.run_block(index, hidden)
-                mx.eval(hidden)
-                walk.layer += 1
-        finally:
-            walk.layer = start
-        last = take_positions(hidden, batch.lengths * count, [-1])
-        logits = run_head(walk.model, last)[:, 0].reshape(count, rode, -1)
-        mx.eval(logits)
+        at_once = max(1, RIDING_TOKENS // batch.ids.size)
+        parts = [
+            _ride(
+                walk,
+                index,
+                *(None if vectors is None else vectors[start : start + at_once] for vectors in (ablate, add)),
+            )
+            for start in range(0, count, at_once)
+        ]
+        logits = mx.concatenate(parts)
         for row, given in enumerate(batch.order):
             rows[given] = logits[:, row]
-    return mx.stack([rows[index] for index in range(len(rows))], axis=1)
+    return mx.stack([rows[given] for given in range(len(rows))], axis=1)
+
+
+def _ride(walk: Walk, index: int, ablate: mx.array | None, add: mx.array | None) -> mx.array:
+    """`logits_from` for one batch: ``[candidate, row, vocab]``, all candidates in one forward pass."""
+    model, lengths, hidden = walk.model, walk.batches[index].lengths, walk.hidden[index]
+    riders = ablate if add is None else add
+    count = 1 if riders is None else riders.shape[0]
+    hidden = mx.tile(hidden, (count, 1, 1))
+    if add is not None:
+        hidden = hidden + mx.repeat(add, len(lengths), axis=0)[:, None].astype(hidden.dtype)
+    taps: dict[str, Callable[[nn.Module, mx.array], mx.array]] = {}
+    if ablate is not None:
+        directions = mx.repeat(ablate, len(lengths), axis=0)[:, None]
+        hidden = _project_out(hidden, directions)
+        taps = dict.fromkeys(model.architecture.writers, _project_output(directions))
+    for block in range(walk.layer, len(model.blocks)):
+        with model.linear_taps(block, taps):
+            hidden = walk.run_block(index, hidden, block)
+        check_finite(hidden, block)
+    logits = run_head(model, take_positions(hidden, lengths * count, [-1]))[:, 0]
+    mx.eval(logits)
+    return logits.reshape(count, len(lengths), -1)
 
 
 def _project_out(hidden: mx.array, directions: mx.array) -> mx.array:
