@@ -4,6 +4,7 @@ This package does not know where prompts come from or what a refusal says; it is
 """
 
 from aird_mlx.direction.bootstrap import Resampled, choose, resample
+from aird_mlx.direction.comparison import Comparison, PlaceComparison, Spread, compare_directions
 from aird_mlx.direction.interventions import last_logits, last_refusal_log_odds
 from aird_mlx.direction.scores import cosine, kl_divergence, refusal_log_odds, refusal_tokens
 from aird_mlx.direction.selection import (
@@ -22,10 +23,14 @@ from aird_mlx.direction.selection import (
 __all__ = [
     "Candidate",
     "CandidateScores",
+    "Comparison",
     "Direction",
     "Measurement",
+    "PlaceComparison",
     "Resampled",
+    "Spread",
     "choose",
+    "compare_directions",
     "cosine",
     "kl_divergence",
     "last_logits",
