@@ -33,7 +33,7 @@ def measure_on_reference(model: ChatModel, reference: Reference, progress: Calla
         select_harmful=reference.prompts("harmful", "validate", SELECTION_PROMPTS),
         select_harmless=reference.prompts("harmless", "validate", SELECTION_PROMPTS),
         tokens=reference.refusal_tokens,
-        positions=len(post_instruction_tokens(model.tokenizer)),
+        positions=len(post_instruction_tokens(reference.model.tokenizer)),
         progress=progress,
     )
 

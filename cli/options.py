@@ -103,11 +103,24 @@ def with_options(*options: Callable[[Command], Command]) -> Callable[[Command], 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the report as JSON and nothing else.")
 
+revision_option = click.option("--revision", help="Branch, tag or commit of a hub model.")
+trust_option = click.option(
+    "--trust-remote-code", is_flag=True, help="Let the tokenizer run code that comes with the model."
+)
+contrast_options = (
+    click.option("--harmful", type=FILE, metavar="FILE", help="Prompts to refuse: .txt, .jsonl or .csv."),
+    click.option("--harmless", type=FILE, metavar="FILE", help="Prompts to answer."),
+)
+twins_option = click.option("--twins", type=FILE, metavar="FILE", help="Harmless prompts that look harmful.")
+seed_option = click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Splits and samples."
+)
+
 repair_options = with_options(
     click.argument("model_argument", metavar="MODEL", required=False),
     click.option("--model", "--hf-path", "model", metavar="MODEL", help=MODEL_HELP),
-    click.option("--revision", help="Branch, tag or commit of a hub model."),
-    click.option("--trust-remote-code", is_flag=True, help="Let the tokenizer run code that comes with the model."),
+    revision_option,
+    trust_option,
     # How it is compressed and repaired.
     click.option("--sparsity", type=SHARE, default=0.5, show_default=True, help="Share of the weights to remove."),
     click.option(
@@ -133,9 +146,8 @@ repair_options = with_options(
     ),
     click.option("--allow-dense", is_flag=True, help="Let the repair write into removed weights."),
     # What it is measured with.
-    click.option("--harmful", type=FILE, metavar="FILE", help="Prompts to refuse: .txt, .jsonl or .csv."),
-    click.option("--harmless", type=FILE, metavar="FILE", help="Prompts to answer."),
-    click.option("--twins", type=FILE, metavar="FILE", help="Harmless prompts that look harmful."),
+    *contrast_options,
+    twins_option,
     click.option("--calibration", type=FILE, metavar="FILE", help="Text that pruning is calibrated on."),
     click.option("--test-harmful", type=FILE, metavar="FILE", help="Separate test prompts to refuse."),
     click.option("--test-harmless", type=FILE, metavar="FILE", help="Separate test prompts to answer."),
@@ -150,7 +162,7 @@ repair_options = with_options(
         metavar="N",
         help="Prompts answered at a time.",
     ),
-    click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Splits and samples."),
+    seed_option,
     # What is written, and how the run goes.
     click.option(
         "--gguf",
@@ -174,5 +186,38 @@ repair_options = with_options(
         callback=read_config,
         help="TOML table of these options; the command line wins.",
     ),
+    json_option,
+)
+
+direction_options = with_options(
+    click.argument("model"),
+    revision_option,
+    trust_option,
+    *contrast_options,
+    twins_option,
+    seed_option,
+    click.option("--top", type=click.IntRange(min=1), default=10, show_default=True, help="Candidates listed."),
+    click.option(
+        "--out",
+        type=FILE,
+        metavar="FILE.safetensors",
+        default="direction.safetensors",
+        show_default=True,
+        help="Where the direction is saved.",
+    ),
+    json_option,
+)
+
+compare_options = with_options(
+    click.argument("dense"),
+    click.argument("other"),
+    trust_option,
+    *contrast_options,
+    seed_option,
+    click.option(
+        "--splits", type=click.IntRange(min=20), default=200, show_default=True, help="Random halves of the prompts."
+    ),
+    click.option("--image", type=FILE, metavar="FILE.png|svg", help="Draw the heat map of layers and positions."),
+    click.option("--out", type=FILE, metavar="FILE.json", help="Write the report."),
     json_option,
 )

@@ -1,4 +1,4 @@
-"""What the user sees: one progress display, tables from report objects; the only module that imports rich.
+"""What the user sees: one progress display, tables from report objects; only `render*` modules import rich.
 
 Tables go to stdout and are readable at 80 columns without colour; progress goes to stderr. Nothing is
 computed here: every figure is in the report.
@@ -172,7 +172,8 @@ def _stage_style(stage: Stage) -> str:
     return {"compressed": "bold red", "repaired": "bold green"}.get(stage.name, "bold")
 
 
-def _new_table(*headers: str) -> Table:
+def new_table(*headers: str) -> Table:
+    """A table of figures: the first column names them, the others are right-aligned."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column(headers[0], no_wrap=True)
     for header in headers[1:]:
@@ -181,7 +182,7 @@ def _new_table(*headers: str) -> Table:
 
 
 def _refusal_table(stages: list[Stage]) -> Table:
-    table = _new_table("refused", "harmful", "harmless", "benign twins")
+    table = new_table("refused", "harmful", "harmless", "benign twins")
     for stage in stages:
         refusal = stage.refusal
         cells = [interval(rate) for rate in (refusal.harmful, refusal.harmless, refusal.twin)]
@@ -195,7 +196,7 @@ def _refusal_caption(stages: list[Stage]) -> Text:
 
 
 def _utility_table(stages: list[Stage]) -> Table:
-    table = _new_table("utility", "perplexity", "KL", "top-1", "incoherent", "zeros", "bits/weight")
+    table = new_table("utility", "perplexity", "KL", "top-1", "incoherent", "zeros", "bits/weight")
     for stage in stages:
         utility, incoherent = stage.utility, stage.refusal.incoherent
         table.add_row(
@@ -211,7 +212,7 @@ def _utility_table(stages: list[Stage]) -> Table:
 
 
 def _direction_table(report: Report) -> Table:
-    table = _new_table("direction", "layer", "position", "norm", "cosine", "bypass", "induce", "KL")
+    table = new_table("direction", "layer", "position", "norm", "cosine", "bypass", "induce", "KL")
     rows = [(stage.name, stage.direction) for stage in report.stages if stage.direction is not None]
     if "dense" not in dict(rows):
         rows = [("dense", report.direction), *rows]
@@ -250,7 +251,7 @@ def _repair_lines(report: Report) -> Text:
 
 
 def _gate_table(report: Report) -> Table:
-    table = _new_table("gate", "", "value", "limit")
+    table = new_table("gate", "", "value", "limit")
     for gate in report.gates:
         word = Text("pass", style="green") if gate.passed else Text("FAIL", style="bold red")
         table.add_row(Text(gate.name), word, f"{gate.value:.4g}", f"{gate.limit:.4g}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -28,7 +29,7 @@ from aird_mlx.direction import (
     score_candidates,
     select_candidate,
 )
-from aird_mlx.errors import DirectionError
+from aird_mlx.errors import DirectionError, ModelError
 from aird_mlx.model import ChatModel, load
 
 HIDDEN, MARKER, REFUSAL, ANSWER = 32, 300, 310, 311
@@ -134,6 +135,47 @@ def test_prompts_that_do_not_differ_have_no_direction(tiny: ChatModel) -> None:
             tiny, harmful=same, harmless=same, select_harmful=same, select_harmless=same, tokens=[5], positions=2
         )
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"harmful": []}, "0 harmful and 6 harmless prompts to take means over"),
+        ({"select_harmless": []}, "6 harmful and 0 harmless prompts to score candidates on"),
+        ({"tokens": []}, "no token is given that refusals start with"),
+        ({"positions": 40}, "40 last tokens of prompts of"),
+        ({"positions": 0}, "0 last tokens"),
+    ],
+)
+def test_what_is_missing_to_measure_a_direction_is_one_line(
+    tiny: ChatModel, changes: dict[str, Any], said: str
+) -> None:
+    marked, plain = prompts(6, 1, marked=True), prompts(6, 2, marked=False)
+    given = {"harmful": marked, "harmless": plain, "select_harmful": marked, "select_harmless": plain}
+    with pytest.raises(DirectionError, match=f"^direction: {said}") as raised:
+        measure_direction(tiny, **(given | {"tokens": [5], "positions": 2} | changes))
+    assert "\n" not in str(raised.value)
+
+
+def test_interventions_name_the_block_that_is_not_finite(tiny: ChatModel) -> None:
+    linear = tiny.linear(3, "mlp.down_proj")
+    linear.weight = mx.full(linear.weight.shape, float("inf"))
+    with pytest.raises(ModelError, match=r"^activations: block 3 gives values that are not finite"):
+        last_refusal_log_odds(tiny, prompts(2, 1, marked=True), [5], mx.ones(32))
+
+
+def test_candidates_in_small_parts_score_as_all_at_once(tiny: ChatModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    differences = mx.random.normal((4, 3, 32), key=mx.random.key(3))
+    asked = prompts(4, 3, marked=True), prompts(5, 4, marked=False)
+    together = score_candidates(tiny, differences, *asked, [7])
+    monkeypatch.setattr("aird_mlx.direction.interventions.RIDING_TOKENS", 100)
+    apart = score_candidates(tiny, differences, *asked, [7])
+    for name in ("bypass", "induce", "kl"):
+        assert getattr(together, name).shape == (12, 4 if name == "bypass" else 5)
+        np.testing.assert_allclose(getattr(together, name), getattr(apart, name), atol=1e-5)
+    for candidate, *rows in zip(together.candidates, together.bypass, together.induce, together.kl, strict=True):
+        means = (candidate.bypass, candidate.induce, candidate.kl)
+        np.testing.assert_allclose(means, [row.mean() for row in rows], atol=1e-5)
 
 
 def test_mean_differences_equal_numpy_means(tiny: ChatModel) -> None:

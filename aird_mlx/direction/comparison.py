@@ -19,6 +19,7 @@ from aird_mlx.activations import Walk, batch_sequences, take_positions
 from aird_mlx.direction.bootstrap import Floats
 from aird_mlx.errors import DirectionError
 from aird_mlx.model import ChatModel
+from aird_mlx.report import Estimate
 
 # A model whose own halves agree less than this in any split has no direction there that could be compared.
 LEAST_NULL = 0.1
@@ -26,15 +27,6 @@ LEAST_PROMPTS = 8
 
 Place = tuple[int, int]
 Halves = tuple[mx.array, mx.array]
-
-
-@dataclass(frozen=True)
-class Spread:
-    """A figure with its 95 % interval: the 2.5 % and 97.5 % quantiles over the splits."""
-
-    value: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -62,7 +54,7 @@ class SplitScores:
         """Whether both models have a direction here at all: every null is above 0.1."""
         return min(self.null_one.min(), self.null_other.min()) > LEAST_NULL
 
-    def calibrated_cosine(self) -> Spread | None:
+    def calibrated_cosine(self) -> Estimate | None:
         """``cross / sqrt(null_one * null_other)``, 1 where nothing moved; None where a null is near or below 0.
 
         Nothing is clipped: noise can bring it above 1. The value is taken from the means over the splits. Half a
@@ -72,9 +64,9 @@ class SplitScores:
         if not self.is_defined:
             return None
         value = self.cross.mean() / np.sqrt(self.null_one.mean() * self.null_other.mean())
-        return _spread(value, self.cross / np.sqrt(self.null_one * self.null_other))
+        return _estimate(value, self.cross / np.sqrt(self.null_one * self.null_other))
 
-    def norm_ratio(self) -> Spread | None:
+    def norm_ratio(self) -> Estimate | None:
         """Length of the other model's difference of means as a multiple of this one's, noise taken out of both.
 
         With halves m + e and m - e the gap is 4 m . e, so gap / (4 inner) is the share by which a sample's noise
@@ -84,12 +76,13 @@ class SplitScores:
             return None
         one, other = self.inner_one.mean(), self.inner_other.mean()
         value = np.sqrt(other / one)
-        return _spread(value, value * np.exp(self.gap_other / (4 * other) - self.gap_one / (4 * one)))
+        return _estimate(value, value * np.exp(self.gap_other / (4 * other) - self.gap_one / (4 * one)))
 
 
-def _spread(value: float, splits: Floats) -> Spread:
+def _estimate(value: float, splits: Floats) -> Estimate:
+    """``value`` with the 2.5 % and 97.5 % quantiles over the splits."""
     low, high = np.quantile(splits, [0.025, 0.975])
-    return Spread(float(value), float(low), float(high))
+    return Estimate(float(value), float(low), float(high))
 
 
 def random_halves(count: int, splits: int, seed: int) -> np.ndarray:
