@@ -81,14 +81,15 @@ class Walk:
         hidden: one ``[batch, token, hidden]`` array per batch.
     """
 
-    def __init__(self, model: ChatModel, batches: Sequence[TokenBatch]) -> None:
+    def __init__(self, model: ChatModel, batches: Sequence[TokenBatch], caches: Sequence[Any] | None = None) -> None:
+        """Stand at the input of the first block; ``caches``, one per block, are passed on as the network would."""
         self.model = model
         self.batches = list(batches)
         self.layer = 0
         self.hidden: list[mx.array] = []
         self._arguments: list[list[tuple[tuple[Any, ...], dict[str, Any]]]] = []
         for batch in self.batches:
-            embedded, arguments = _record_block_calls(model, batch.ids)
+            embedded, arguments = _record_block_calls(model, batch.ids, caches)
             self.hidden.append(embedded)
             self._arguments.append(arguments)
         mx.eval(self.hidden)
@@ -153,7 +154,7 @@ def _keep_input(inputs: dict[str, mx.array], name: str) -> Callable[[nn.Module, 
 
 
 def _record_block_calls(
-    model: ChatModel, ids: mx.array
+    model: ChatModel, ids: mx.array, caches: Sequence[Any] | None
 ) -> tuple[mx.array, list[tuple[tuple[Any, ...], dict[str, Any]]]]:
     """The embedded input and, per block, the other arguments of its call; no block is computed."""
     embedded: list[mx.array] = []
@@ -167,7 +168,7 @@ def _record_block_calls(
         return hidden
 
     with model.block_taps(pass_through):
-        model.network(ids)
+        model.network(ids, cache=caches)
     return embedded[0], arguments
 
 

@@ -19,6 +19,7 @@ from aird_mlx.direction import (
     Direction,
     cosine,
     kl_divergence,
+    last_logits,
     last_refusal_log_odds,
     load_direction,
     mean_differences,
@@ -164,6 +165,32 @@ def test_interventions_name_the_block_that_is_not_finite(tiny: ChatModel) -> Non
         last_refusal_log_odds(tiny, prompts(2, 1, marked=True), [5], mx.ones(32))
 
 
+@pytest.mark.parametrize(
+    ("model_type", "changes"),
+    [
+        ("llama", {}),
+        ("qwen2", {}),
+        ("qwen3", {}),
+        ("mistral", {"sliding_window": 5, "layer_types": ["full_attention", "sliding_attention"] * 2}),
+    ],
+)
+def test_a_shared_start_changes_no_score(
+    model_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, model_type: str, changes: dict[str, Any]
+) -> None:
+    model = load(model_folder(model_type, **changes))
+    start = list(range(40, 60))
+    asked = [[start + ids for ids in prompts(5, seed, marked=False)] for seed in (3, 4)]
+    differences = mx.random.normal((4, 2, 32), key=mx.random.key(3))
+    shared = score_candidates(model, differences, *asked, [7])
+    plain = np.array(last_logits(model, asked[0]))
+    for row, ids in zip(plain, asked[0], strict=True):
+        np.testing.assert_allclose(row, np.array(model.network(mx.array([ids]))[0, -1]), atol=2e-5)
+    monkeypatch.setattr("aird_mlx.direction.shared_start.LEAST_SHARED", 1000)
+    apart = score_candidates(model, differences, *asked, [7])
+    for name in ("bypass", "induce", "kl"):
+        np.testing.assert_allclose(getattr(shared, name), getattr(apart, name), atol=2e-5)
+
+
 def test_candidates_in_small_parts_score_as_all_at_once(tiny: ChatModel, monkeypatch: pytest.MonkeyPatch) -> None:
     differences = mx.random.normal((4, 3, 32), key=mx.random.key(3))
     asked = prompts(4, 3, marked=True), prompts(5, 4, marked=False)
@@ -190,8 +217,11 @@ def test_mean_differences_equal_numpy_means(tiny: ChatModel) -> None:
     np.testing.assert_allclose(np.array(found), means(harmful) - means(harmless), atol=1e-5)
 
 
-def test_candidate_scores_equal_naive_forwards_one_candidate_at_a_time(tiny: ChatModel) -> None:
-    harmful, harmless, tokens = prompts(4, 3, marked=True), prompts(5, 4, marked=False), [7, 90, 91]
+@pytest.mark.parametrize("start", [[], list(range(40, 52))], ids=["nothing shared", "shared start"])
+def test_candidate_scores_equal_naive_forwards_one_candidate_at_a_time(tiny: ChatModel, start: list[int]) -> None:
+    asked = prompts(4, 3, marked=True), prompts(5, 4, marked=False)
+    harmful, harmless = ([start + ids for ids in rows] for rows in asked)
+    tokens = [7, 90, 91]
     differences = mx.random.normal((4, 2, 32), key=mx.random.key(3))
     weights = dict(tree_flatten(tiny.network.parameters()))
 

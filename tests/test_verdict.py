@@ -7,7 +7,6 @@ import pytest
 from aird_mlx.report import Estimate, PlaceFigures, ScoredDirection
 from aird_mlx.verdict import CAUTION, comparison_in_words, selection_in_words
 
-
 Triple = tuple[float, float, float]
 
 

@@ -1,6 +1,7 @@
 """Logits after prompts, plain or with directions ablated or added: in memory, through taps, and only to measure.
 
-Candidates ride in the batch, and adding at layer l runs only the blocks from l on.
+Candidates ride in the batch, adding at layer l runs only the blocks from l on, and what all prompts start with is
+computed once per candidate.
 Source: Arditi et al. 2024, arXiv:2406.11717, section 2.4.
 """
 
@@ -11,8 +12,9 @@ from collections.abc import Callable, Sequence
 import mlx.core as mx
 import mlx.nn as nn
 
-from aird_mlx.activations import Walk, batch_sequences, check_finite, run_head, take_positions
+from aird_mlx.activations import check_finite, run_head, take_positions
 from aird_mlx.direction.scores import refusal_log_odds
+from aird_mlx.direction.shared_start import SharedStart
 from aird_mlx.model import ChatModel
 
 # Tokens of one forward pass, all candidates together: enough to fill the device, few enough to stay in its caches.
@@ -21,7 +23,7 @@ RIDING_TOKENS = 8192
 
 def last_logits(model: ChatModel, prompts: Sequence[Sequence[int]]) -> mx.array:
     """Logits ``[prompt, vocab]`` of the plain model after each prompt."""
-    return logits_from(Walk(model, batch_sequences(prompts)))[0]
+    return logits_from(SharedStart(model, prompts))[0]
 
 
 def last_refusal_log_odds(
@@ -29,14 +31,14 @@ def last_refusal_log_odds(
 ) -> mx.array:
     """Refusal log-odds ``[prompt]`` after each prompt; ``ablate`` ``[hidden]`` is projected out everywhere."""
     unit = None if ablate is None else (ablate / mx.linalg.norm(ablate))[None]
-    return refusal_log_odds(logits_from(Walk(model, batch_sequences(prompts)), ablate=unit)[0], tokens)
+    return refusal_log_odds(logits_from(SharedStart(model, prompts), ablate=unit)[0], tokens)
 
 
-def logits_from(walk: Walk, *, ablate: mx.array | None = None, add: mx.array | None = None) -> mx.array:
-    """Logits after each prompt of ``walk``, run on from where it stands; the walk itself stays there.
+def logits_from(asked: SharedStart, *, ablate: mx.array | None = None, add: mx.array | None = None) -> mx.array:
+    """Logits after each prompt, run on from where the prompts stand; they stay there.
 
     Args:
-        walk: read only; to ablate everywhere it stands at layer 0.
+        asked: read only; to ablate everywhere it stands at layer 0.
         ablate: ``[candidate, hidden]`` unit directions, each projected out of the hidden states here and of every
             output of a residual writer from here on.
         add: ``[candidate, hidden]`` vectors, each added to every token here.
@@ -51,14 +53,10 @@ def logits_from(walk: Walk, *, ablate: mx.array | None = None, add: mx.array | N
     riders = ablate if add is None else add
     count = 1 if riders is None else riders.shape[0]
     rows: dict[int, mx.array] = {}
-    for index, batch in enumerate(walk.batches):
-        at_once = max(1, RIDING_TOKENS // batch.ids.size)
+    for index, batch in enumerate(asked.rest.batches):
+        at_once = max(1, RIDING_TOKENS // (asked.shared + batch.ids.size))
         parts = [
-            _ride(
-                walk,
-                index,
-                *(None if vectors is None else vectors[start : start + at_once] for vectors in (ablate, add)),
-            )
+            _ride(asked, index, *(None if one is None else one[start : start + at_once] for one in (ablate, add)))
             for start in range(0, count, at_once)
         ]
         logits = mx.concatenate(parts)
@@ -67,26 +65,41 @@ def logits_from(walk: Walk, *, ablate: mx.array | None = None, add: mx.array | N
     return mx.stack([rows[given] for given in range(len(rows))], axis=1)
 
 
-def _ride(walk: Walk, index: int, ablate: mx.array | None, add: mx.array | None) -> mx.array:
+def _ride(asked: SharedStart, index: int, ablate: mx.array | None, add: mx.array | None) -> mx.array:
     """`logits_from` for one batch: ``[candidate, row, vocab]``, all candidates in one forward pass."""
-    model, lengths, hidden = walk.model, walk.batches[index].lengths, walk.hidden[index]
+    walk = asked.rest
+    model, lengths = walk.model, walk.batches[index].lengths
     riders = ablate if add is None else add
     count = 1 if riders is None else riders.shape[0]
-    hidden = mx.tile(hidden, (count, 1, 1))
-    if add is not None:
-        hidden = hidden + mx.repeat(add, len(lengths), axis=0)[:, None].astype(hidden.dtype)
-    taps: dict[str, Callable[[nn.Module, mx.array], mx.array]] = {}
-    if ablate is not None:
-        directions = mx.repeat(ablate, len(lengths), axis=0)[:, None]
-        hidden = _project_out(hidden, directions)
-        taps = dict.fromkeys(model.architecture.writers, _project_output(directions))
-    for block in range(walk.layer, len(model.blocks)):
+    hidden, taps = _intervene(model, walk.hidden[index], count, ablate, add)
+    start, start_taps = (
+        (None, {}) if asked.start is None else _intervene(model, asked.start.hidden[0], count, ablate, add)
+    )
+    for block in range(asked.layer, len(model.blocks)):
+        if start is not None:
+            with model.linear_taps(block, start_taps):
+                start = asked.run_start(block, start)
         with model.linear_taps(block, taps):
             hidden = walk.run_block(index, hidden, block)
         check_finite(hidden, block)
     logits = run_head(model, take_positions(hidden, lengths * count, [-1]))[:, 0]
     mx.eval(logits)
     return logits.reshape(count, len(lengths), -1)
+
+
+def _intervene(
+    model: ChatModel, hidden: mx.array, count: int, ablate: mx.array | None, add: mx.array | None
+) -> tuple[mx.array, dict[str, Callable[[nn.Module, mx.array], mx.array]]]:
+    """Hidden states with the rows repeated for every candidate and intervened on, and the taps that go on doing so."""
+    rows = hidden.shape[0]
+    hidden = mx.tile(hidden, (count, 1, 1))
+    if add is not None:
+        hidden = hidden + mx.repeat(add, rows, axis=0)[:, None].astype(hidden.dtype)
+    if ablate is None:
+        return hidden, {}
+    directions = mx.repeat(ablate, rows, axis=0)[:, None]
+    taps = dict.fromkeys(model.architecture.writers, _project_output(directions))
+    return _project_out(hidden, directions), taps
 
 
 def _project_out(hidden: mx.array, directions: mx.array) -> mx.array:

@@ -19,6 +19,7 @@ from aird_mlx.activations import Walk, batch_sequences, take_positions
 from aird_mlx.direction.bootstrap import MAXIMUM_KL, MINIMUM_INDUCE, RESAMPLES, Floats, Resampled, choose, resample
 from aird_mlx.direction.interventions import logits_from
 from aird_mlx.direction.scores import cosine, kl_divergence, refusal_log_odds
+from aird_mlx.direction.shared_start import SharedStart
 from aird_mlx.errors import DirectionError
 from aird_mlx.model import ChatModel
 
@@ -254,8 +255,8 @@ def score_candidates(
     """
     positions = differences.shape[1]
     layers = [layer for layer in range(differences.shape[0]) if layer < LAST_LAYER_SHARE * len(model.blocks)]
-    asked_harmful = Walk(model, batch_sequences(harmful))
-    asked_harmless, moving = (Walk(model, batch_sequences(harmless)) for _ in range(2))
+    asked_harmful = SharedStart(model, harmful)
+    asked_harmless, moving = (SharedStart(model, harmless) for _ in range(2))
     plain = logits_from(asked_harmless)
     candidates: list[Candidate] = []
     rows: list[tuple[mx.array, mx.array, mx.array]] = []
