@@ -71,7 +71,7 @@ def report_direction(
     selected = scored[best]
     ranked = sorted(scored, key=lambda one: (not one.survived, one.kl.value > MAXIMUM_KL, one.bypass.value))
     if out is not None:
-        save_direction(measured.direction, out)
+        _write(out, lambda path: save_direction(measured.direction, path))
     return DirectionReport(
         model=model,
         seed=seed,
@@ -169,7 +169,7 @@ def compare_models(
     if image is not None:
         _draw(report, image)
     if out is not None:
-        out.write_text(to_json(report), encoding="utf-8")
+        _write(out, lambda path: path.write_text(to_json(report), encoding="utf-8"))
     return report
 
 
@@ -198,6 +198,21 @@ def _check_file(path: Path | None, suffix: str) -> None:
         raise UsageError(f"output: {path} ends in {path.suffix!r}; {suffix} is needed. Rename it.")
     if not path.parent.is_dir():
         raise OutputError(f"output: there is no folder {path.parent}; an existing one is needed. Create it.")
+
+
+def _write(path: Path, write: Callable[[Path], object]) -> None:
+    """Write under a temporary name and rename."""
+    partial = path.with_name(f"writing-{path.name}")
+    try:
+        write(partial)
+        partial.replace(path)
+    except (OSError, RuntimeError) as error:  # a safetensors file that cannot be written is a RuntimeError
+        raise OutputError(
+            f"output: {path} cannot be written ({str(error).splitlines()[0]}); a writable place is needed. "
+            "Choose another."
+        ) from error
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def _check_shapes(dense: ChatModel, other: ChatModel) -> None:

@@ -77,11 +77,16 @@ class Reference:
         """The tokens this model's refusals start with, from its own answers to find prompts.
 
         Raises:
-            DirectionError: the model refuses hardly any harmful, or nearly all harmless prompts.
+            DirectionError: a kind has no prompts; the model refuses hardly any harmful, or nearly all harmless prompts.
         """
         prompts: dict[str, list[list[int]]] = {}
         rates = {}
         for kind in ("harmful", "harmless"):
+            if not self.answers[kind]["find"]:
+                raise DirectionError(
+                    f"direction: no {kind} prompts are left to find a direction with; some are needed. Give prompts "
+                    f"with --{kind} that are not test prompts."
+                )
             refused = [judge_answer(decode(self.model, tokens)) == REFUSAL for tokens in self.answers[kind]["find"]]
             rates[kind] = sum(refused) / len(refused)
             asked = zip(self.prompts(kind, "find"), refused, strict=True)

@@ -70,6 +70,7 @@ class DirectionFigures:
         norm: length of the difference of means.
         bypass, induce, kl: selection scores (Arditi et al.), None where only the cosine was measured.
         survived: whether a candidate passed the selection's filters.
+        calibrated_cosine: the same across halves of the prompts, see `PlaceFigures`; None where it is undefined.
     """
 
     layer: int

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 CAPTIONS = {
     "utility": Text("KL and top-1: against the dense model; zeros: of the pruned linears, as written", style="dim"),
-    "direction": Text("cosine: at the dense model's own layer and position", style="dim"),
+    "direction": Text("cosine: at the dense model's place; calibrated: across halves of the prompts", style="dim"),
 }
 
 
@@ -212,7 +212,7 @@ def _utility_table(stages: list[Stage]) -> Table:
 
 
 def _direction_table(report: Report) -> Table:
-    table = new_table("direction", "layer", "position", "norm", "cosine", "bypass", "induce", "KL")
+    table = new_table("direction", "layer", "position", "norm", "cosine", "calibrated", "bypass", "induce", "KL")
     rows = [(stage.name, stage.direction) for stage in report.stages if stage.direction is not None]
     if "dense" not in dict(rows):
         rows = [("dense", report.direction), *rows]
@@ -224,6 +224,7 @@ def _direction_table(report: Report) -> Table:
             str(direction.position),
             number(direction.norm, 2),
             number(direction.cosine_to_dense),
+            number(direction.calibrated_cosine),
             *(number(score, 2) for score in scores),
         )
     return table

@@ -30,6 +30,7 @@ from aird_mlx.direction import (
     score_candidates,
     select_candidate,
 )
+from aird_mlx.direction.shared_start import SharedStart
 from aird_mlx.errors import DirectionError, ModelError
 from aird_mlx.model import ChatModel, load
 
@@ -181,6 +182,7 @@ def test_a_shared_start_changes_no_score(
     start = list(range(40, 60))
     asked = [[start + ids for ids in prompts(5, seed, marked=False)] for seed in (3, 4)]
     differences = mx.random.normal((4, 2, 32), key=mx.random.key(3))
+    assert SharedStart(model, asked[0]).shared == 20
     shared = score_candidates(model, differences, *asked, [7])
     plain = np.array(last_logits(model, asked[0]))
     for row, ids in zip(plain, asked[0], strict=True):

@@ -13,10 +13,12 @@ import pytest
 
 from aird_mlx.activations import batch_sequences
 from aird_mlx.direction import draw_heat_map, load_direction
-from aird_mlx.errors import AirdError, ModelError, OutputError, UsageError
+from aird_mlx.errors import AirdError, DirectionError, ModelError, OutputError, UsageError
 from aird_mlx.geometry import compare_models, report_direction
+from aird_mlx.inputs import gather_inputs
 from aird_mlx.model import load, save
 from aird_mlx.pruning import prune_model
+from aird_mlx.reference import Reference
 from aird_mlx.report import ComparisonReport, DirectionReport, from_json, to_json
 from aird_mlx_cli.main import main
 from aird_mlx_cli.render_direction import show_comparison, show_direction
@@ -135,6 +137,25 @@ def test_files_that_cannot_be_written_are_told_before_anything_is_loaded(
     with pytest.raises(kind) as raised:
         compare_models("/no/such/model", "/no/such/model", **options)  # type: ignore[arg-type]
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("kind", ["harmful", "harmless"])
+def test_a_kind_without_prompts_to_find_with_is_one_line(kind: str) -> None:
+    dense = load("demo")
+    inputs = gather_inputs("demo", 0)
+    refusal = dense.tokenizer.encode("I can't help with that.", add_special_tokens=False)
+    answers = {one: {"find": [refusal] * len(inputs.contrast.part(one, "find"))} for one in ("harmful", "harmless")}
+    answers[kind] = {"find": []}
+    with pytest.raises(DirectionError, match=f"no {kind} prompts are left") as raised:
+        _ = Reference(dense, inputs, answers).refusal_tokens
+    assert "\n" not in str(raised.value)
+
+
+def test_an_output_that_is_a_folder_is_one_line_and_nothing_is_left(small: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "direction.safetensors").mkdir()
+    with pytest.raises(OutputError, match=r"direction\.safetensors cannot be written"):
+        report_direction("demo", **small, out=tmp_path / "direction.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["direction.safetensors"]
 
 
 @pytest.mark.parametrize("suffix", ["png", "svg"])
