@@ -4,8 +4,8 @@ One candidate at a time means what a reference implementation with hooks does: f
 the harmful prompts, one over the harmless ones, and one with the candidate added, each a full call of the model that
 gives logits at every token, with prompts padded into batches of the size given (32 is that of Arditi et al.'s code).
 The model is a random llama of 16 blocks; prompts share a template that opens with a system message, as those of
-Llama 3.2 and Qwen 2.5 do (20 to 30 tokens); `--start 4` is a template without one. Every third layer is scored, evenly
-spaced, since it is ratios that count. CPU seconds are those of all threads: on a busy machine they say more than the clock.
+Llama 3.2 and Qwen 2.5 do (20 to 30 tokens); `--start 4` is a template without one. Every third layer is scored, since
+it is ratios that count. CPU seconds are those of all threads: on a busy machine they say more than the clock.
 
     python benchmarks/bench_direction.py --hidden 64 --start 24
 """
@@ -70,8 +70,8 @@ def main() -> None:
         for name, expected in scores.items():
             np.testing.assert_allclose(getattr(ours, name), expected, atol=1e-3, rtol=1e-3, err_msg=name)
         print(
-            f"one at a time, batches of {batch_size}: {naive:.2f} s, CPU {naive_cpu:.2f} s; {naive / seconds:.1f} times as "
-            f"long by the clock, {naive_cpu / cpu:.1f} times the CPU seconds; scores equal",
+            f"one at a time, batches of {batch_size}: {naive:.2f} s, CPU {naive_cpu:.2f} s; "
+            f"{naive / seconds:.1f} times as long by the clock, {naive_cpu / cpu:.1f} times the CPU; scores equal",
             flush=True,
         )
 

@@ -52,39 +52,39 @@ def logits_from(asked: SharedStart, *, ablate: mx.array | None = None, add: mx.a
     """
     riders = ablate if add is None else add
     count = 1 if riders is None else riders.shape[0]
+    at_once = max(1, RIDING_TOKENS // max(batch.ids.size for batch in asked.rest.batches))
+    parts = [
+        _ride(asked, *(None if one is None else one[first : first + at_once] for one in (ablate, add)))
+        for first in range(0, count, at_once)
+    ]
+    return mx.concatenate(parts)
+
+
+def _ride(asked: SharedStart, ablate: mx.array | None, add: mx.array | None) -> mx.array:
+    """`logits_from` for candidates that ride together: the start for all of them, then batch after batch."""
+    walk, model = asked.rest, asked.rest.model
+    riders = ablate if add is None else add
+    count = 1 if riders is None else riders.shape[0]
+    blocks = range(asked.layer, len(model.blocks))
+    if asked.start is not None:
+        hidden, taps = _intervene(model, asked.start.hidden[0], count, ablate, add)
+        for block in blocks:
+            with model.linear_taps(block, taps):
+                hidden = asked.run_start(block, hidden)
+            check_finite(hidden, block)
     rows: dict[int, mx.array] = {}
-    for index, batch in enumerate(asked.rest.batches):
-        at_once = max(1, RIDING_TOKENS // (asked.shared + batch.ids.size))
-        parts = [
-            _ride(asked, index, *(None if one is None else one[start : start + at_once] for one in (ablate, add)))
-            for start in range(0, count, at_once)
-        ]
-        logits = mx.concatenate(parts)
+    for index, batch in enumerate(walk.batches):
+        hidden, taps = _intervene(model, walk.hidden[index], count, ablate, add)
+        for block in blocks:
+            with model.linear_taps(block, taps):
+                hidden = walk.run_block(index, hidden, block)
+            check_finite(hidden, block)
+        last = take_positions(hidden, batch.lengths * count, [-1])
+        logits = run_head(model, last)[:, 0].reshape(count, len(batch.lengths), -1)
+        mx.eval(logits)
         for row, given in enumerate(batch.order):
             rows[given] = logits[:, row]
     return mx.stack([rows[given] for given in range(len(rows))], axis=1)
-
-
-def _ride(asked: SharedStart, index: int, ablate: mx.array | None, add: mx.array | None) -> mx.array:
-    """`logits_from` for one batch: ``[candidate, row, vocab]``, all candidates in one forward pass."""
-    walk = asked.rest
-    model, lengths = walk.model, walk.batches[index].lengths
-    riders = ablate if add is None else add
-    count = 1 if riders is None else riders.shape[0]
-    hidden, taps = _intervene(model, walk.hidden[index], count, ablate, add)
-    start, start_taps = (
-        (None, {}) if asked.start is None else _intervene(model, asked.start.hidden[0], count, ablate, add)
-    )
-    for block in range(asked.layer, len(model.blocks)):
-        if start is not None:
-            with model.linear_taps(block, start_taps):
-                start = asked.run_start(block, start)
-        with model.linear_taps(block, taps):
-            hidden = walk.run_block(index, hidden, block)
-        check_finite(hidden, block)
-    logits = run_head(model, take_positions(hidden, lengths * count, [-1]))[:, 0]
-    mx.eval(logits)
-    return logits.reshape(count, len(lengths), -1)
 
 
 def _intervene(

@@ -18,6 +18,9 @@ from aird_mlx.model import ChatModel
 # A shorter start is not worth running apart.
 LEAST_SHARED = 8
 
+# Of one batch: candidates multiply its rows, so that prompts of about one length, with little padding, fill a pass.
+REST_TOKENS = 512
+
 
 class StartCache:
     """One block's cache: with offset 0 it keeps the start's keys and values, else it puts them before the rest's.
@@ -63,7 +66,8 @@ class SharedStart:
             self.start = Walk(model, batch_sequences([prompts[0][:shared]]), self._caches)
             for cache in self._caches:
                 cache.offset = shared
-        self.rest = Walk(model, batch_sequences([ids[shared:] for ids in prompts]), self._caches)
+        rest = batch_sequences([ids[shared:] for ids in prompts], tokens_per_batch=REST_TOKENS)
+        self.rest = Walk(model, rest, self._caches)
         self.shared = shared
 
     @property
