@@ -20,6 +20,8 @@ _PUBLIC = {
     "save": "model",
     "Direction": "direction",
     "measure_direction": "direction",
+    "report_direction": "geometry",
+    "compare_models": "geometry",
     "prune_model": "pruning",
     "Patch": "patch",
     "fold": "patch",

@@ -81,14 +81,15 @@ class Walk:
         hidden: one ``[batch, token, hidden]`` array per batch.
     """
 
-    def __init__(self, model: ChatModel, batches: Sequence[TokenBatch]) -> None:
+    def __init__(self, model: ChatModel, batches: Sequence[TokenBatch], caches: Sequence[Any] | None = None) -> None:
+        """Stand at the input of the first block; ``caches``, one per block, are passed on as the network would."""
         self.model = model
         self.batches = list(batches)
         self.layer = 0
         self.hidden: list[mx.array] = []
         self._arguments: list[list[tuple[tuple[Any, ...], dict[str, Any]]]] = []
         for batch in self.batches:
-            embedded, arguments = _record_block_calls(model, batch.ids)
+            embedded, arguments = _record_block_calls(model, batch.ids, caches)
             self.hidden.append(embedded)
             self._arguments.append(arguments)
         mx.eval(self.hidden)
@@ -98,11 +99,15 @@ class Walk:
         """Whether the last block has been passed."""
         return self.layer == len(self.model.blocks)
 
-    def run_block(self, index: int, hidden: mx.array | None = None) -> mx.array:
-        """Output of the current block for batch ``index``; ``hidden`` replaces its input (rows may be tiled)."""
-        arguments, keywords = self._arguments[index][self.layer]
-        block: Callable[..., mx.array] = self.model.blocks[self.layer]
-        return block(self.hidden[index] if hidden is None else hidden, *arguments, **keywords)
+    def run_block(self, index: int, hidden: mx.array | None = None, block: int | None = None) -> mx.array:
+        """Output of a block (default: the current one) for batch ``index``.
+
+        ``hidden`` replaces its input; its rows may be the batch's rows repeated.
+        """
+        number = self.layer if block is None else block
+        arguments, keywords = self._arguments[index][number]
+        run: Callable[..., mx.array] = self.model.blocks[number]
+        return run(self.hidden[index] if hidden is None else hidden, *arguments, **keywords)
 
     def inputs_of(self, index: int, names: Sequence[str]) -> dict[str, mx.array]:
         """Run the current block on batch ``index``; the inputs ``[batch, token, in]`` of the named linears."""
@@ -115,18 +120,28 @@ class Walk:
         """Carry every batch through the current block."""
         for index in range(len(self.batches)):
             self.hidden[index] = self.run_block(index)
-            mx.eval(self.hidden[index])
-            if not mx.isfinite(self.hidden[index]).all().item():
-                raise ModelError(
-                    f"activations: block {self.layer} gives values that are not finite; finite activations are needed. "
-                    "Check the model's weights (float16 may overflow: try its bfloat16 version)."
-                )
+            check_finite(self.hidden[index], self.layer)
         self.layer += 1
 
     def move_to(self, layer: int) -> None:
         """Advance until standing at the input of block ``layer``."""
         while self.layer < layer:
             self.advance()
+
+
+def check_finite(hidden: mx.array, block: int) -> None:
+    """Compute ``hidden``, the output of block ``block``.
+
+    Raises:
+        ModelError: some of it is not finite.
+    """
+    is_finite = mx.isfinite(hidden).all()
+    mx.eval(hidden, is_finite)
+    if not is_finite.item():
+        raise ModelError(
+            f"activations: block {block} gives values that are not finite; finite activations are needed. "
+            "Check the model's weights (float16 may overflow: try its bfloat16 version)."
+        )
 
 
 def _keep_input(inputs: dict[str, mx.array], name: str) -> Callable[[nn.Module, mx.array], mx.array]:
@@ -139,7 +154,7 @@ def _keep_input(inputs: dict[str, mx.array], name: str) -> Callable[[nn.Module, 
 
 
 def _record_block_calls(
-    model: ChatModel, ids: mx.array
+    model: ChatModel, ids: mx.array, caches: Sequence[Any] | None
 ) -> tuple[mx.array, list[tuple[tuple[Any, ...], dict[str, Any]]]]:
     """The embedded input and, per block, the other arguments of its call; no block is computed."""
     embedded: list[mx.array] = []
@@ -153,7 +168,7 @@ def _record_block_calls(
         return hidden
 
     with model.block_taps(pass_through):
-        model.network(ids)
+        model.network(ids, cache=caches)
     return embedded[0], arguments
 
 

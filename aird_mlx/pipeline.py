@@ -28,7 +28,7 @@ from aird_mlx.model import ChatModel, load, save
 from aird_mlx.patch import Patch, fold, load_patch, save_patch
 from aird_mlx.prompts import KINDS
 from aird_mlx.pruning import check_pruning, prune_model
-from aird_mlx.reference import Reference, ask_reference
+from aird_mlx.reference import MAX_NEW_TOKENS, Reference, ask_reference
 from aird_mlx.report import RepairFigures, Report, Stage, from_json, to_json
 from aird_mlx.report_page import to_markdown, to_model_card
 from aird_mlx.search import choose_repair, plans_for, trial_rows
@@ -48,8 +48,6 @@ __all__ = ["Plan", "RepairSettings", "output_folder", "plan_repair", "repair_mod
 
 # What may differ when an interrupted run is resumed: where it goes and what is exported, not what is measured.
 RESUMABLE = ("resume", "out", "mlx_path", "dry_run", "gguf")
-# Long enough for the opening of an answer, which is what the judge reads.
-MAX_NEW_TOKENS = 64
 
 
 @dataclass(frozen=True)

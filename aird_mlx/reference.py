@@ -24,6 +24,9 @@ LEAST_REFUSALS, MOST_OVER_REFUSALS = 0.2, 0.8
 # Prompts whose next-token probabilities say what a refusal starts with.
 OPENING_PROMPTS = 128
 
+# Long enough for the opening of an answer, which is what the judge reads.
+MAX_NEW_TOKENS = 64
+
 Answers = dict[str, dict[str, list[list[int]]]]
 
 
@@ -33,10 +36,15 @@ def ask_reference(
     *,
     max_new_tokens: int,
     batch_size: int,
+    kinds: Sequence[str] = KINDS,
+    parts: Sequence[str] = PARTS,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Answers:
-    """The model's answers (token ids) to all prompts, by kind and part, in the order of the prompts."""
-    asked = [(kind, part, prompt) for kind in KINDS for part in PARTS for prompt in inputs.contrast.part(kind, part)]
+    """The model's answers (token ids) to all prompts, by kind and part, in the order of the prompts.
+
+    Prompts of other than the given kinds and parts are not asked, and have no answers.
+    """
+    asked = [(kind, part, prompt) for kind in kinds for part in parts for prompt in inputs.contrast.part(kind, part)]
     generated = generate_answers(
         model,
         [render_prompt(model.tokenizer, prompt) for _, _, prompt in asked],
@@ -69,11 +77,16 @@ class Reference:
         """The tokens this model's refusals start with, from its own answers to find prompts.
 
         Raises:
-            DirectionError: the model refuses hardly any harmful, or nearly all harmless prompts.
+            DirectionError: a kind has no prompts; the model refuses hardly any harmful, or nearly all harmless prompts.
         """
         prompts: dict[str, list[list[int]]] = {}
         rates = {}
         for kind in ("harmful", "harmless"):
+            if not self.answers[kind]["find"]:
+                raise DirectionError(
+                    f"direction: no {kind} prompts are left to find a direction with; some are needed. Give prompts "
+                    f"with --{kind} that are not test prompts."
+                )
             refused = [judge_answer(decode(self.model, tokens)) == REFUSAL for tokens in self.answers[kind]["find"]]
             rates[kind] = sum(refused) / len(refused)
             asked = zip(self.prompts(kind, "find"), refused, strict=True)

@@ -235,6 +235,7 @@ def _direction_table(report: Report) -> str:
         "position",
         "norm",
         "cosine to dense",
+        "calibrated",
         "bypass",
         "induce",
         "KL",
@@ -251,6 +252,7 @@ def _direction_row(direction: DirectionFigures) -> list[str]:
         str(direction.position),
         number(direction.norm, 2),
         number(direction.cosine_to_dense),
+        number(direction.calibrated_cosine),
         *(number(score) for score in scores),
         survived,
     ]

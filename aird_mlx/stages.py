@@ -8,7 +8,7 @@ from pathlib import Path
 import mlx.core as mx
 import numpy as np
 
-from aird_mlx.direction import Direction, Measurement, measure_direction
+from aird_mlx.direction import Direction, Measurement, compare_directions, measure_direction
 from aird_mlx.evaluation import decode, judge_answer, measure_refusals, measure_utility, refusal_rates
 from aird_mlx.gguf_export import GgufFile, check_parity, is_available
 from aird_mlx.gguf_export.behaviour import run_exported
@@ -33,7 +33,7 @@ def measure_on_reference(model: ChatModel, reference: Reference, progress: Calla
         select_harmful=reference.prompts("harmful", "validate", SELECTION_PROMPTS),
         select_harmless=reference.prompts("harmless", "validate", SELECTION_PROMPTS),
         tokens=reference.refusal_tokens,
-        positions=len(post_instruction_tokens(model.tokenizer)),
+        positions=len(post_instruction_tokens(reference.model.tokenizer)),
         progress=progress,
     )
 
@@ -67,7 +67,8 @@ def evaluate_stage(
     )
     utility = measure_utility(model, reference.held_out, dense=reference.model)
     measured = measure_on_reference(model, reference, lambda done, total: progress(f"direction of {name}", done, total))
-    figures = direction_figures(measured.direction, measured.cosine_with(direction))
+    calibrated = _calibrated_cosine(model, reference, direction)
+    figures = direction_figures(measured.direction, measured.cosine_with(direction), calibrated)
     return Stage(name, rates, utility, model.sparsity(), model.bits_per_weight, figures)
 
 
@@ -114,7 +115,23 @@ def evaluate_exported(
     )
 
 
-def direction_figures(direction: Direction, cosine_to_dense: float) -> DirectionFigures:
+def _calibrated_cosine(model: ChatModel, reference: Reference, direction: Direction) -> float | None:
+    """At the dense model's place, across halves of the prompts; None where it is undefined."""
+    place = direction.layer, direction.position
+    compared = compare_directions(
+        reference.model,
+        model,
+        *(reference.prompts(kind, "find", DIRECTION_PROMPTS) for kind in ("harmful", "harmless")),
+        positions=len(post_instruction_tokens(reference.model.tokenizer)),
+        across=(place, place),
+    )
+    calibrated = compared.across.splits.calibrated_cosine()
+    return None if calibrated is None else calibrated.value
+
+
+def direction_figures(
+    direction: Direction, cosine_to_dense: float, calibrated_cosine: float | None = None
+) -> DirectionFigures:
     """A direction as the report shows it."""
     return DirectionFigures(
         layer=direction.layer,
@@ -125,6 +142,7 @@ def direction_figures(direction: Direction, cosine_to_dense: float) -> Direction
         induce=direction.induce,
         kl=direction.kl,
         survived=direction.survived,
+        calibrated_cosine=calibrated_cosine,
     )
 
 

@@ -18,7 +18,15 @@ import click
 from aird_mlx import __version__
 from aird_mlx.errors import AirdError
 
-from .options import FILE, choose_model, eval_options, json_option, repair_options
+from .options import (
+    FILE,
+    choose_model,
+    compare_options,
+    direction_options,
+    eval_options,
+    json_option,
+    repair_options,
+)
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells count
 
@@ -116,6 +124,39 @@ def report(folder: Path, as_json: bool) -> int:
     found = read_report(folder)
     render.show_report(found, as_json)
     return found.exit_code
+
+
+@aird_mlx.command()
+@direction_options
+def direction(model: str, as_json: bool, **options: Any) -> int:
+    """Measure the refusal direction of MODEL, say how sure its selection is, and save it."""
+    start_library()
+    from aird_mlx.geometry import report_direction
+
+    from . import render, render_direction
+
+    with render.StageProgress(quiet=as_json) as progress:
+        found = report_direction(model, progress=progress, **options)
+    render_direction.show_direction(found, as_json)
+    return 0
+
+
+@aird_mlx.command()
+@compare_options
+def compare(dense: str, other: str, as_json: bool, **options: Any) -> int:
+    """Say whether the refusal direction moved from DENSE to OTHER, a model made from it.
+
+    Both are measured on the same prompts, and every figure has an interval.
+    """
+    start_library()
+    from aird_mlx.geometry import compare_models
+
+    from . import render, render_direction
+
+    with render.StageProgress(quiet=as_json) as progress:
+        found = compare_models(dense, other, progress=progress, **options)
+    render_direction.show_comparison(found, as_json)
+    return 0
 
 
 def start_library() -> None:

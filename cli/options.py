@@ -112,12 +112,19 @@ config_option = click.option(
     callback=read_config,
     help="TOML table of these options; the command line wins.",
 )
+revision_option = click.option("--revision", help="Branch, tag or commit of a hub model.")
+trust_option = click.option("--trust-remote-code", is_flag=True, help="Let code that comes with the model run.")
 model_options = with_options(
     click.argument("model_argument", metavar="MODEL", required=False),
     click.option("--model", "--hf-path", "model", metavar="MODEL", help=MODEL_HELP),
-    click.option("--revision", help="Branch, tag or commit of a hub model."),
-    click.option("--trust-remote-code", is_flag=True, help="Let the tokenizer run code that comes with the model."),
+    revision_option,
+    trust_option,
 )
+contrast_options = with_options(
+    click.option("--harmful", type=FILE, metavar="FILE", help="Prompts to refuse: .txt, .jsonl or .csv."),
+    click.option("--harmless", type=FILE, metavar="FILE", help="Prompts to answer."),
+)
+twins_option = click.option("--twins", type=FILE, metavar="FILE", help="Harmless prompts that look harmful.")
 max_new_tokens_option = click.option(
     "--max-new-tokens", type=click.IntRange(min=1), metavar="N", help="Longest answer, in tokens."
 )
@@ -129,6 +136,7 @@ batch_size_option = click.option(
     metavar="N",
     help="Prompts answered at a time.",
 )
+seed_option = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of all draws.")
 
 repair_options = with_options(
     model_options,
@@ -157,9 +165,8 @@ repair_options = with_options(
     ),
     click.option("--allow-dense", is_flag=True, help="Let the repair write into removed weights."),
     # What it is measured with.
-    click.option("--harmful", type=FILE, metavar="FILE", help="Prompts to refuse: .txt, .jsonl or .csv."),
-    click.option("--harmless", type=FILE, metavar="FILE", help="Prompts to answer."),
-    click.option("--twins", type=FILE, metavar="FILE", help="Harmless prompts that look harmful."),
+    contrast_options,
+    twins_option,
     click.option("--calibration", type=FILE, metavar="FILE", help="Text that pruning is calibrated on."),
     click.option("--test-harmful", type=FILE, metavar="FILE", help="Separate test prompts to refuse."),
     click.option("--test-harmless", type=FILE, metavar="FILE", help="Separate test prompts to answer."),
@@ -167,7 +174,7 @@ repair_options = with_options(
     click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most N test prompts of each kind."),
     max_new_tokens_option,
     batch_size_option,
-    click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Splits and samples."),
+    seed_option,
     # What is written, and how the run goes.
     click.option(
         "--gguf",
@@ -196,7 +203,7 @@ eval_options = with_options(
     click.option("--twins", multiple=True, metavar=SET, help="Harmless prompts that look harmful; repeatable."),
     click.option("--column", metavar="NAME", help="Column or key that holds the prompts.  [default: a known one]"),
     click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most N prompts of a set, or questions."),
-    click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of all that is drawn."),
+    seed_option,
     click.option("--refusals/--no-refusals", default=True, help="--no-refusals asks no prompts."),
     # How they are asked and judged.
     click.option(
@@ -229,5 +236,38 @@ eval_options = with_options(
     click.option("--out", type=FILE, metavar="FILE", help="Write the result as JSON."),
     click.option("--save-answers", type=FILE, metavar="FILE", help="Write prompts and answers as JSON lines."),
     config_option,
+    json_option,
+)
+
+direction_options = with_options(
+    click.argument("model"),
+    revision_option,
+    trust_option,
+    contrast_options,
+    twins_option,
+    seed_option,
+    click.option("--top", type=click.IntRange(min=1), default=10, show_default=True, help="Candidates listed."),
+    click.option(
+        "--out",
+        type=FILE,
+        metavar="FILE.safetensors",
+        default="direction.safetensors",
+        show_default=True,
+        help="Where the direction is saved.",
+    ),
+    json_option,
+)
+
+compare_options = with_options(
+    click.argument("dense"),
+    click.argument("other"),
+    trust_option,
+    contrast_options,
+    seed_option,
+    click.option(
+        "--splits", type=click.IntRange(min=20), default=200, show_default=True, help="Random halves of the prompts."
+    ),
+    click.option("--image", type=FILE, metavar="FILE.png|svg", help="Draw the heat map of layers and positions."),
+    click.option("--out", type=FILE, metavar="FILE.json", help="Write the report."),
     json_option,
 )

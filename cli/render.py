@@ -1,4 +1,4 @@
-"""What the user sees: one progress display, tables from report objects; the only module that imports rich.
+"""What the user sees: one progress display, tables from report objects; only `render*` modules import rich.
 
 Tables go to stdout and are readable at 80 columns without colour; progress goes to stderr. Nothing is
 computed here: every figure is in the report.
@@ -36,7 +36,7 @@ Part = Table | Text
 
 CAPTIONS = {
     "utility": Text("KL and top-1: against the dense model; zeros: of the pruned linears, as written", style="dim"),
-    "direction": Text("cosine: at the dense model's own layer and position", style="dim"),
+    "direction": Text("cosine: at the dense model's place; calibrated: across halves of the prompts", style="dim"),
 }
 
 
@@ -193,7 +193,7 @@ def _stage_style(stage: Stage) -> str:
 
 
 def new_table(*headers: str) -> Table:
-    """A table whose first column is words and whose others are figures."""
+    """A table of figures: the first column names them, the others are right-aligned."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column(headers[0], no_wrap=True)
     for header in headers[1:]:
@@ -232,7 +232,7 @@ def _utility_table(stages: list[Stage]) -> Table:
 
 
 def _direction_table(report: Report) -> Table:
-    table = new_table("direction", "layer", "position", "norm", "cosine", "bypass", "induce", "KL")
+    table = new_table("direction", "layer", "position", "norm", "cosine", "calibrated", "bypass", "induce", "KL")
     rows = [(stage.name, stage.direction) for stage in report.stages if stage.direction is not None]
     if "dense" not in dict(rows):
         rows = [("dense", report.direction), *rows]
@@ -244,6 +244,7 @@ def _direction_table(report: Report) -> Table:
             str(direction.position),
             number(direction.norm, 2),
             number(direction.cosine_to_dense),
+            number(direction.calibrated_cosine),
             *(number(score, 2) for score in scores),
         )
     return table

@@ -55,6 +55,23 @@ def kl_divergence(reference: Array, other: Array) -> Array:
     return (np.exp(first) * (first - second)).sum(axis=-1)
 
 
+def split_scores(one_first: Array, one_second: Array, other_first: Array, other_second: Array) -> dict[str, float]:
+    """Cosines, inner products and gaps of squared lengths of two models' half differences ``[hidden]``."""
+
+    def unit(vector: Array) -> Array:
+        return vector / np.sqrt(vector @ vector)
+
+    return {
+        "null_one": unit(one_first) @ unit(one_second),
+        "null_other": unit(other_first) @ unit(other_second),
+        "cross": unit(one_first) @ unit(other_second),
+        "inner_one": one_first @ one_second,
+        "inner_other": other_first @ other_second,
+        "gap_one": np.sum(one_first**2) - np.sum(one_second**2),
+        "gap_other": np.sum(other_first**2) - np.sum(other_second**2),
+    }
+
+
 def wilson(successes: int, n: int) -> tuple[float, float]:
     """The two rates p with |successes/n - p| = z sqrt(p (1 - p) / n): the roots of a quadratic."""
     z, rate = 1.959963984540054, successes / n

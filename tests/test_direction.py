@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import numpy as np
@@ -18,6 +19,7 @@ from aird_mlx.direction import (
     Direction,
     cosine,
     kl_divergence,
+    last_logits,
     last_refusal_log_odds,
     load_direction,
     mean_differences,
@@ -28,7 +30,8 @@ from aird_mlx.direction import (
     score_candidates,
     select_candidate,
 )
-from aird_mlx.errors import DirectionError
+from aird_mlx.direction.shared_start import SharedStart
+from aird_mlx.errors import DirectionError, ModelError
 from aird_mlx.model import ChatModel, load
 
 HIDDEN, MARKER, REFUSAL, ANSWER = 32, 300, 310, 311
@@ -136,6 +139,74 @@ def test_prompts_that_do_not_differ_have_no_direction(tiny: ChatModel) -> None:
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"harmful": []}, "0 harmful and 6 harmless prompts to take means over"),
+        ({"select_harmless": []}, "6 harmful and 0 harmless prompts to score candidates on"),
+        ({"tokens": []}, "no token is given that refusals start with"),
+        ({"positions": 40}, "40 last tokens of prompts of"),
+        ({"positions": 0}, "0 last tokens"),
+    ],
+)
+def test_what_is_missing_to_measure_a_direction_is_one_line(
+    tiny: ChatModel, changes: dict[str, Any], said: str
+) -> None:
+    marked, plain = prompts(6, 1, marked=True), prompts(6, 2, marked=False)
+    given = {"harmful": marked, "harmless": plain, "select_harmful": marked, "select_harmless": plain}
+    with pytest.raises(DirectionError, match=f"^direction: {said}") as raised:
+        measure_direction(tiny, **(given | {"tokens": [5], "positions": 2} | changes))
+    assert "\n" not in str(raised.value)
+
+
+def test_interventions_name_the_block_that_is_not_finite(tiny: ChatModel) -> None:
+    linear = tiny.linear(3, "mlp.down_proj")
+    linear.weight = mx.full(linear.weight.shape, float("inf"))
+    with pytest.raises(ModelError, match=r"^activations: block 3 gives values that are not finite"):
+        last_refusal_log_odds(tiny, prompts(2, 1, marked=True), [5], mx.ones(32))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes"),
+    [
+        ("llama", {}),
+        ("qwen2", {}),
+        ("qwen3", {}),
+        ("mistral", {"sliding_window": 5, "layer_types": ["full_attention", "sliding_attention"] * 2}),
+    ],
+)
+def test_a_shared_start_changes_no_score(
+    model_folder: Callable[..., Path], monkeypatch: pytest.MonkeyPatch, model_type: str, changes: dict[str, Any]
+) -> None:
+    model = load(model_folder(model_type, **changes))
+    start = list(range(40, 60))
+    asked = [[start + ids for ids in prompts(5, seed, marked=False)] for seed in (3, 4)]
+    differences = mx.random.normal((4, 2, 32), key=mx.random.key(3))
+    assert SharedStart(model, asked[0]).shared == 20
+    shared = score_candidates(model, differences, *asked, [7])
+    plain = np.array(last_logits(model, asked[0]))
+    for row, ids in zip(plain, asked[0], strict=True):
+        np.testing.assert_allclose(row, np.array(model.network(mx.array([ids]))[0, -1]), atol=2e-5)
+    monkeypatch.setattr("aird_mlx.direction.shared_start.LEAST_SHARED", 1000)
+    apart = score_candidates(model, differences, *asked, [7])
+    for name in ("bypass", "induce", "kl"):
+        np.testing.assert_allclose(getattr(shared, name), getattr(apart, name), atol=2e-5)
+
+
+def test_candidates_in_small_parts_score_as_all_at_once(tiny: ChatModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    differences = mx.random.normal((4, 3, 32), key=mx.random.key(3))
+    asked = prompts(4, 3, marked=True), prompts(5, 4, marked=False)
+    together = score_candidates(tiny, differences, *asked, [7])
+    monkeypatch.setattr("aird_mlx.direction.interventions.RIDING_TOKENS", 100)
+    apart = score_candidates(tiny, differences, *asked, [7])
+    for name in ("bypass", "induce", "kl"):
+        assert getattr(together, name).shape == (12, 4 if name == "bypass" else 5)
+        np.testing.assert_allclose(getattr(together, name), getattr(apart, name), atol=1e-5)
+    for candidate, *rows in zip(together.candidates, together.bypass, together.induce, together.kl, strict=True):
+        means = (candidate.bypass, candidate.induce, candidate.kl)
+        np.testing.assert_allclose(means, [row.mean() for row in rows], atol=1e-5)
+
+
 def test_mean_differences_equal_numpy_means(tiny: ChatModel) -> None:
     harmful, harmless = prompts(5, 1, marked=True), prompts(7, 2, marked=False)
     reference = oracle.Llama(dict(tree_flatten(tiny.network.parameters())), tiny.config)
@@ -148,8 +219,11 @@ def test_mean_differences_equal_numpy_means(tiny: ChatModel) -> None:
     np.testing.assert_allclose(np.array(found), means(harmful) - means(harmless), atol=1e-5)
 
 
-def test_candidate_scores_equal_naive_forwards_one_candidate_at_a_time(tiny: ChatModel) -> None:
-    harmful, harmless, tokens = prompts(4, 3, marked=True), prompts(5, 4, marked=False), [7, 90, 91]
+@pytest.mark.parametrize("start", [[], list(range(40, 52))], ids=["nothing shared", "shared start"])
+def test_candidate_scores_equal_naive_forwards_one_candidate_at_a_time(tiny: ChatModel, start: list[int]) -> None:
+    asked = prompts(4, 3, marked=True), prompts(5, 4, marked=False)
+    harmful, harmless = ([start + ids for ids in rows] for rows in asked)
+    tokens = [7, 90, 91]
     differences = mx.random.normal((4, 2, 32), key=mx.random.key(3))
     weights = dict(tree_flatten(tiny.network.parameters()))
 
@@ -157,7 +231,8 @@ def test_candidate_scores_equal_naive_forwards_one_candidate_at_a_time(tiny: Cha
         network = oracle.Llama(weights, tiny.config, **change)  # type: ignore[arg-type]
         return np.stack([network.logits(ids)[-1] for ids in rows])
 
-    candidates = score_candidates(tiny, differences, harmful, harmless, tokens)
+    scores = score_candidates(tiny, differences, harmful, harmless, tokens)
+    candidates = scores.candidates
     assert [(one.layer, one.position) for one in candidates] == [(layer, p) for layer in range(4) for p in (-2, -1)]
     for candidate in candidates:
         vector = np.array(differences[candidate.layer, candidate.position], dtype=np.float64)
@@ -192,7 +267,7 @@ def test_scores_leave_out_late_layers_and_empty_differences(model_folder: Callab
         prompts(2, 2, marked=False),
         [5],
         progress=lambda done, total: seen.append((done, total)),
-    )
+    ).candidates
     assert [(one.layer, one.position) for one in candidates] == [
         (0, -2), (0, -1), (1, -1), (2, -2), (2, -1), (3, -2), (3, -1),
     ]  # fmt: skip

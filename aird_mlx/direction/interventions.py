@@ -1,6 +1,7 @@
 """Logits after prompts, plain or with directions ablated or added: in memory, through taps, and only to measure.
 
-Candidates ride in the batch, and adding at layer l runs only the blocks from l on.
+Candidates ride in the batch, adding at layer l runs only the blocks from l on, and what all prompts start with is
+computed once per candidate.
 Source: Arditi et al. 2024, arXiv:2406.11717, section 2.4.
 """
 
@@ -11,14 +12,18 @@ from collections.abc import Callable, Sequence
 import mlx.core as mx
 import mlx.nn as nn
 
-from aird_mlx.activations import TokenBatch, Walk, batch_sequences, run_head, take_positions
+from aird_mlx.activations import check_finite, run_head, take_positions
 from aird_mlx.direction.scores import refusal_log_odds
+from aird_mlx.direction.shared_start import SharedStart
 from aird_mlx.model import ChatModel
+
+# Tokens of one forward pass, all candidates together: enough to fill the device, few enough to stay in its caches.
+RIDING_TOKENS = 8192
 
 
 def last_logits(model: ChatModel, prompts: Sequence[Sequence[int]]) -> mx.array:
     """Logits ``[prompt, vocab]`` of the plain model after each prompt."""
-    return logits_after(model, batch_sequences(prompts), None)[0]
+    return logits_from(SharedStart(model, prompts))[0]
 
 
 def last_refusal_log_odds(
@@ -26,59 +31,75 @@ def last_refusal_log_odds(
 ) -> mx.array:
     """Refusal log-odds ``[prompt]`` after each prompt; ``ablate`` ``[hidden]`` is projected out everywhere."""
     unit = None if ablate is None else (ablate / mx.linalg.norm(ablate))[None]
-    return refusal_log_odds(logits_after(model, batch_sequences(prompts), unit)[0], tokens)
+    return refusal_log_odds(logits_from(SharedStart(model, prompts), ablate=unit)[0], tokens)
 
 
-def logits_after(model: ChatModel, batches: Sequence[TokenBatch], ablate: mx.array | None) -> mx.array:
-    """Logits ``[candidate, prompt, vocab]`` after each prompt, with each row of ``ablate`` projected out everywhere.
+def logits_from(asked: SharedStart, *, ablate: mx.array | None = None, add: mx.array | None = None) -> mx.array:
+    """Logits after each prompt, run on from where the prompts stand; they stay there.
 
-    Without ``ablate`` there is one candidate: the plain model. Prompts come back in the order they were given.
+    Args:
+        asked: read only; to ablate everywhere it stands at layer 0.
+        ablate: ``[candidate, hidden]`` unit directions, each projected out of the hidden states here and of every
+            output of a residual writer from here on.
+        add: ``[candidate, hidden]`` vectors, each added to every token here.
+
+    Returns:
+        ``[candidate, prompt, vocab]``, prompts in the order they were given; one candidate, the plain model, without
+        ``ablate`` and ``add``.
+
+    Raises:
+        ModelError: a block gives values that are not finite.
     """
-    count = 1 if ablate is None else ablate.shape[0]
-    rows: dict[int, mx.array] = {}
-    for batch in batches:
-        walk = Walk(model, [batch])
-        rode = len(batch.lengths)
-        hidden = mx.concatenate([walk.hidden[0]] * count)
-        directions = None if ablate is None else mx.repeat(ablate, rode, axis=0)[:, None]
-        hidden = hidden if directions is None else _project_out(hidden, directions)
-        while not walk.is_done:
-            taps = {} if directions is None else dict.fromkeys(model.architecture.writers, _project_output(directions))
-            with model.linear_taps(walk.layer, taps):
-                hidden = walk.run_block(0, hidden)
-            mx.eval(hidden)
-            walk.layer += 1
-        last = take_positions(hidden, batch.lengths * count, [-1])
-        logits = run_head(model, last)[:, 0].reshape(count, rode, -1)
-        mx.eval(logits)
-        for row, index in enumerate(batch.order):
-            rows[index] = logits[:, row]
-    return mx.stack([rows[index] for index in range(len(rows))], axis=1)
+    riders = ablate if add is None else add
+    count = 1 if riders is None else riders.shape[0]
+    at_once = max(1, RIDING_TOKENS // max(batch.ids.size for batch in asked.rest.batches))
+    parts = [
+        _ride(asked, *(None if one is None else one[first : first + at_once] for one in (ablate, add)))
+        for first in range(0, count, at_once)
+    ]
+    return mx.concatenate(parts)
 
 
-def logits_with_added(walk: Walk, vectors: mx.array) -> mx.array:
-    """Logits ``[candidate, prompt, vocab]`` with each vector added to every token at the walk's layer."""
-    count = vectors.shape[0]
+def _ride(asked: SharedStart, ablate: mx.array | None, add: mx.array | None) -> mx.array:
+    """`logits_from` for candidates that ride together: the start for all of them, then batch after batch."""
+    walk, model = asked.rest, asked.rest.model
+    riders = ablate if add is None else add
+    count = 1 if riders is None else riders.shape[0]
+    blocks = range(asked.layer, len(model.blocks))
+    if asked.start is not None:
+        hidden, taps = _intervene(model, asked.start.hidden[0], count, ablate, add)
+        for block in blocks:
+            with model.linear_taps(block, taps):
+                hidden = asked.run_start(block, hidden)
+            check_finite(hidden, block)
     rows: dict[int, mx.array] = {}
     for index, batch in enumerate(walk.batches):
-        base = walk.hidden[index]
-        rode = len(batch.lengths)
-        hidden = mx.concatenate([base] * count)
-        hidden = hidden + mx.repeat(vectors, rode, axis=0)[:, None].astype(base.dtype)
-        start = walk.layer
-        try:
-            while not walk.is_done:
-                hidden = walk.run_block(index, hidden)
-                mx.eval(hidden)
-                walk.layer += 1
-        finally:
-            walk.layer = start
+        hidden, taps = _intervene(model, walk.hidden[index], count, ablate, add)
+        for block in blocks:
+            with model.linear_taps(block, taps):
+                hidden = walk.run_block(index, hidden, block)
+            check_finite(hidden, block)
         last = take_positions(hidden, batch.lengths * count, [-1])
-        logits = run_head(walk.model, last)[:, 0].reshape(count, rode, -1)
+        logits = run_head(model, last)[:, 0].reshape(count, len(batch.lengths), -1)
         mx.eval(logits)
         for row, given in enumerate(batch.order):
             rows[given] = logits[:, row]
-    return mx.stack([rows[index] for index in range(len(rows))], axis=1)
+    return mx.stack([rows[given] for given in range(len(rows))], axis=1)
+
+
+def _intervene(
+    model: ChatModel, hidden: mx.array, count: int, ablate: mx.array | None, add: mx.array | None
+) -> tuple[mx.array, dict[str, Callable[[nn.Module, mx.array], mx.array]]]:
+    """Hidden states with the rows repeated for every candidate and intervened on, and the taps that go on doing so."""
+    rows = hidden.shape[0]
+    hidden = mx.tile(hidden, (count, 1, 1))
+    if add is not None:
+        hidden = hidden + mx.repeat(add, rows, axis=0)[:, None].astype(hidden.dtype)
+    if ablate is None:
+        return hidden, {}
+    directions = mx.repeat(ablate, rows, axis=0)[:, None]
+    taps = dict.fromkeys(model.architecture.writers, _project_output(directions))
+    return _project_out(hidden, directions), taps
 
 
 def _project_out(hidden: mx.array, directions: mx.array) -> mx.array:

@@ -13,16 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import mlx.core as mx
+import numpy as np
 
 from aird_mlx.activations import Walk, batch_sequences, take_positions
-from aird_mlx.direction.interventions import logits_after, logits_with_added
+from aird_mlx.direction.bootstrap import MAXIMUM_KL, MINIMUM_INDUCE, RESAMPLES, Floats, Resampled, choose, resample
+from aird_mlx.direction.interventions import logits_from
 from aird_mlx.direction.scores import cosine, kl_divergence, refusal_log_odds
+from aird_mlx.direction.shared_start import SharedStart
 from aird_mlx.errors import DirectionError
 from aird_mlx.model import ChatModel
 
-# Filters of Arditi et al., section 2.3 and appendix C.
-MAXIMUM_KL = 0.1
-MINIMUM_INDUCE = 0.0
+# Candidates of later layers are out (Arditi et al., appendix C).
 LAST_LAYER_SHARE = 0.8
 
 
@@ -73,18 +74,43 @@ class Candidate:
 
 
 @dataclass(frozen=True)
+class CandidateScores:
+    """All candidates with their scores on each prompt.
+
+    Attributes:
+        candidates: their mean scores, in order of layer and position.
+        bypass: ``[candidate, harmful prompt]``.
+        induce, kl: ``[candidate, harmless prompt]``.
+    """
+
+    candidates: tuple[Candidate, ...]
+    bypass: Floats
+    induce: Floats
+    kl: Floats
+
+    def resampled(self, *, resamples: int = RESAMPLES, seed: int = 0) -> Resampled:
+        """The selection repeated on resampled prompts, without running the model."""
+        return resample(self.bypass, self.induce, self.kl, resamples=resamples, seed=seed)
+
+    def at(self, layer: int, position: int) -> int | None:
+        """Index of the candidate at ``(layer, position)``; None where there is none."""
+        places = [(candidate.layer, candidate.position) for candidate in self.candidates]
+        return places.index((layer, position)) if (layer, position) in places else None
+
+
+@dataclass(frozen=True)
 class Measurement:
     """A selected direction with all it was selected from.
 
     Attributes:
         direction: the selected one.
         differences: ``[layer, position, hidden]`` float32, every difference of means.
-        candidates: scores of all candidates.
+        scores: the scores of all candidates.
     """
 
     direction: Direction
     differences: mx.array
-    candidates: tuple[Candidate, ...]
+    scores: CandidateScores
 
     def cosine_with(self, other: Direction) -> float:
         """Cosine of this model's difference of means with ``other``, at the layer and position of ``other``."""
@@ -150,13 +176,23 @@ def measure_direction(
         progress: called with (layers scored, layers).
 
     Raises:
-        DirectionError: no candidate differs between the two sets at all.
+        DirectionError: a kind of prompts, or the refusal tokens, are missing; a prompt is shorter than ``positions``;
+            no candidate differs between the two sets at all.
+        ModelError: a block gives values that are not finite.
 
     Source:
         Arditi et al. 2024, arXiv:2406.11717, sections 2.3 and C.
     """
+    _check_prompts(harmful, harmless, positions, "to take means over")
+    _check_prompts(select_harmful, select_harmless, positions, "to score candidates on")
+    if not tokens:
+        raise DirectionError(
+            "direction: no token is given that refusals start with; at least one is needed. Take them from the model's "
+            "own refusals (refusal_tokens)."
+        )
     differences = mean_differences(model, harmful, harmless, positions)
-    candidates = score_candidates(model, differences, select_harmful, select_harmless, tokens, progress=progress)
+    scores = score_candidates(model, differences, select_harmful, select_harmless, tokens, progress=progress)
+    candidates = scores.candidates
     if not candidates:
         raise DirectionError(
             "direction: harmful and harmless prompts look the same at every layer; prompts that differ are needed. "
@@ -177,18 +213,30 @@ def measure_direction(
             selected=(len(select_harmful), len(select_harmless)),
         ),
         differences,
-        tuple(candidates),
+        scores,
     )
 
 
-def select_candidate(candidates: Sequence[Candidate]) -> Candidate:
-    """The survivor with the lowest bypass; without survivors, the lowest bypass among the least violating.
+def _check_prompts(
+    harmful: Sequence[Sequence[int]], harmless: Sequence[Sequence[int]], positions: int, purpose: str
+) -> None:
+    if not harmful or not harmless:
+        raise DirectionError(
+            f"direction: {len(harmful)} harmful and {len(harmless)} harmless prompts {purpose}; both kinds are needed. "
+            "Add prompts of the kind that is missing."
+        )
+    shortest = min(len(ids) for ids in (*harmful, *harmless))
+    if positions < 1 or shortest < positions:
+        raise DirectionError(
+            f"direction: {positions} last tokens of prompts of {shortest} tokens and more; at least one, and no more "
+            "than a prompt has, are needed. Render the prompts with the chat template."
+        )
 
-    Then candidates that keep the KL filter come first, since an ablation that breaks the model lowers refusals too.
-    """
-    survivors = [candidate for candidate in candidates if candidate.is_survivor]
-    gentle = [candidate for candidate in candidates if candidate.kl <= MAXIMUM_KL]
-    return min(survivors or gentle or candidates, key=lambda candidate: candidate.bypass)
+
+def select_candidate(candidates: Sequence[Candidate]) -> Candidate:
+    """The survivor with the lowest bypass; `choose` says what happens without survivors."""
+    scores = np.array([(candidate.bypass, candidate.induce, candidate.kl) for candidate in candidates])
+    return candidates[int(choose(*scores.T))]
 
 
 def score_candidates(
@@ -199,42 +247,38 @@ def score_candidates(
     tokens: Sequence[int],
     *,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> list[Candidate]:
-    """Bypass, induce and KL of every candidate of layers below ``0.8 * blocks``.
+) -> CandidateScores:
+    """Bypass, induce and KL of every candidate of layers below ``0.8 * blocks``, on each prompt.
 
-    All positions of a layer ride in one batch; adding at layer l runs only the blocks from l on.
+    All positions of a layer ride in one batch; adding at layer l runs only the blocks from l on. A difference of
+    length 0 is no candidate.
     """
     positions = differences.shape[1]
     layers = [layer for layer in range(differences.shape[0]) if layer < LAST_LAYER_SHARE * len(model.blocks)]
-    harmful_batches, harmless_batches = batch_sequences(harmful), batch_sequences(harmless)
-    plain = logits_after(model, harmless_batches, None)
-    walk = Walk(model, harmless_batches)
-    candidates = []
+    asked_harmful = SharedStart(model, harmful)
+    asked_harmless, moving = (SharedStart(model, harmless) for _ in range(2))
+    plain = logits_from(asked_harmless)
+    candidates: list[Candidate] = []
+    rows: list[tuple[mx.array, mx.array, mx.array]] = []
     for layer in layers:
-        walk.move_to(layer)
-        vectors = differences[layer]
-        norms = mx.linalg.norm(vectors, axis=-1)
+        moving.move_to(layer)
+        norms = mx.linalg.norm(differences[layer], axis=-1)
         usable = [index for index in range(positions) if norms[index].item() > 1e-6]
         if usable:
-            chosen = vectors[mx.array(usable)]
+            chosen = differences[layer][mx.array(usable)]
             unit = chosen / mx.linalg.norm(chosen, axis=-1, keepdims=True)
-            bypass = refusal_log_odds(logits_after(model, harmful_batches, unit), tokens).mean(axis=1)
-            ablated = logits_after(model, harmless_batches, unit)
-            divergence = kl_divergence(plain, ablated).mean(axis=1)
-            induce = refusal_log_odds(logits_with_added(walk, chosen), tokens).mean(axis=1)
-            for row, index in enumerate(usable):
-                candidates.append(
-                    Candidate(
-                        layer=layer,
-                        position=index - positions,
-                        norm=float(norms[index].item()),
-                        bypass=float(bypass[row].item()),
-                        induce=float(induce[row].item()),
-                        kl=float(divergence[row].item()),
-                    )
-                )
+            bypass = refusal_log_odds(logits_from(asked_harmful, ablate=unit), tokens)
+            induce = refusal_log_odds(logits_from(moving, add=chosen), tokens)
+            kl = kl_divergence(plain, logits_from(asked_harmless, ablate=unit))
+            rows.append((bypass, induce, kl))
+            candidates += [
+                Candidate(layer, index - positions, norms[index].item(), *means)
+                for index, *means in zip(usable, *(score.mean(axis=1).tolist() for score in rows[-1]), strict=True)
+            ]
         progress(layer + 1, len(layers))
-    return candidates
+    if not rows:
+        return CandidateScores((), *(np.zeros((0, len(asked))) for asked in (harmful, harmless, harmless)))
+    return CandidateScores(tuple(candidates), *(np.array(mx.concatenate(score)) for score in zip(*rows, strict=True)))
 
 
 def save_direction(direction: Direction, path: Path) -> None:
