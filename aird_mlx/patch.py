@@ -49,7 +49,7 @@ class Patch:
 
     Attributes:
         rule: one of `aird_mlx.repair.RULES`.
-        strength: alpha of ``paper``, beta of ``refit`` and ``reconstruct``, 1 for the others.
+        strength: alpha of ``paper``; 1 for ``restore`` and ``least-squares``; beta of the others.
         ridge: regularization relative to the mean diagonal; 0 for rules that solve no least squares.
         parts: one per changed linear, in data order.
     """
@@ -115,6 +115,25 @@ def fold(model: ChatModel, patch: Patch) -> FoldResult:
 def changed_weight(weight: mx.array, part: LinearPatch) -> mx.array:
     """``weight`` with ``part`` added in float32, rounded once to the dtype of ``weight``."""
     return (weight.astype(mx.float32) + part.change()).astype(weight.dtype)
+
+
+class patched:
+    """Context in which ``model`` runs with ``patch`` folded in; its weights are put back afterwards."""
+
+    def __init__(self, model: ChatModel, patch: Patch) -> None:
+        self._model, self._patch = model, patch
+        self._originals: list[tuple[int, str, mx.array]] = []
+
+    def __enter__(self) -> None:
+        for part in self._patch.parts:
+            linear = self._model.linear(part.block, part.name)
+            self._originals.append((part.block, part.name, linear.weight))
+            linear.weight = changed_weight(linear.weight, part)
+
+    def __exit__(self, *_: object) -> None:
+        for block, name, weight in reversed(self._originals):
+            self._model.linear(block, name).weight = weight
+        self._originals.clear()
 
 
 def save_patch(patch: Patch, path: Path) -> None:

@@ -29,6 +29,7 @@ from aird_mlx.patch import Patch, fold, load_patch, save_patch
 from aird_mlx.prompts import KINDS
 from aird_mlx.pruning import check_pruning, prune_model
 from aird_mlx.reference import MAX_NEW_TOKENS, Reference, ask_reference
+from aird_mlx.repair import fits_in_memory
 from aird_mlx.report import RepairFigures, Report, Stage, from_json, to_json
 from aird_mlx.report_page import to_markdown, to_model_card
 from aird_mlx.search import choose_repair, plans_for, trial_rows
@@ -215,6 +216,7 @@ class _Run:
                 source_layer=direction.layer,
                 blocks=len(compressed.blocks),
                 inside_mask=not self.settings.allow_dense,
+                distillable=fits_in_memory(self.dense),
             )
             choice = choose_repair(
                 compressed,

@@ -7,15 +7,15 @@ distance to the dense model on calibration answers it was not solved on.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import mlx.core as mx
 
 from aird_mlx.activations import TokenBatch
 from aird_mlx.evaluation import measure_refusals, measure_utility
 from aird_mlx.model import ChatModel
-from aird_mlx.patch import Patch, changed_weight
-from aird_mlx.repair import RepairPlan, solve_patch
+from aird_mlx.patch import Patch, patched
+from aird_mlx.repair import STARTS_FROM, RepairPlan, solve_patch
 
 # Over-refusal may rise by this share above the compressed model's on validation prompts.
 OVER_REFUSAL_MARGIN = 0.01
@@ -52,10 +52,13 @@ class Choice:
     trials: tuple[Trial, ...]
 
 
-def plans_for(rule: str, *, source_layer: int, blocks: int, inside_mask: bool) -> list[RepairPlan]:
+def plans_for(
+    rule: str, *, source_layer: int, blocks: int, inside_mask: bool, distillable: bool = True
+) -> list[RepairPlan]:
     """The plans a rule is searched over: alpha for ``paper``, ridge and blocks for the rules that solve.
 
-    ``auto`` is ``reconstruct``: on every model measured so far it dominates the other rules.
+    ``auto`` is ``reconstruct`` and what ``distill`` makes of it, which measure best on every model so far; ``distill``
+    is left out where its memory is more than there is (``distillable``).
 
     >>> [plan.strength for plan in plans_for("paper", source_layer=3, blocks=8, inside_mask=True)]
     [0.5, 1.0, 2.0, 4.0, 8.0]
@@ -75,7 +78,8 @@ def plans_for(rule: str, *, source_layer: int, blocks: int, inside_mask: bool) -
         ]
     if rule == "refit":
         return [RepairPlan(rule, everything, 0.0, ridge) for ridge in (0.01, 0.1)]
-    return [RepairPlan("reconstruct", everything, 0.0)]
+    rules = [rule] if rule != "auto" else ["reconstruct", "distill"] if distillable else ["reconstruct"]
+    return [RepairPlan(one, everything, 0.0) for one in rules]
 
 
 def choose_repair(
@@ -128,8 +132,13 @@ def choose_repair(
     sizes = {kind: max(len(prompts), 1) for kind, prompts in validation.items()}
     trials: list[Trial] = []
     best: tuple[tuple[float, ...], Patch, Trial] | None = None
+    solved: dict[RepairPlan, Patch] = {}
     for done, plan in enumerate(plans, 1):
-        patch = solve_patch(model, dense, calibration, direction, plan)
+        patch = solve_patch(
+            model, dense, calibration, direction, plan, start=solved.get(replace(plan, rule=STARTS_FROM))
+        )
+        if plan.rule == STARTS_FROM:
+            solved[plan] = patch
         with patched(model, patch):
             trial = judge(model, plan)
         trials.append(trial)
@@ -161,25 +170,6 @@ def _explain(best: Trial, compressed: Trial, target: float, within: bool, tried:
         + f": harmful {best.harmful:.1%} (dense {target:.1%}, compressed {compressed.harmful:.1%}), harmless "
         f"{best.harmless:.1%} ({compressed.harmless:.1%} compressed), twins {best.twin:.1%} ({compressed.twin:.1%})"
     )
-
-
-class patched:
-    """Context in which ``model`` runs with ``patch`` folded in; its weights are put back afterwards."""
-
-    def __init__(self, model: ChatModel, patch: Patch) -> None:
-        self._model, self._patch = model, patch
-        self._originals: list[tuple[int, str, mx.array]] = []
-
-    def __enter__(self) -> None:
-        for part in self._patch.parts:
-            linear = self._model.linear(part.block, part.name)
-            self._originals.append((part.block, part.name, linear.weight))
-            linear.weight = changed_weight(linear.weight, part)
-
-    def __exit__(self, *_: object) -> None:
-        for block, name, weight in reversed(self._originals):
-            self._model.linear(block, name).weight = weight
-        self._originals.clear()
 
 
 def trial_rows(trials: Iterable[Trial]) -> list[dict[str, object]]:

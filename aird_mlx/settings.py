@@ -27,7 +27,8 @@ class RepairSettings:
         sparsity: fraction of each pruned row to remove, in [0, 1); an ``N:M`` pattern rules over it.
         prune_method: ``wanda``, ``magnitude`` or ``none``.
         pattern: ``unstructured`` or ``N:M``.
-        rule: ``auto``, ``paper``, ``restore``, ``least-squares``, ``refit`` or ``reconstruct``.
+        rule: ``auto``, ``paper``, ``restore``, ``least-squares``, ``refit``,
+            ``reconstruct`` or ``distill``.
         allow_dense: let one-direction rules write over pruned weights (costs sparsity).
         gguf: types to export, of ``f32``, ``f16``, ``q8_0``; empty for none.
         out: output folder; default: a new one in the current folder, named after the model and the pruning.

@@ -23,11 +23,12 @@ import mlx.core as mx  # noqa: E402
 from aird_mlx.evaluation import measure_refusals, measure_utility  # noqa: E402
 from aird_mlx.inputs import gather_inputs  # noqa: E402
 from aird_mlx.model import ChatModel, load  # noqa: E402
+from aird_mlx.patch import patched  # noqa: E402
 from aird_mlx.prompts import KINDS  # noqa: E402
 from aird_mlx.pruning import prune_model  # noqa: E402
 from aird_mlx.reference import Reference, ask_reference  # noqa: E402
 from aird_mlx.repair import RULES  # noqa: E402
-from aird_mlx.search import choose_repair, patched, plans_for  # noqa: E402
+from aird_mlx.search import choose_repair, plans_for  # noqa: E402
 from aird_mlx.stages import measure_on_reference  # noqa: E402
 
 TOKENS = 64

@@ -158,7 +158,7 @@ repair_options = with_options(
     ),
     click.option(
         "--rule",
-        type=click.Choice(["auto", "paper", "restore", "least-squares", "refit", "reconstruct"]),
+        type=click.Choice(["auto", "paper", "restore", "least-squares", "refit", "reconstruct", "distill"]),
         default="auto",
         show_default=True,
         help="Repair rule; auto takes what measures best on validation prompts.",

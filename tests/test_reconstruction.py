@@ -18,7 +18,8 @@ from aird_mlx.model import ChatModel, load
 from aird_mlx.patch import fold
 from aird_mlx.pruning import prune_model
 from aird_mlx.repair import RepairPlan, reconstruct_block, reconstruction_error, solve_patch, token_weights
-from aird_mlx.repair.reconstruction import LONGEST, _schedule
+from aird_mlx.repair.descent import schedule_rows
+from aird_mlx.repair.reconstruction import LONGEST
 
 SEQUENCES = [np.random.default_rng(seed).integers(3, 300, 10 + seed).tolist() for seed in range(30)]
 HELD_OUT = [np.random.default_rng(100 + seed).integers(3, 300, 40).tolist() for seed in range(10)]
@@ -202,16 +203,16 @@ def test_half_precision_models_keep_dtype_and_mask(
 def test_every_sequence_comes_once_before_any_comes_again() -> None:
     batches = calibration()
     sizes = [batch.ids.shape[0] for batch in batches]
-    once = len(_schedule(batches, 1000, 100, seed=0)) and sum(
+    once = len(schedule_rows(batches, 1000, 100, seed=0)) and sum(
         -(-size // max(1, 100 // batch.ids.shape[1])) for size, batch in zip(sizes, batches, strict=True)
     )
-    schedule = _schedule(batches, 2 * once, 100, seed=0)
+    schedule = schedule_rows(batches, 2 * once, 100, seed=0)
     for half in (schedule[:once], schedule[once:]):
         seen = sorted((index, row) for index, rows in half for row in rows)
         assert seen == [(index, row) for index, size in enumerate(sizes) for row in range(size)]
     assert schedule[:once] != schedule[once:]
-    assert schedule == _schedule(batches, 2 * once, 100, seed=0)
-    assert schedule != _schedule(batches, 2 * once, 100, seed=1)
+    assert schedule == schedule_rows(batches, 2 * once, 100, seed=0)
+    assert schedule != schedule_rows(batches, 2 * once, 100, seed=1)
 
 
 def test_calibrated_without_any_sequence_leaves_the_weights(tiny: ChatModel) -> None:

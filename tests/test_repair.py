@@ -270,7 +270,8 @@ def test_solve_patch_puts_the_weights_back_when_it_is_interrupted(
 
 
 @pytest.mark.parametrize(
-    ("rule", "inside_mask"), [*((rule, True) for rule in RULES), ("refit", False), ("reconstruct", False)]
+    ("rule", "inside_mask"),
+    [*((rule, True) for rule in RULES), ("refit", False), ("reconstruct", False), ("distill", False)],
 )
 @pytest.mark.parametrize("pattern", ["unstructured", "2:4"])
 def test_repairs_inside_the_mask_keep_every_zero(
@@ -291,7 +292,8 @@ def test_repairs_inside_the_mask_keep_every_zero(
 
 
 @pytest.mark.parametrize(
-    ("rule", "rank"), [("paper", 1), ("restore", 1), ("least-squares", 1), ("refit", None), ("reconstruct", None)]
+    ("rule", "rank"),
+    [("paper", 1), ("restore", 1), ("least-squares", 1), ("refit", None), ("reconstruct", None), ("distill", None)],
 )
 def test_rules_have_the_rank_they_claim(
     pair: Callable[..., tuple[ChatModel, ChatModel]], rule: str, rank: int | None
@@ -437,7 +439,7 @@ def test_refit_in_float16_keeps_dtype_and_mask(pair: Callable[..., tuple[ChatMod
     [
         (
             RepairPlan("aird", (0,)),
-            r"^repair: rule is 'aird'; one of paper, restore, least-squares, refit, reconstruct is needed",
+            r"^repair: rule is 'aird'; one of paper, restore, least-squares, refit, reconstruct, distill is needed",
         ),
         (RepairPlan("refit", (0, 4)), r"^repair: blocks are \[0, 4\]; 0 to 3 are needed"),
         (RepairPlan("paper", (-1,)), r"^repair: blocks are \[-1\]"),

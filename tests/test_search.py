@@ -14,10 +14,10 @@ from mlx.utils import tree_flatten
 
 from aird_mlx.activations import TokenBatch, batch_sequences
 from aird_mlx.model import ChatModel, load
-from aird_mlx.patch import LinearPatch, Patch, fold
+from aird_mlx.patch import LinearPatch, Patch, fold, patched
 from aird_mlx.pruning import prune_model
 from aird_mlx.repair import RepairPlan, solve_patch
-from aird_mlx.search import Trial, _rank, choose_repair, patched, plans_for, trial_rows
+from aird_mlx.search import Trial, _rank, choose_repair, plans_for, trial_rows
 
 SIZES = {"harmful": 100, "harmless": 100, "twin": 100}
 DENSE = Trial("none", (), 0.0, 0.0, 1.0, 0.02, 0.06, 0.0, 0.0, 1.5)
@@ -70,20 +70,20 @@ def test_of_two_that_break_the_limits_the_lesser_breach_wins() -> None:
     assert better(replace(GOOD, twin=0.20, harmful=0.5), replace(GOOD, twin=0.30, harmful=1.0))
 
 
-@pytest.mark.parametrize("rule", ["paper", "restore", "least-squares", "refit", "reconstruct", "auto"])
+@pytest.mark.parametrize("rule", ["paper", "restore", "least-squares", "refit", "reconstruct", "distill", "auto"])
 @pytest.mark.parametrize("source_layer", [0, 1, 3, 8])
 def test_plans_fit_the_model_and_the_rule(rule: str, source_layer: int) -> None:
     plans = plans_for(rule, source_layer=source_layer, blocks=8, inside_mask=True)
     assert plans
     assert len(set(plans)) == len(plans)
     for plan in plans:
-        assert plan.rule == ("reconstruct" if rule == "auto" else rule)
+        assert plan.rule in (("reconstruct", "distill") if rule == "auto" else (rule,))
         assert plan.blocks
         assert set(plan.blocks) <= set(range(8))
         assert plan.inside_mask
-        if plan.rule not in ("refit", "reconstruct"):
+        if plan.rule not in ("refit", "reconstruct", "distill"):
             assert max(plan.blocks) < max(source_layer, 1), "only what comes before its layer writes the direction"
-        assert plan.ridge > 0 or plan.rule in ("paper", "restore", "reconstruct")
+        assert plan.ridge > 0 or plan.rule in ("paper", "restore", "reconstruct", "distill")
 
 
 def test_plans_may_be_dense_only_when_asked() -> None:

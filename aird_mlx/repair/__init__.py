@@ -8,18 +8,23 @@ in the dense and in the compressed model, on the same tokens):
 - ``least-squares``: ``W_c + r delta^T`` with delta chosen so that ``r^T W' x'`` meets ``r^T W_o x``.
 - ``refit``: the surviving weights of each linear chosen again so that ``W' x'`` meets ``W_o x``.
 - ``reconstruct``: the surviving weights of each block chosen together so that its output meets the dense block's.
+- ``distill``: from there, all of them chosen together so that the next-token distribution meets the dense model's.
 
-The last two are not low-rank, and keep the mask by construction.
+The last three are not low-rank, and keep the mask by construction.
 Choosing among rules is not done here (see ``search``).
 """
 
 from aird_mlx.repair.closed_form import least_squares_change, refit_weight, restore_change, spread_inside_mask
+from aird_mlx.repair.distillation import distill, fits_in_memory
 from aird_mlx.repair.reconstruction import reconstruct_block, reconstruction_error, token_weights
-from aird_mlx.repair.solve import RULES, RepairPlan, paired_moments, solve_patch
+from aird_mlx.repair.solve import RULES, STARTS_FROM, RepairPlan, paired_moments, solve_patch
 
 __all__ = [
     "RULES",
+    "STARTS_FROM",
     "RepairPlan",
+    "distill",
+    "fits_in_memory",
     "least_squares_change",
     "paired_moments",
     "reconstruct_block",

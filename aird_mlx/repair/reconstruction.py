@@ -5,24 +5,20 @@ already lost. Here the whole block is run, on the hidden states it really gets, 
 gradients until its output meets the dense model's. Memory is one block, its gradients and the hidden states.
 
 Source: block-wise reconstruction of Li et al. 2021 (BRECQ, arXiv:2102.05426), which rounds weights with it; here it
-chooses weights inside a pruning mask. Kingma and Ba 2014 (Adam, arXiv:1412.6980) for the steps.
+chooses weights inside a pruning mask.
 """
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 
 import mlx.core as mx
-import mlx.optimizers as optimizers
 
-from aird_mlx.activations import TokenBatch, Walk
+from aird_mlx.activations import Walk
+from aird_mlx.repair.descent import TOKENS_PER_STEP, descend, schedule_rows
 
 # Steps are relative to each linear's root mean square weight, so that one rate serves every model and layer.
 LEARNING_RATE = 0.03
-# A short memory of squared gradients: there are a few hundred steps, not thousands.
-BETAS = [0.9, 0.95]
-TOKENS_PER_STEP = 1024
 # Times the median length of a hidden state; only the outliers of large models are longer.
 LONGEST = 4.0
 
@@ -95,8 +91,7 @@ def reconstruct_block(
 ) -> dict[str, mx.array]:
     """Choose the surviving weights of the walk's current block again, so that its outputs meet ``wanted``.
 
-    Adam on all linears of the block at once, on a part of the sequences at each step, with a rate that falls to 0.
-    Weights that are zero stay zero. The model is left as found.
+    `descend` on all linears of the block at once, on a part of the sequences at each step. The model is left as found.
 
     Args:
         walk: the compressed model at the input of the block.
@@ -111,62 +106,18 @@ def reconstruct_block(
         The new weight ``[out, in]`` float32 of every linear of the block, by name. Over all counted tokens they are
         nearer to ``wanted`` than the weights found; when the steps did not get there, these are returned.
     """
-    names = walk.model.architecture.linear_names
-    linears = {name: walk.model.linear(walk.layer, name) for name in names}
-    originals = {name: linear.weight for name, linear in linears.items()}
-    start = {name: weight.astype(mx.float32) for name, weight in originals.items()}
-    scale = {name: _step_scale(weight) for name, weight in start.items()}
-    change = {name: mx.zeros_like(weight) for name, weight in start.items()}
+    linears = {name: walk.model.linear(walk.layer, name) for name in walk.model.architecture.linear_names}
     weights = token_weights(wanted, [batch.counted for batch in walk.batches])
-    optimizer = optimizers.Adam(learning_rate=learning_rate, betas=BETAS, bias_correction=True)
 
-    def install(change: dict[str, mx.array]) -> None:
-        for name in names:
-            linears[name].weight = (start[name] + scale[name] * change[name]).astype(originals[name].dtype)
+    def error(index: int, rows: Sequence[int]) -> mx.array:
+        chosen = mx.array(rows)
+        outputs = walk.run_block(index, walk.hidden[index][chosen])
+        return reconstruction_error(outputs, wanted[index][chosen], weights[index][chosen], direction, beta)
 
-    def error(change: dict[str, mx.array], index: int, rows: mx.array) -> mx.array:
-        install(change)
-        outputs = walk.run_block(index, walk.hidden[index][rows])
-        return reconstruction_error(outputs, wanted[index][rows], weights[index][rows], direction, beta)
-
-    def total_error(change: dict[str, mx.array]) -> float:
-        return sum(error(change, index, mx.arange(array.shape[0])).item() for index, array in enumerate(wanted))
-
-    gradient = mx.value_and_grad(error)
-    try:
-        before = total_error(change)
-        for step, (index, rows) in enumerate(_schedule(walk.batches, steps, tokens_per_step, seed)):
-            optimizer.learning_rate = learning_rate * (1 - step / steps)
-            _, gradients = gradient(change, index, mx.array(rows))
-            change = optimizer.apply_gradients(gradients, change)
-            mx.eval(change, optimizer.state)
-        if not total_error(change) < before:
-            return start
-    finally:
-        for name in names:
-            linears[name].weight = originals[name]
-    return {name: start[name] + scale[name] * change[name] for name in names}
-
-
-def _step_scale(weight: mx.array) -> mx.array:
-    """What one unit of change means: the root mean square of the survivors, 0 where the weight is zero."""
-    kept = (weight != 0).astype(mx.float32)
-    return kept * mx.sqrt(mx.square(weight).sum() / mx.maximum(kept.sum(), 1.0))
-
-
-def _schedule(
-    batches: Sequence[TokenBatch], steps: int, tokens_per_step: int, seed: int
-) -> list[tuple[int, list[int]]]:
-    """Which rows of which batch meet in each step; every sequence comes once before any comes again."""
-    generator = random.Random(seed)
-    schedule: list[tuple[int, list[int]]] = []
-    while len(schedule) < steps and batches:
-        parts = []
-        for index, batch in enumerate(batches):
-            rows = list(range(batch.ids.shape[0]))
-            generator.shuffle(rows)
-            size = max(1, tokens_per_step // batch.ids.shape[1])
-            parts += [(index, sorted(rows[at : at + size])) for at in range(0, len(rows), size)]
-        generator.shuffle(parts)
-        schedule += parts
-    return schedule[:steps]
+    return descend(
+        linears,
+        error,
+        schedule_rows(walk.batches, steps, tokens_per_step, seed),
+        learning_rate=learning_rate,
+        parts=[(index, array.shape[0]) for index, array in enumerate(wanted)],
+    )

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import mlx.core as mx
 
 from aird_mlx.activations import TokenBatch, Walk, flatten_counted
 from aird_mlx.errors import UsageError
 from aird_mlx.model import ChatModel
-from aird_mlx.patch import LinearPatch, Patch, changed_weight
+from aird_mlx.patch import LinearPatch, Patch, changed_weight, patched
 from aird_mlx.repair.closed_form import least_squares_change, refit_weight, restore_change, spread_inside_mask
+from aird_mlx.repair.distillation import distill
 from aird_mlx.repair.reconstruction import reconstruct_block
 
-RULES = ("paper", "restore", "least-squares", "refit", "reconstruct")
+RULES = ("paper", "restore", "least-squares", "refit", "reconstruct", "distill")
+
+# The rule whose patch ``distill`` goes on from.
+STARTS_FROM = "reconstruct"
 
 # Rules that see activations, and so calibration tokens, of both models.
 _CALIBRATED = ("least-squares", "refit", "reconstruct")
@@ -26,11 +30,11 @@ class RepairPlan:
 
     Attributes:
         rule: one of `RULES`.
-        blocks: the blocks whose linears (``refit``, ``reconstruct``) or residual writers (the others) are changed.
-        strength: alpha of ``paper``; beta of ``refit`` and ``reconstruct``; 1 for the others.
+        blocks: whose residual writers (``paper``, ``restore``, ``least-squares``) or linears (the others) are changed.
+        strength: alpha of ``paper``; 1 for ``restore`` and ``least-squares``; beta of the others.
         ridge: of ``least-squares`` and ``refit``, relative to the mean diagonal of the inputs' second moments.
-        inside_mask: keep every zero of the compressed model (``refit`` and ``reconstruct`` always do).
-        steps: per block, of ``reconstruct``.
+        inside_mask: keep every zero of the compressed model (rules that choose linears again always do).
+        steps: per block, of ``reconstruct``; ``distill`` goes on from there with as many for all blocks together.
     """
 
     rule: str
@@ -48,6 +52,7 @@ def solve_patch(
     direction: mx.array,
     plan: RepairPlan,
     *,
+    start: Patch | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Patch:
     """Solve for the change of ``model`` that ``plan`` asks for; both models are left as found.
@@ -61,7 +66,8 @@ def solve_patch(
         calibration: token batches whose counted tokens enter the least squares.
         direction: r, ``[hidden]`` float32 unit, of the dense model.
         plan: rule, blocks, strength and ridge.
-        progress: called with (blocks done, blocks).
+        start: of ``distill``, the patch it goes on from; by default what `STARTS_FROM` gives.
+        progress: called with (blocks done, blocks), or with (steps done, steps) while distilling.
 
     Raises:
         UsageError: an unknown rule, or blocks the model does not have.
@@ -71,6 +77,11 @@ def solve_patch(
     count = len(model.blocks)
     if not all(0 <= block < count for block in plan.blocks):
         raise UsageError(f"repair: blocks are {list(plan.blocks)}; 0 to {count - 1} are needed. Choose blocks it has.")
+    if plan.rule == "distill":
+        if start is None:
+            first = replace(plan, rule=STARTS_FROM)
+            start = solve_patch(model, dense, calibration, direction, first, progress=progress)
+        return _solve_distillation(model, dense, calibration, start, plan, progress)
     originals: list[tuple[int, str, mx.array]] = []
     parts: list[LinearPatch] = []
 
@@ -152,6 +163,26 @@ def _solve_reconstruction(
     for name, weight in found.items():
         compressed = model.linear(block, name).weight
         apply(LinearPatch(block, name, delta=(weight - compressed.astype(mx.float32)).astype(compressed.dtype)))
+
+
+def _solve_distillation(
+    model: ChatModel,
+    dense: ChatModel,
+    calibration: Sequence[TokenBatch],
+    start: Patch,
+    plan: RepairPlan,
+    progress: Callable[[int, int], None],
+) -> Patch:
+    reference = Walk(dense, calibration)
+    reference.move_to(len(dense.blocks))
+    with patched(model, start):
+        found = distill(Walk(model, calibration), reference, plan.blocks, steps=plan.steps, progress=progress)
+    parts = []
+    for (block, name), weight in found.items():
+        compressed = model.linear(block, name).weight
+        delta = (weight - compressed.astype(mx.float32)).astype(compressed.dtype)
+        parts.append(LinearPatch(block, name, delta=delta))
+    return Patch(plan.rule, plan.strength, 0.0, tuple(parts))
 
 
 _SOLVERS = {

@@ -1,0 +1,111 @@
+"""Gradient steps on weights inside a pruning mask: what survives moves, what is zero stays zero.
+
+This module does not know what is minimized. Source: Kingma and Ba 2014 (Adam, arXiv:1412.6980).
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeVar
+
+import mlx.core as mx
+import mlx.nn as nn
+import mlx.optimizers as optimizers
+
+from aird_mlx.activations import TokenBatch
+
+# A short memory of squared gradients: there are a few hundred steps, not thousands.
+BETAS = [0.9, 0.95]
+TOKENS_PER_STEP = 1024
+
+Key = TypeVar("Key")
+Error = Callable[[int, Sequence[int]], mx.array]
+
+
+def descend(
+    linears: Mapping[Key, nn.Linear],
+    error: Error,
+    schedule: Sequence[tuple[int, list[int]]],
+    *,
+    learning_rate: float,
+    parts: Iterable[tuple[int, int]],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[Key, mx.array]:
+    """Move the surviving weights of ``linears`` so that ``error`` falls: Adam, with a rate that falls to 0.
+
+    Args:
+        linears: whose weights are moved; they are left as found.
+        error: from (batch, rows of it) to a scalar, computed with the weights the linears then have.
+        schedule: the (batch, rows) of each step.
+        learning_rate: first step size, relative to each linear's root mean square.
+        parts: (batch, number of rows) that the whole error is summed over, before and after.
+        progress: called with (steps done, steps).
+
+    Returns:
+        The new weight ``[out, in]`` float32 of every linear. Their whole error is below that of the weights found;
+        when the steps did not get there, these are returned.
+    """
+    originals = {key: linear.weight for key, linear in linears.items()}
+    start = {key: weight.astype(mx.float32) for key, weight in originals.items()}
+    scale = {key: step_scale(weight) for key, weight in start.items()}
+    names = {str(number): key for number, key in enumerate(linears)}  # MLX's trees want strings
+    change = {name: mx.zeros_like(start[key]) for name, key in names.items()}
+    everything = [(index, list(range(count))) for index, count in parts]
+    optimizer = optimizers.Adam(learning_rate=learning_rate, betas=BETAS, bias_correction=True)
+
+    def moved(change: dict[str, mx.array]) -> dict[Key, mx.array]:
+        return {key: start[key] + scale[key] * change[name] for name, key in names.items()}
+
+    def error_of(change: dict[str, mx.array], index: int, rows: Sequence[int]) -> mx.array:
+        for key, weight in moved(change).items():
+            linears[key].weight = weight.astype(originals[key].dtype)
+        return error(index, rows)
+
+    def whole(change: dict[str, mx.array]) -> float:
+        return sum(error_of(change, index, rows).item() for index, rows in everything)
+
+    gradient = mx.value_and_grad(error_of)
+    try:
+        before = whole(change)
+        for step, (index, rows) in enumerate(schedule):
+            optimizer.learning_rate = learning_rate * (1 - step / len(schedule))
+            _, gradients = gradient(change, index, rows)
+            change = optimizer.apply_gradients(gradients, change)
+            mx.eval(change, optimizer.state)
+            progress(step + 1, len(schedule))
+        return moved(change) if whole(change) < before else start
+    finally:
+        for key, linear in linears.items():
+            linear.weight = originals[key]
+
+
+def step_scale(weight: mx.array) -> mx.array:
+    """What one unit of change means: the root mean square of the survivors, 0 where the weight is zero.
+
+    Args:
+        weight: ``[out, in]`` float32.
+
+    >>> step_scale(mx.array([[3.0, 0.0, -3.0]])).tolist()
+    [[3.0, 0.0, 3.0]]
+    """
+    kept = (weight != 0).astype(mx.float32)
+    return kept * mx.sqrt(mx.square(weight).sum() / mx.maximum(kept.sum(), 1.0))
+
+
+def schedule_rows(
+    batches: Sequence[TokenBatch], steps: int, tokens_per_step: int, seed: int
+) -> list[tuple[int, list[int]]]:
+    """Which rows of which batch meet in each step; every sequence comes once before any comes again."""
+    generator = random.Random(seed)
+    schedule: list[tuple[int, list[int]]] = []
+    while len(schedule) < steps and batches:
+        parts = []
+        for index, batch in enumerate(batches):
+            rows = list(range(batch.ids.shape[0]))
+            generator.shuffle(rows)
+            size = max(1, tokens_per_step // batch.ids.shape[1])
+            parts += [(index, sorted(rows[at : at + size])) for at in range(0, len(rows), size)]
+        generator.shuffle(parts)
+        schedule += parts
+    return schedule[:steps]

@@ -1,0 +1,103 @@
+"""Distillation: the surviving weights of all blocks moved together, towards the dense model's next-token distribution.
+
+What block reconstruction leaves over adds up from block to block; here the whole model is run, and its blocks make up
+for one another. It starts best from reconstructed blocks: without them it fits its calibration and carries over less.
+Memory is both models and, per pruned weight, its float32 change, gradient and two moments (`needed_bytes`).
+
+Source: Hinton et al. 2015 (arXiv:1503.02531); Kurtic et al. 2023 (arXiv:2310.06927) for sparse models, where states
+and distributions are matched as well.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable, Sequence
+
+import mlx.core as mx
+import numpy as np
+from mlx.utils import tree_flatten
+
+from aird_mlx.activations import Walk, run_head
+from aird_mlx.direction import kl_divergence
+from aird_mlx.model import ChatModel
+from aird_mlx.repair.descent import TOKENS_PER_STEP, descend, schedule_rows
+
+LEARNING_RATE = 0.01
+# Logits of a large vocabulary are the most a step holds, so each step compares the models at this many tokens only.
+TOKENS_COMPARED = 256
+# Share of the memory that a job may plan with.
+USABLE_MEMORY = 0.6
+
+
+def needed_bytes(model: ChatModel) -> int:
+    """Memory distillation takes beside activations: two models, and float32 change, gradient and moments."""
+    stored = sum(array.nbytes for _, array in tree_flatten(model.network.parameters()))
+    return 2 * stored + 20 * sum(linear.weight.size for _, _, linear in model.linears())
+
+
+def fits_in_memory(model: ChatModel) -> bool:
+    """Whether `distill` may be tried on this machine: its needs are within a share of the memory that there is."""
+    memory = mx.device_info().get("max_recommended_working_set_size")
+    if memory is None:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return needed_bytes(model) <= USABLE_MEMORY * int(memory)
+
+
+def distill(
+    walk: Walk,
+    dense: Walk,
+    blocks: Sequence[int],
+    *,
+    steps: int,
+    learning_rate: float = LEARNING_RATE,
+    tokens_per_step: int = TOKENS_PER_STEP,
+    tokens_compared: int = TOKENS_COMPARED,
+    seed: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[tuple[int, str], mx.array]:
+    """Choose the surviving weights of several blocks again, so that next-token distributions meet the dense model's.
+
+    Minimizes the mean of KL(dense || model) over counted tokens, by `descend`. The models are left as found.
+
+    Args:
+        walk: of the compressed model, at the input of its first block.
+        dense: of the dense model over the same batches, past its last block.
+        blocks: whose linears are moved.
+        steps: how many.
+        learning_rate, seed, progress: see `descend`.
+        tokens_per_step: sequences are added to a step up to this many tokens, padding included.
+        tokens_compared: of these, at most this many drawn tokens are compared in a step.
+
+    Returns:
+        The new weight ``[out, in]`` float32 by (block, linear); on tokens drawn once, nearer to the dense model than
+        the weights found, or else these.
+    """
+    model = walk.model
+    names = model.architecture.linear_names
+    linears = {(block, name): model.linear(block, name) for block in blocks for name in names}
+    counted = [np.array(batch.counted) > 0 for batch in walk.batches]
+
+    def error(index: int, rows: Sequence[int]) -> mx.array:
+        chosen = mx.array(rows)
+        hidden = walk.hidden[index][chosen]
+        for block in range(len(model.blocks)):
+            hidden = walk.run_block(index, hidden, block)
+        tokens = np.flatnonzero(counted[index][list(rows)]).tolist()
+        if len(tokens) > tokens_compared:
+            tokens = sorted(random.Random(f"{seed}:{index}:{rows}").sample(tokens, tokens_compared))
+        at = mx.array(tokens)
+        found, wanted = (
+            run_head(one.model, states.reshape(1, -1, states.shape[-1])[:, at])
+            for one, states in ((walk, hidden), (dense, dense.hidden[index][chosen]))
+        )
+        return kl_divergence(mx.stop_gradient(wanted), found).mean()
+
+    return descend(
+        linears,
+        error,
+        schedule_rows(walk.batches, steps, tokens_per_step, seed),
+        learning_rate=learning_rate,
+        parts=[(index, len(batch.lengths)) for index, batch in enumerate(walk.batches)],
+        progress=progress,
+    )
