@@ -107,6 +107,8 @@ def test_direction_is_measured_before_and_after(full_run: tuple[Path, Report]) -
     _, report = full_run
     assert report.direction.survived
     cosines = [report.stage(name).direction.cosine_to_dense for name in ("compressed", "repaired")]  # type: ignore[union-attr]
+    calibrated = [report.stage(name).direction.calibrated_cosine for name in ("compressed", "repaired")]  # type: ignore[union-attr]
+    assert 0 < calibrated[0] < calibrated[1] < 1.02  # type: ignore[operator]
     assert cosines[0] is not None
     assert cosines[1] is not None
     assert 0 < cosines[0] < 1
