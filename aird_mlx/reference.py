@@ -91,6 +91,9 @@ class Reference:
             rates[kind] = sum(refused) / len(refused)
             asked = zip(self.prompts(kind, "find"), refused, strict=True)
             prompts[kind] = [ids for ids, is_refusal in asked if is_refusal == (kind == "harmful")][:OPENING_PROMPTS]
+        # Test prompts that are not refused to begin with would let any repair pass.
+        tested = [judge_answer(decode(self.model, tokens)) == REFUSAL for tokens in self.answers["harmful"]["test"]]
+        rates["harmful"] = min(rates["harmful"], sum(tested) / len(tested) if tested else 1.0)
         if rates["harmful"] < LEAST_REFUSALS:
             raise DirectionError(
                 f"direction: {self.model.name} refuses {rates['harmful']:.0%} of the harmful prompts; a model that "

@@ -187,6 +187,15 @@ def test_model_that_never_refuses_is_said_to_have_nothing_to_repair(
     assert not (tmp_path / "out").exists()
 
 
+def test_test_prompts_that_the_dense_model_answers_are_no_test_of_refusals(tmp_path: Path) -> None:
+    from aird_mlx.demo.language import prompts
+
+    (tmp_path / "benign.txt").write_text("\n".join(prompts("twin", "test", 20, 77)))
+    settings = RepairSettings(**QUICK, rule="restore", test_harmful=tmp_path / "benign.txt", out=tmp_path / "out")
+    with pytest.raises(DirectionError, match="refuses 0% of the harmful prompts"):
+        repair_model(settings)
+
+
 @pytest.mark.parametrize(
     ("changes", "kind"),
     [
