@@ -25,7 +25,7 @@ from aird_mlx.repair.descent import TOKENS_PER_STEP, descend, schedule_rows
 
 LEARNING_RATE = 0.01
 # Logits of a large vocabulary are the most a step holds, so each step compares the models at this many tokens only.
-TOKENS_COMPARED = 256
+TOKENS_COMPARED = 512
 # Share of the memory that a job may plan with.
 USABLE_MEMORY = 0.6
 
