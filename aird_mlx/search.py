@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 
 import mlx.core as mx
 
@@ -20,6 +21,7 @@ from aird_mlx.repair import STARTS_FROM, RepairPlan, solve_patch
 # Over-refusal may rise by this share above the compressed model's on validation prompts.
 OVER_REFUSAL_MARGIN = 0.01
 VALIDATION_TOKENS = 24
+PROGRESS_STEPS = 100
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ def choose_repair(
         validation: prompts by kind.
         validation_text: token batches for distance and perplexity.
         batch_size: answers generated side by side.
-        progress: called with (plans tried, plans).
+        progress: called with (steps done, steps); each plan is `PROGRESS_STEPS` of them, the last one its trial.
     """
 
     def judge(candidate: ChatModel, plan: RepairPlan) -> Trial:
@@ -135,7 +137,13 @@ def choose_repair(
     solved: dict[RepairPlan, Patch] = {}
     for done, plan in enumerate(plans, 1):
         patch = solve_patch(
-            model, dense, calibration, direction, plan, start=solved.get(replace(plan, rule=STARTS_FROM))
+            model,
+            dense,
+            calibration,
+            direction,
+            plan,
+            start=solved.get(replace(plan, rule=STARTS_FROM)),
+            progress=partial(_within, progress, done - 1, len(plans)),
         )
         if plan.rule == STARTS_FROM:
             solved[plan] = patch
@@ -145,9 +153,14 @@ def choose_repair(
         rank = _rank(trial, compressed, target, sizes)
         if best is None or rank < best[0]:
             best = (rank, patch, trial)
-        progress(done, len(plans))
+        progress(PROGRESS_STEPS * done, PROGRESS_STEPS * len(plans))
     assert best is not None
     return Choice(best[1], _explain(best[2], compressed, target, best[0][0] == 0, len(plans)), tuple(trials))
+
+
+def _within(progress: Callable[[int, int], None], plans_done: int, plans: int, done: int, total: int) -> None:
+    """Report how far the solving of one plan is as part of the whole search."""
+    progress(PROGRESS_STEPS * plans_done + (PROGRESS_STEPS - 1) * done // total, PROGRESS_STEPS * plans)
 
 
 def _rank(trial: Trial, compressed: Trial, target: float, sizes: Mapping[str, int]) -> tuple[float, ...]:
