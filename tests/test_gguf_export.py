@@ -424,7 +424,10 @@ def test_shards_and_repetition_give_the_same_bytes(tmp_path: Path) -> None:
     changes = {"model_type": "qwen3", "tie_word_embeddings": True, "head_dim": 32}
     one = write_model(tmp_path / "one" / "model", changes)
     three = write_model(tmp_path / "three" / "model", changes, shards=3)
-    hashes = {export_gguf(folder, tmp_path / "m.gguf", "q8_0").sha256 for folder in (one, three, one)}
+    hashes = {
+        export_gguf(folder, tmp_path / f"{number}.gguf", "q8_0").sha256
+        for number, folder in enumerate((one, three, one))
+    }
     assert len(hashes) == 1
 
 
@@ -816,7 +819,7 @@ def test_damaged_folder_is_one_line_and_leaves_nothing(
         export_gguf(folder, tmp_path / "out" / "m.gguf", outtype)
     assert said in str(caught.value)
     assert_one_line(caught.value)
-    assert list((tmp_path / "out").glob("*")) == []
+    assert not (tmp_path / "out").exists()
 
 
 def test_foreign_metadata_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -827,19 +830,43 @@ def test_foreign_metadata_is_refused(folders: dict[str, Path], tmp_path: Path) -
     assert not list(tmp_path.glob("m.gguf*"))
 
 
-def test_interrupted_export_keeps_the_old_file_and_no_partial(folders: dict[str, Path], tmp_path: Path) -> None:
-    outfile = tmp_path / "m.gguf"
-    outfile.write_text("old")
+def test_interrupted_export_leaves_nothing(folders: dict[str, Path], tmp_path: Path) -> None:
+    outfile = tmp_path / "new" / "folder" / "m.gguf"
 
     def interrupt(done: int, total: int) -> None:
         if done == 5:
-            assert (tmp_path / "m.gguf.partial").stat().st_size > 0
+            assert outfile.with_name("m.gguf.partial").stat().st_size > 0
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         export_gguf(folders["llama-tied"], outfile, "f32", progress=interrupt)
-    assert [path.name for path in tmp_path.iterdir()] == ["m.gguf"]
-    assert outfile.read_text() == "old"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "folder", "link", "/dev/null", "."])
+def test_existing_outfile_is_left_alone(folders: dict[str, Path], tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    (tmp_path / "model.safetensors").write_text("weights")
+    before = sorted(tmp_path.rglob("*"))
+    for extra in (None, {"aird.version": "1"}):
+        with pytest.raises(ExportError, match="exists already; a new file is needed") as caught:
+            export_gguf(folders["llama-tied"], tmp_path / name, "f16", extra_metadata=extra)
+        assert_one_line(caught.value)
+    assert (tmp_path / "model.safetensors").read_text() == "weights"
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_only_the_file_of_the_same_run_is_replaced(folders: dict[str, Path], tmp_path: Path) -> None:
+    extra = {"aird.version": "1", "aird.rule": "auto"}
+    first = export_gguf(folders["llama-tied"], tmp_path / "m.gguf", "f16", extra_metadata=extra)
+    with first.path.open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"?")
+    assert export_gguf(folders["llama-tied"], first.path, "f16", extra_metadata=extra).sha256 == first.sha256
+    for other in (None, {"aird.version": "1"}, extra | {"aird.rule": "paper"}):
+        with pytest.raises(ExportError, match="exists already"):
+            export_gguf(folders["llama-tied"], first.path, "f16", extra_metadata=other)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
