@@ -108,6 +108,12 @@ class ChatModel:
         return int(self.config["hidden_size"])
 
     @property
+    def context_length(self) -> int | None:
+        """Most tokens of prompt and answer together, None if the config names no limit."""
+        found = self.config.get("max_position_embeddings")
+        return found if isinstance(found, int) else None
+
+    @property
     def parameters(self) -> int:
         """How many weights the model has."""
         return sum(array.size for _, array in tree_flatten(self.network.parameters()))

@@ -201,6 +201,31 @@ def render_dialogue(tokenizer: TokenizerWrapper, prompt: str, answer: str) -> tu
     return start + tokenizer.encode(answer, add_special_tokens=False) + end, len(start)
 
 
+def check_context(
+    rendered: Sequence[Sequence[int]], new_tokens: int | None, context: int | None, prompts: Sequence[str] = ()
+) -> None:
+    """Refuse prompts that a model's context cannot take, before anything is generated.
+
+    Args:
+        rendered: token ids of the prompts.
+        new_tokens: of each answer; None if one is enough.
+        context: most tokens of prompt and answer together; None if unknown.
+        prompts: their words, to name the longest by.
+
+    Raises:
+        PromptError: the longest prompt with its answer is longer than the context.
+    """
+    lengths = [len(ids) for ids in rendered]
+    if context is None or not lengths or max(lengths) + (new_tokens or 1) <= context:
+        return
+    longest = max(lengths)
+    words = f"{prompts[lengths.index(longest)][:60]!r}..." if prompts else "the longest"
+    raise PromptError(
+        f"prompts: {words} has {longest} tokens, its answer {new_tokens or 'at least 1'}; the model's context takes "
+        f"{context} in all. Leave long prompts out, or use a smaller --max-new-tokens."
+    )
+
+
 def post_instruction_tokens(tokenizer: TokenizerWrapper) -> list[int]:
     """The tokens the template puts after the user's words: the positions where a refusal is decided.
 

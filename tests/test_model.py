@@ -37,6 +37,13 @@ def weights_of(network: Any) -> dict[str, np.ndarray]:
     return {name: np.array(value) for name, value in tree_flatten(network.parameters())}
 
 
+def change_config(folder: Path, **changes: Any) -> None:
+    """Change config.json; None takes a key out."""
+    config = json.loads((folder / "config.json").read_text()) | changes
+    kept = {name: value for name, value in config.items() if value is not None}
+    (folder / "config.json").write_text(json.dumps(kept))
+
+
 # --- what cannot be loaded ----------------------------------------------------------------------------------------
 
 
@@ -157,6 +164,13 @@ def test_loaded_model_knows_its_parts(tiny: ChatModel) -> None:
     assert tiny.parameters == sum(value.size for value in weights_of(tiny.network).values())
     assert tiny.bits_per_weight == 32
     assert tiny.notes == []
+
+
+def test_context_length_is_that_of_the_config(model_folder: Maker) -> None:
+    folder = model_folder()
+    assert load(folder).context_length == 256
+    change_config(folder, max_position_embeddings=None)
+    assert load(folder).context_length is None
 
 
 def test_sparsity_counts_zeros_of_the_linears_only(tiny: ChatModel) -> None:
