@@ -245,5 +245,6 @@ def test_report_is_read_back_from_a_folder(report: Report, tmp_path: Path) -> No
 def test_bad_report_is_one_line(content: str | None, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / "report.json").write_bytes(content.encode(errors="surrogateescape"))
-    with pytest.raises(AirdError, match=r"^report: [^\n]+$"):
+    with pytest.raises(AirdError, match=r"^report: [^\n]+$") as raised:
         read_report(tmp_path)
+    assert str(tmp_path / "report.json") in str(raised.value)
