@@ -29,6 +29,8 @@ PROMPT_COLUMNS = ("prompt", "goal", "behavior", "forbidden_prompt", "instruction
 # HarmBench's contextual behaviours come with a text that is put before the request, as its own code does.
 CONTEXT_COLUMN, CONTEXT_SEPARATOR = "contextstring", "\n\n---\n\n"
 MINIMUM_PROMPTS = 12
+# What a template can raise besides jinja's own errors: it computes, indexes, and calls methods of strings.
+TEMPLATE_ERRORS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -189,9 +191,7 @@ def render_prompt(tokenizer: TokenizerWrapper, prompt: str) -> list[int]:
 
 def render_text(tokenizer: TokenizerWrapper, prompt: str) -> str:
     """The same as text, as a chat app would send it to a runtime."""
-    return str(
-        tokenizer.apply_chat_template([{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False)
-    )
+    return str(_apply_template(tokenizer, [{"role": "user", "content": prompt}], tokenize=False))
 
 
 def render_dialogue(tokenizer: TokenizerWrapper, prompt: str, answer: str) -> tuple[list[int], int]:
@@ -255,22 +255,27 @@ def render_messages(tokenizer: TokenizerWrapper, messages: Sequence[Mapping[str,
         options: what the template itself understands, ``enable_thinking`` for example.
 
     Raises:
-        PromptError: the template cannot render it.
+        PromptError: the template cannot render it, or renders nothing.
     """
+    ids = _apply_template(tokenizer, messages, tokenize=True, return_dict=False, **options)
+    if not ids:
+        raise PromptError(
+            "prompts: the model's chat template renders nothing; a template that gives the user's words is needed. "
+            "Check chat_template in the model folder."
+        )
+    return [int(token) for token in ids]
+
+
+def _apply_template(tokenizer: TokenizerWrapper, messages: Sequence[Mapping[str, str]], **options: Any) -> Any:
     import jinja2
 
     try:
-        ids = tokenizer.apply_chat_template(
-            [dict(message) for message in messages],
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=False,
-            **options,
+        return tokenizer.apply_chat_template(
+            [dict(message) for message in messages], add_generation_prompt=True, **options
         )
-    except (jinja2.TemplateError, ValueError, TypeError) as error:
+    except (jinja2.TemplateError, *TEMPLATE_ERRORS) as error:
         roles = " and ".join(dict.fromkeys(f"a {message['role']}" for message in messages))
         raise PromptError(
             f"prompts: the model's chat template cannot render {roles} message ({error}); a working jinja template is "
             "needed. Check chat_template in the model folder."
         ) from error
-    return [int(token) for token in ids]

@@ -194,12 +194,30 @@ def test_template_without_an_ending_or_the_users_words_is_refused(tiny: ChatMode
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("template", ["{{ raise_exception('only systems') }}", "{% for %}", "{{ messages[0].x.y }}"])
+FAILING = [
+    "{{ raise_exception('only systems') }}",
+    "{% for %}",
+    "{{ messages[0].x.y }}",
+    "{{ 1/0 }}",
+    "{{ 'x'.index('y') }}",
+    "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
+]
+
+
+@pytest.mark.parametrize("template", FAILING)
 def test_template_that_fails_is_one_line(tiny: ChatModel, template: str) -> None:
     tiny.tokenizer._tokenizer.chat_template = template
     with pytest.raises(PromptError, match=r"^prompts: the model's chat template cannot render") as raised:
         render_prompt(tiny.tokenizer, "x")
     assert "\n" not in str(raised.value)
+    with pytest.raises(PromptError, match=r"^prompts: the model's chat template cannot render"):
+        render_text(tiny.tokenizer, "x")
+
+
+def test_template_that_renders_nothing_is_one_line(tiny: ChatModel) -> None:
+    tiny.tokenizer._tokenizer.chat_template = "{# nothing #}"
+    with pytest.raises(PromptError, match=r"^prompts: the model's chat template renders nothing; [^\n]+\.$"):
+        render_prompt(tiny.tokenizer, "x")
 
 
 def test_dialogue_is_the_prompt_then_the_answer_then_the_end_of_turn(tiny: ChatModel) -> None:
