@@ -34,7 +34,7 @@ from tokenizers import (
 )
 
 from aird_mlx.errors import AirdError, ExportError, ModelError, ParityError
-from aird_mlx.gguf_export import check_parity, export_gguf, is_available
+from aird_mlx.gguf_export import check_exportable, check_parity, export_gguf, is_available
 from aird_mlx.gguf_export.metadata import read_hyperparameters, rope_frequency_factors
 from aird_mlx.gguf_export.pre_tokenizer import PRE_TOKENIZERS, PROBES, build_pre_tokenizer, identify_pre_tokenizer
 from aird_mlx.gguf_export.runtime import LlamaRuntime
@@ -497,6 +497,16 @@ def test_template_and_bos_are_read_from_either_place(tmp_path: Path) -> None:
     vocabulary = read_vocabulary(tmp_path, 416)
     assert vocabulary.chat_templates == {"default": "A", "tool_use": "B"}
     assert (vocabulary.add_bos, vocabulary.add_eos) == (True, False)
+
+
+@pytest.mark.parametrize("template", [None, ""])
+def test_missing_chat_template_is_noted(folders: dict[str, Path], tmp_path: Path, template: str | None) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(folders["llama-tied"], folder)
+    assert check_exportable(folder, "f16") == ()
+    file = folder / "chat_template.jinja"
+    file.unlink() if template is None else file.write_text(template)
+    assert [note for note in check_exportable(folder, "f16") if "no chat template" in note]
 
 
 def test_merges_are_read_in_both_forms(tmp_path: Path) -> None:

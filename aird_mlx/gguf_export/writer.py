@@ -161,8 +161,10 @@ def _prepare(folder: Path, outtype: str) -> _Prepared:
     quantization = config.get("quantization") or config.get("quantization_config")
     plan = tensors.plan_tensors(stored, hyperparameters, outtype, quantization)
     vocabulary = tokenizer.read_vocabulary(folder, plan[0].shape[0])
-    notes = (*metadata.find_limits(config, hyperparameters), *vocabulary.notes, *_notes_on_weights(plan, outtype))
-    return _Prepared(hyperparameters, stored, plan, vocabulary, notes)
+    notes = [*metadata.find_limits(config, hyperparameters), *vocabulary.notes, *_notes_on_weights(plan, outtype)]
+    if not vocabulary.chat_templates.get("default"):
+        notes.append("the folder has no chat template, so neither has the file: chat programs will guess one")
+    return _Prepared(hyperparameters, stored, plan, vocabulary, tuple(notes))
 
 
 def add_extra_metadata(writer: gguf.GGUFWriter, extra: Mapping[str, str | int | float | bool]) -> None:
