@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from aird_mlx.errors import PromptError
 from aird_mlx.evaluation import Attack, answer_rates, judge_answer, judge_figures
 from aird_mlx.prompt_sets import PromptSet, prompt_id
+from aird_mlx.prompts import check_context
 from aird_mlx.report import AskedSet
 
 # Answers are judged on this many tokens, or on what the model's context leaves (Arditi et al. use 512).
@@ -99,24 +100,22 @@ def render_set(chat: Chat, prompts: PromptSet, attack: Attack, *, has_system: bo
     return rendered
 
 
-def answer_length(rendered: Sequence[Sequence[int]], max_new_tokens: int | None, context: int | None) -> int:
+def answer_length(
+    rendered: Sequence[Sequence[int]], max_new_tokens: int | None, context: int | None, prompts: Sequence[str] = ()
+) -> int:
     """How many tokens answers may have.
 
     Args:
         rendered: token ids of all prompts, at least one.
         max_new_tokens: as asked for; None for 512, or what the context leaves.
         context: the model's, None if unknown.
+        prompts: the words of each, to name the longest by.
 
     Raises:
         PromptError: the longest prompt with its answer is longer than the context.
     """
-    longest = max(len(ids) for ids in rendered)
-    if context is not None and longest + (max_new_tokens or 1) > context:
-        raise PromptError(
-            f"prompts: the longest has {longest} tokens, its answer {max_new_tokens or 'at least 1'}; the model's "
-            f"context takes {context} in all. Leave long prompts out, or use a smaller --max-new-tokens."
-        )
-    room = MAX_NEW_TOKENS if context is None else context - longest
+    check_context(rendered, max_new_tokens, context, prompts)
+    room = MAX_NEW_TOKENS if context is None else context - max(len(ids) for ids in rendered)
     return max_new_tokens or min(MAX_NEW_TOKENS, room)
 
 

@@ -159,7 +159,10 @@ class _Run:
             for attack in (self.attacks if one.kind == "harmful" else attacks_of_answerable(self.attacks))
         ]
         length = answer_length(
-            [ids for *_, rendered in plans for ids in rendered], self.settings.max_new_tokens, self.chat.context_length
+            [ids for *_, rendered in plans for ids in rendered],
+            self.settings.max_new_tokens,
+            self.chat.context_length,
+            [prompt for one, attack, _ in plans for prompt in one.prompts for _ in range(attack.tries)],
         )
         if len({one.kind for one in self.sets}) == 1:
             self.notes.append(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 from mlx_lm.tokenizer_utils import TokenizerWrapper
@@ -77,15 +78,16 @@ def gather_inputs(
         else:
             split = _demo_split(kind, seed) if model == "demo" else _built_in_split(kind, seed)
             split = split if test is None else _with_test(split, test)
-        splits[kind] = Split(split.find, split.validate, split.test[:limit])
+        splits[kind] = split
     _check_disjoint(splits)
     texts, held_out_texts = _texts(model, seed, calibration)
     dialogues = _demo_dialogues(seed) if model == "demo" and calibration is None else ()
     given = [str(path) for path in (*files.values(), *tests.values()) if path is not None]
-    origin = ", ".join(given) or ("the demo's own language" if model == "demo" else "the built-in general set")
-    return Inputs(
-        ContrastSet(splits["harmful"], splits["harmless"], splits["twin"], origin), texts, held_out_texts, dialogues
-    )
+    ours = "the demo's own language" if model == "demo" else "the built-in general set"
+    filled = [kind for kind in KINDS if files[kind] is None and splits[kind].find]
+    origin = f"{', '.join(given)}; {' and '.join(filled)} from {ours}" if given and filled else ", ".join(given) or ours
+    asked = {kind: Split(split.find, split.validate, split.test[:limit]) for kind, split in splits.items()}
+    return Inputs(ContrastSet(**asked, origin=origin), texts, held_out_texts, dialogues)
 
 
 def _with_test(split: Split, test: Sequence[str]) -> Split:
@@ -95,12 +97,12 @@ def _with_test(split: Split, test: Sequence[str]) -> Split:
 
 
 def _check_disjoint(splits: dict[str, Split]) -> None:
-    refused = {prompt for part in vars(splits["harmful"]).values() for prompt in part}
-    for kind in ("harmless", "twin"):
-        both = sorted(refused.intersection(prompt for part in vars(splits[kind]).values() for prompt in part))
+    prompts = {kind: {prompt for part in vars(split).values() for prompt in part} for kind, split in splits.items()}
+    for one, other in combinations(KINDS, 2):
+        both = sorted(prompts[one] & prompts[other])
         if both:
             raise PromptError(
-                f"prompts: {len(both)} prompts are both harmful and {kind}, for example {both[0][:60]!r}; each belongs "
+                f"prompts: {len(both)} prompts are both {one} and {other}, for example {both[0][:60]!r}; each belongs "
                 "to one kind. Remove them from one file."
             )
 

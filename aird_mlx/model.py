@@ -8,6 +8,7 @@ This module knows nothing about refusals, pruning or prompts.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -43,6 +44,9 @@ COMPANION_FILES = (
     "generation_config.json",
 )
 DOWNLOAD_PATTERNS = ["*.json", "model*.safetensors", "tokenizer.model", "*.txt", "*.jinja", "*.py"]
+
+# What libraries raise when a file of a model holds other values than they expect.
+BAD_VALUES = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
 
 Call = Callable[..., mx.array]
 
@@ -108,6 +112,12 @@ class ChatModel:
         return int(self.config["hidden_size"])
 
     @property
+    def context_length(self) -> int | None:
+        """Most tokens of prompt and answer together, None if the config names no limit."""
+        found = self.config.get("max_position_embeddings")
+        return found if isinstance(found, int) else None
+
+    @property
     def parameters(self) -> int:
         """How many weights the model has."""
         return sum(array.size for _, array in tree_flatten(self.network.parameters()))
@@ -162,10 +172,11 @@ def load(model: str | Path, *, revision: str | None = None, trust_remote_code: b
     Args:
         model: ``"demo"``, a folder, or a Hugging Face id such as ``mlx-community/Llama-3.2-3B-Instruct``.
         revision: branch, tag or commit of a hub id.
-        trust_remote_code: let the tokenizer run code that comes with the model.
+        trust_remote_code: run Python code that comes with the model, its tokenizer's included.
 
     Raises:
-        ModelError: no such folder or id, files missing or corrupt, an unsupported model type, no chat template.
+        ModelError: no such folder or id, files missing or corrupt, an unsupported model type, code that may not run, no
+            chat template.
     """
     name = str(model)
     folder = find_folder(name, revision=revision)
@@ -185,29 +196,55 @@ def read_network(
     Args:
         folder: where config.json, the weights and the tokenizer lie.
         config: what `read_config` gave.
-        trust_remote_code: let the tokenizer run code that comes with the model.
+        trust_remote_code: run Python code that comes with the model, its tokenizer's included.
 
     Raises:
-        ModelError: files missing or corrupt, a model type mlx-lm does not know, no chat template.
+        ModelError: files missing or corrupt, a model type mlx-lm does not know, code that may not run, no template.
     """
     if not any(folder.glob("model*.safetensors")):
         raise ModelError(
             f"model: {folder} has no weights; files named model*.safetensors are needed. "
             "Download the complete model, or convert it with `mlx_lm.convert`."
         )
+    if config.get("model_file") is not None and not trust_remote_code:
+        raise ModelError(
+            f"model: {folder} comes with code of its own ({config['model_file']!r:.60}), which was not run; permission "
+            "is needed. Read the code, and if you trust it, add --trust-remote-code."
+        )
     try:
         network, complete = load_model(folder, model_config=_rope(config), trust_remote_code=trust_remote_code)
-    except (ValueError, RuntimeError, KeyError, TypeError, FileNotFoundError) as error:
-        raise ModelError(
-            f"model: the weights in {folder} cannot be read ({_first_line(error)}); complete, intact safetensors "
-            "that match config.json are needed. Download the model again."
-        ) from error
+    except (*BAD_VALUES, RuntimeError, FileNotFoundError, ImportError, SyntaxError) as error:
+        if _is_about_weights(error):
+            raise ModelError(
+                f"model: the weights in {folder} cannot be read ({_reason(error)}); complete, intact safetensors "
+                "that match config.json are needed. Download the model again."
+            ) from error
+        raise _unusable(folder / "config.json", error) from error
     return network, _load_tokenizer(folder, complete, trust_remote_code), complete
+
+
+def _is_about_weights(error: BaseException) -> bool:
+    """Whether loading failed on the safetensors, not on building the network that config.json describes."""
+    if isinstance(error, ValueError) and not isinstance(error, UnicodeDecodeError):
+        return "parameter" in str(error)  # missing, unknown or of another shape
+    return isinstance(error, (RuntimeError, UnicodeDecodeError, FileNotFoundError))
+
+
+def _unusable(config: Path, error: BaseException) -> ModelError:
+    return ModelError(
+        f"model: {config} cannot be used ({type(error).__name__}: {_reason(error)}); every setting of its model type, "
+        "with a value of the right kind, is needed. Download it again."
+    )
 
 
 def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
     """Rope settings that newer configs nest under ``rope_parameters``, where mlx-lm's llama and qwen2 do not look."""
     nested = config.get("rope_parameters") or {}
+    if not isinstance(nested, Mapping):
+        raise ModelError(
+            f"model: rope_parameters in config.json is {nested!r:.60}; an object with rope_theta and rope_type is "
+            "needed. Download config.json again."
+        )
     found: dict[str, Any] = {}
     if "rope_theta" in nested and "rope_theta" not in config:
         found["rope_theta"] = nested["rope_theta"]
@@ -229,6 +266,10 @@ def find_folder(model: str, *, revision: str | None = None) -> Path:
         return folder
     if folder.exists():
         raise ModelError(f"model: {model} is a file; a folder with config.json and weights is needed. Give its folder.")
+    if folder.is_symlink():
+        raise ModelError(
+            f"model: {model} is a link to {folder.readlink()}, where nothing is; a folder is needed. Mend the link."
+        )
     if _looks_like_a_path(model):
         raise ModelError(
             f"model: there is no folder {model}; a local folder, a hub id or `demo` is needed. Check the spelling."
@@ -279,7 +320,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         )
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
         raise ModelError(f"model: {path} is not JSON ({error}); an intact one is needed. Download it again.") from error
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise ModelError(f"model: {path} names no model_type; a model's config is needed. Download it again.")
@@ -287,6 +328,8 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def _load_tokenizer(folder: Path, config: Mapping[str, Any], trust_remote_code: bool) -> TokenizerWrapper:
+    from huggingface_hub.errors import StrictDataclassError
+
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
         raise ModelError(
             f"model: {folder} has no tokenizer; tokenizer.json or tokenizer.model is needed. Download it as well."
@@ -295,12 +338,14 @@ def _load_tokenizer(folder: Path, config: Mapping[str, Any], trust_remote_code: 
         tokenizer = load_tokenizer(
             folder, {"trust_remote_code": trust_remote_code}, eos_token_ids=config.get("eos_token_id")
         )
-    except (ValueError, OSError, KeyError, TypeError, AttributeError, ImportError) as error:
+    except StrictDataclassError as error:
+        raise _unusable(folder / "config.json", error) from error
+    except (*BAD_VALUES, OSError, ImportError, RecursionError) as error:
         raise ModelError(
-            f"model: the tokenizer in {folder} cannot be read ({_first_line(error)}); an intact one is needed. "
+            f"model: the tokenizer in {folder} cannot be read ({_reason(error)}); an intact one is needed. "
             "Download it again."
         ) from error
-    if tokenizer.chat_template is None:
+    if not tokenizer.chat_template:
         raise ModelError(
             f"model: {folder} has no chat template, so it cannot be asked as a chat model; a chat or instruct model "
             "is needed (tokenizer_config.json or chat_template.jinja). Use the instruct version."
@@ -312,6 +357,11 @@ def _dequantize(loaded: ChatModel) -> None:
     quantization = loaded.config.pop("quantization", None)
     loaded.config.pop("quantization_config", None)
     if quantization is None:
+        return
+    if not any(isinstance(module, nn.QuantizedLinear) for module in loaded.network.modules()):
+        loaded.notes.append(
+            "config.json says the model is quantized, but its weights are not; it is written without quantization"
+        )
         return
     dequantize_model(loaded.network)
     mx.eval(loaded.network.parameters())
@@ -347,16 +397,21 @@ def save(model: ChatModel, folder: Path, *, card: str = "") -> None:
         partial.rename(folder)
     except (OSError, RuntimeError) as error:
         raise OutputError(
-            f"save: {folder} cannot be written ({_first_line(error)}); a writable place with "
-            f"{model.parameters * model.bits_per_weight / 8e9:.2f} GB free is needed. Free space, or choose another."
+            f"save: {folder} cannot be written ({_reason(error)}); a writable place with "
+            f"{_size(model.parameters * model.bits_per_weight / 8)} free is needed. Free space, or choose another."
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip() or type(error).__name__
-    return text.splitlines()[0][:200]
+def _reason(error: BaseException) -> str:
+    """What an error says, on one line; mlx-lm names the parameters that are missing on the second."""
+    text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{math.ceil(count / 1e6)} MB"
 
 
 def _submodule(module: Any, path: str) -> Any:

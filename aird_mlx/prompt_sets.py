@@ -109,7 +109,7 @@ def find_prompt_file(source: str) -> Path:
     repository, _, file = source.partition(":")
     if path.exists() or repository.count("/") != 1 or repository.startswith((".", "/", "~")):
         return path
-    if not file and path.suffix in READABLE:
+    if not file and path.suffix.lower() in READABLE:
         return path  # folder/file.csv that is not there: a mistyped path, not a data set
     return _download(repository, file)
 
@@ -121,7 +121,7 @@ def _download(repository: str, file: str) -> Path:
     try:
         if not file:
             there = HfApi().list_repo_files(repository, repo_type="dataset")
-            readable = [name for name in there if name.endswith(READABLE)]
+            readable = [name for name in there if name.lower().endswith(READABLE)]
             if len(readable) != 1:
                 raise PromptError(
                     f"prompts: the data set {repository} has {len(readable)} files that can be read "

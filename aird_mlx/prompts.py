@@ -11,7 +11,7 @@ import csv
 import io
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,8 @@ PROMPT_COLUMNS = ("prompt", "goal", "behavior", "forbidden_prompt", "instruction
 # HarmBench's contextual behaviours come with a text that is put before the request, as its own code does.
 CONTEXT_COLUMN, CONTEXT_SEPARATOR = "contextstring", "\n\n---\n\n"
 MINIMUM_PROMPTS = 12
+# What a template can raise besides jinja's own errors: it computes, indexes, and calls methods of strings.
+TEMPLATE_ERRORS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError)
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,8 @@ class ContrastSet:
 def read_prompts(path: Path, kind: str = "harmful", *, column: str | None = None) -> list[str]:
     """Read a prompt file: .txt (one a line), .jsonl (``prompt`` or another known key), .csv/.tsv (a known column).
 
+    A .json file may hold one array instead of JSON lines. The case of a file's extension does not matter.
+
     Knows AdvBench, JailbreakBench, HarmBench (its context is put before the request), StrongREJECT, MaliciousInstruct
     and XSTest by their columns. In files that label their rows safe/unsafe (XSTest), ``harmful`` takes the unsafe
     rows and the other kinds the safe ones. Repeated prompts are dropped.
@@ -81,9 +85,10 @@ def read_prompts(path: Path, kind: str = "harmful", *, column: str | None = None
     rows: list[str]
     labels: set[str] = set()
     columns = PROMPT_COLUMNS if column is None else (column.strip().lower(),)
-    if path.suffix in (".jsonl", ".json", ".ndjson"):
-        rows = _read_json_lines(path, text, kind, columns, labels)
-    elif path.suffix in (".csv", ".tsv"):
+    suffix = path.suffix.lower()
+    if suffix in (".jsonl", ".json", ".ndjson"):
+        rows = _read_json(path, text, kind, columns, labels)
+    elif suffix in (".csv", ".tsv"):
         rows = _read_table(path, text, kind, columns, labels)
     else:
         rows = text.splitlines()
@@ -95,39 +100,57 @@ def read_prompts(path: Path, kind: str = "harmful", *, column: str | None = None
         )
     if not prompts:
         raise PromptError(f"prompts: {path} holds no prompts; at least {MINIMUM_PROMPTS} are needed. Fill the file.")
+    for prompt in prompts:
+        if any("\ud800" <= letter <= "\udfff" for letter in prompt):
+            raise PromptError(
+                f"prompts: {path} holds half a surrogate pair in {prompt[:60]!r}; whole characters are needed. Mend it."
+            )
     return prompts
 
 
-def _read_json_lines(path: Path, text: str, kind: str, columns: Sequence[str], labels: set[str]) -> list[str]:
+def _read_json(path: Path, text: str, kind: str, columns: Sequence[str], labels: set[str]) -> list[str]:
     prompts = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise PromptError(
-                f"prompts: {path} line {number} is not JSON ({error.msg}); one JSON object a line is needed. Mend it."
-            ) from error
+    for place, row in _json_rows(path, text):
         if isinstance(row, str):
             prompts.append(row)
             continue
         fields = {str(key).strip().lower(): value for key, value in row.items()} if isinstance(row, dict) else {}
         column = next((name for name in columns if isinstance(fields.get(name), str)), None)
         if column is None:
+            known = [f"{fields[name]!r:.60} under {name}" for name in columns if name in fields]
             raise PromptError(
-                f"prompts: {path} line {number} has the keys {sorted(fields)}; a text under one of "
-                f"{', '.join(columns)} is needed. Rename the key."
+                f"prompts: {path} {place} has {known[0] if known else f'the keys {sorted(fields)}'}; a text under one "
+                f"of {', '.join(columns)} is needed. {'Put it in quotes' if known else 'Rename the key'}."
             )
         if _is_wanted(fields, kind, labels):
             prompts.append(_request(fields, column))
     return prompts
 
 
+def _json_rows(path: Path, text: str) -> Iterator[tuple[str, Any]]:
+    """The elements of the array in a .json file, else the values of JSON lines, each with its place."""
+    is_array = path.suffix.lower() == ".json" and text.lstrip().startswith("[")
+    # Not splitlines: a JSON string may hold U+2028 and its like.
+    for number, line in enumerate([text] if is_array else text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except (ValueError, RecursionError) as error:  # JSONDecodeError is a ValueError
+            place, form = ("", "an array of texts or objects") if is_array else (f" line {number}", "one object a line")
+            raise PromptError(
+                f"prompts: {path}{place} is not JSON ({error}); JSON, {form}, is needed. Mend it."
+            ) from error
+        if is_array:
+            yield from ((f"element {index}", row) for index, row in enumerate(value, 1))
+        else:
+            yield f"line {number}", value
+
+
 def _read_table(path: Path, text: str, kind: str, columns: Sequence[str], labels: set[str]) -> list[str]:
     try:
         reader = csv.DictReader(
-            io.StringIO(text, newline=""), delimiter="\t" if path.suffix == ".tsv" else ",", strict=True
+            io.StringIO(text, newline=""), delimiter="\t" if path.suffix.lower() == ".tsv" else ",", strict=True
         )
         there = [str(name) for name in reader.fieldnames or ()]
         rows = list(reader)
@@ -170,8 +193,9 @@ def split_prompts(prompts: Sequence[str], seed: int, *, kind: str, test: Sequenc
     """
     pool = [prompt for prompt in dict.fromkeys(prompts) if test is None or prompt not in set(test)]
     if len(pool) < MINIMUM_PROMPTS:
+        but = f" that are not among the {len(set(test))} test prompts" if test else ""
         raise PromptError(
-            f"prompts: {len(pool)} different {kind} prompts to split; at least {MINIMUM_PROMPTS} are needed. "
+            f"prompts: {len(pool)} different {kind} prompts{but} to split; at least {MINIMUM_PROMPTS} are needed. "
             "Add prompts, or leave the option out to use the built-in set."
         )
     random.Random(f"{seed}:{kind}").shuffle(pool)
@@ -189,9 +213,7 @@ def render_prompt(tokenizer: TokenizerWrapper, prompt: str) -> list[int]:
 
 def render_text(tokenizer: TokenizerWrapper, prompt: str) -> str:
     """The same as text, as a chat app would send it to a runtime."""
-    return str(
-        tokenizer.apply_chat_template([{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False)
-    )
+    return str(_apply_template(tokenizer, [{"role": "user", "content": prompt}], tokenize=False))
 
 
 def render_dialogue(tokenizer: TokenizerWrapper, prompt: str, answer: str) -> tuple[list[int], int]:
@@ -199,6 +221,31 @@ def render_dialogue(tokenizer: TokenizerWrapper, prompt: str, answer: str) -> tu
     start = render_prompt(tokenizer, prompt)
     end = [min(tokenizer.eos_token_ids)] if tokenizer.eos_token_ids else []
     return start + tokenizer.encode(answer, add_special_tokens=False) + end, len(start)
+
+
+def check_context(
+    rendered: Sequence[Sequence[int]], new_tokens: int | None, context: int | None, prompts: Sequence[str] = ()
+) -> None:
+    """Refuse prompts that a model's context cannot take, before anything is generated.
+
+    Args:
+        rendered: token ids of the prompts.
+        new_tokens: of each answer; None if one is enough.
+        context: most tokens of prompt and answer together; None if unknown.
+        prompts: their words, to name the longest by.
+
+    Raises:
+        PromptError: the longest prompt with its answer is longer than the context.
+    """
+    lengths = [len(ids) for ids in rendered]
+    if context is None or not lengths or max(lengths) + (new_tokens or 1) <= context:
+        return
+    longest = max(lengths)
+    words = f"{prompts[lengths.index(longest)][:60]!r}..." if prompts else "the longest"
+    raise PromptError(
+        f"prompts: {words} has {longest} tokens, its answer {new_tokens or 'at least 1'}; the model's context takes "
+        f"{context} in all. Leave long prompts out, or use a smaller --max-new-tokens."
+    )
 
 
 def post_instruction_tokens(tokenizer: TokenizerWrapper) -> list[int]:
@@ -230,22 +277,27 @@ def render_messages(tokenizer: TokenizerWrapper, messages: Sequence[Mapping[str,
         options: what the template itself understands, ``enable_thinking`` for example.
 
     Raises:
-        PromptError: the template cannot render it.
+        PromptError: the template cannot render it, or renders nothing.
     """
+    ids = _apply_template(tokenizer, messages, tokenize=True, return_dict=False, **options)
+    if not ids:
+        raise PromptError(
+            "prompts: the model's chat template renders nothing; a template that gives the user's words is needed. "
+            "Check chat_template in the model folder."
+        )
+    return [int(token) for token in ids]
+
+
+def _apply_template(tokenizer: TokenizerWrapper, messages: Sequence[Mapping[str, str]], **options: Any) -> Any:
     import jinja2
 
     try:
-        ids = tokenizer.apply_chat_template(
-            [dict(message) for message in messages],
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=False,
-            **options,
+        return tokenizer.apply_chat_template(
+            [dict(message) for message in messages], add_generation_prompt=True, **options
         )
-    except (jinja2.TemplateError, ValueError, TypeError) as error:
+    except (jinja2.TemplateError, *TEMPLATE_ERRORS) as error:
         roles = " and ".join(dict.fromkeys(f"a {message['role']}" for message in messages))
         raise PromptError(
             f"prompts: the model's chat template cannot render {roles} message ({error}); a working jinja template is "
             "needed. Check chat_template in the model folder."
         ) from error
-    return [int(token) for token in ids]

@@ -15,7 +15,7 @@ from aird_mlx.errors import DirectionError
 from aird_mlx.evaluation import REFUSAL, decode, generate_answers, judge_answer, utility_batch_tokens
 from aird_mlx.inputs import Inputs, held_out_sequences, text_sequences
 from aird_mlx.model import ChatModel
-from aird_mlx.prompts import KINDS, PARTS, render_dialogue, render_prompt
+from aird_mlx.prompts import KINDS, PARTS, check_context, render_dialogue, render_prompt
 
 # A model that refuses less of the harmful prompts than this has no refusal to repair; one that refuses more of the
 # harmless ones than this tells nothing about refusing.
@@ -43,11 +43,16 @@ def ask_reference(
     """The model's answers (token ids) to all prompts, by kind and part, in the order of the prompts.
 
     Prompts of other than the given kinds and parts are not asked, and have no answers.
+
+    Raises:
+        PromptError: a prompt with its answer is longer than the model's context; nothing was generated.
     """
     asked = [(kind, part, prompt) for kind in kinds for part in parts for prompt in inputs.contrast.part(kind, part)]
+    rendered = [render_prompt(model.tokenizer, prompt) for _, _, prompt in asked]
+    check_context(rendered, max_new_tokens, model.context_length, [prompt for _, _, prompt in asked])
     generated = generate_answers(
         model,
-        [render_prompt(model.tokenizer, prompt) for _, _, prompt in asked],
+        rendered,
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
         progress=progress,

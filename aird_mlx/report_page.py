@@ -35,7 +35,7 @@ def read_report(folder: Path) -> Report:
             f"report: cannot read {path} ({_reason(error)}); the output folder of a finished "
             "`aird-mlx repair` is needed. Check the path, or continue that run with --resume."
         ) from error
-    return from_json(Report, text)
+    return from_json(Report, text, path)
 
 
 def to_markdown(report: Report) -> str:

@@ -113,7 +113,7 @@ config_option = click.option(
     help="TOML table of these options; the command line wins.",
 )
 revision_option = click.option("--revision", help="Branch, tag or commit of a hub model.")
-trust_option = click.option("--trust-remote-code", is_flag=True, help="Let code that comes with the model run.")
+trust_option = click.option("--trust-remote-code", is_flag=True, help="Run Python code of the model and its tokenizer.")
 model_options = with_options(
     click.argument("model_argument", metavar="MODEL", required=False),
     click.option("--model", "--hf-path", "model", metavar="MODEL", help=MODEL_HELP),

@@ -152,7 +152,7 @@ def show_plan(plan: Plan, as_json: bool = False) -> None:
         return
     console = Console(highlight=False)
     table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="bold", no_wrap=True)
+    table.add_column(style="bold", overflow="fold")
     table.add_column(overflow="fold")
     table.add_row("model", Text(plan.model))
     table.add_row("parameters", f"{plan.parameters:,}")
@@ -193,11 +193,11 @@ def _stage_style(stage: Stage) -> str:
 
 
 def new_table(*headers: str) -> Table:
-    """A table of figures: the first column names them, the others are right-aligned."""
+    """A table of figures: the first column names them, the others are right-aligned; nothing is cut off if narrow."""
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column(headers[0], no_wrap=True)
+    table.add_column(headers[0], overflow="fold")
     for header in headers[1:]:
-        table.add_column(header, justify="right", no_wrap=True)
+        table.add_column(header, justify="right", overflow="fold")
     return table
 
 

@@ -125,9 +125,9 @@ def _candidate_table(candidates: list[ScoredDirection]) -> Table:
 
 def _comparison_table(places: list[PlaceFigures]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("compared", no_wrap=True)
+    table.add_column("compared", overflow="fold")
     for title in ("at the dense place", "each at its own"):
-        table.add_column(title, justify="right", no_wrap=True)
+        table.add_column(title, justify="right", overflow="fold")
 
     def row(name: str, *cells: str) -> None:
         table.add_row(name, *cells)

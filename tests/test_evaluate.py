@@ -258,6 +258,8 @@ def test_answers_are_as_long_as_the_context_leaves() -> None:
         answer_length([[0] * 11], 20, 30)
     with pytest.raises(PromptError, match="at least 1"):
         answer_length([[0] * 30], None, 30)
+    with pytest.raises(PromptError, match=r"^prompts: 'Tell'\.\.\. has 11 tokens"):
+        answer_length([[0], [0] * 11], 20, 30, ["Hi", "Tell"])
 
 
 @pytest.mark.parametrize(
@@ -295,7 +297,7 @@ def test_bad_settings_are_one_line(options: dict[str, Any], kind: type[AirdError
 def test_a_prompt_longer_than_the_context_is_one_line_before_anything_is_asked(tmp_path: Path) -> None:
     seen: list[str] = []
     settings = EvaluationSettings(model="demo", harmful=(write(tmp_path / "p.txt", "a", "word " * 2000),))
-    with pytest.raises(PromptError, match="the model's context takes 512"):
+    with pytest.raises(PromptError, match=r"'word word .*'\.\.\. has \d+ tokens.*the model's context takes 512"):
         evaluate_model(settings, progress=lambda stage, done, total: seen.append(stage))
     assert seen == []
 

@@ -89,7 +89,12 @@ def test_drawn_tokens_follow_the_softmax(model_folder: Callable[..., Path], tmp_
 @needs_llama
 def test_unusable_template_is_one_line(model_folder: Callable[..., Path], tmp_path: Path) -> None:
     for number, (template, said) in enumerate(
-        [(None, "has no tokenizer.chat_template"), ("{% for %}", "is no jinja"), ("{{ raise_exception('no') }}", "no")]
+        [
+            (None, "has no tokenizer.chat_template"),
+            ("{% for %}", "is no jinja"),
+            ("{{ raise_exception('no') }}", "no"),
+            ("{{ 1/0 }}", "division by zero"),
+        ]
     ):
         folder = model_folder(seed=number)
         path = folder / "tokenizer_config.json"

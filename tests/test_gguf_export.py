@@ -34,7 +34,7 @@ from tokenizers import (
 )
 
 from aird_mlx.errors import AirdError, ExportError, ModelError, ParityError
-from aird_mlx.gguf_export import check_parity, export_gguf, is_available
+from aird_mlx.gguf_export import check_exportable, check_parity, export_gguf, is_available
 from aird_mlx.gguf_export.metadata import read_hyperparameters, rope_frequency_factors
 from aird_mlx.gguf_export.pre_tokenizer import PRE_TOKENIZERS, PROBES, build_pre_tokenizer, identify_pre_tokenizer
 from aird_mlx.gguf_export.runtime import LlamaRuntime
@@ -424,7 +424,10 @@ def test_shards_and_repetition_give_the_same_bytes(tmp_path: Path) -> None:
     changes = {"model_type": "qwen3", "tie_word_embeddings": True, "head_dim": 32}
     one = write_model(tmp_path / "one" / "model", changes)
     three = write_model(tmp_path / "three" / "model", changes, shards=3)
-    hashes = {export_gguf(folder, tmp_path / "m.gguf", "q8_0").sha256 for folder in (one, three, one)}
+    hashes = {
+        export_gguf(folder, tmp_path / f"{number}.gguf", "q8_0").sha256
+        for number, folder in enumerate((one, three, one))
+    }
     assert len(hashes) == 1
 
 
@@ -494,6 +497,16 @@ def test_template_and_bos_are_read_from_either_place(tmp_path: Path) -> None:
     vocabulary = read_vocabulary(tmp_path, 416)
     assert vocabulary.chat_templates == {"default": "A", "tool_use": "B"}
     assert (vocabulary.add_bos, vocabulary.add_eos) == (True, False)
+
+
+@pytest.mark.parametrize("template", [None, ""])
+def test_missing_chat_template_is_noted(folders: dict[str, Path], tmp_path: Path, template: str | None) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(folders["llama-tied"], folder)
+    assert check_exportable(folder, "f16") == ()
+    file = folder / "chat_template.jinja"
+    file.unlink() if template is None else file.write_text(template)
+    assert [note for note in check_exportable(folder, "f16") if "no chat template" in note]
 
 
 def test_merges_are_read_in_both_forms(tmp_path: Path) -> None:
@@ -781,6 +794,14 @@ def change_tokenizer(folder: Path, change: Callable[[dict[str, Any]], Any]) -> N
             "f32", ExportError, "'llama3' on qwen3",
         ),
         (lambda f: change_config(f, hidden_size=None), "f32", ModelError, "no hidden_size"),
+        (lambda f: change_config(f, hidden_size="wide"), "f32", ModelError, "a value that is not what its key means"),
+        (lambda f: change_config(f, rope_parameters="x"), "f32", ModelError, "a value that is not what its key means"),
+        (
+            lambda f: change_config(f, num_attention_heads=0, head_dim=None),
+            "f32", ModelError, "a value that is not what its key means",
+        ),
+        (lambda f: (f / "config.json").write_text("[" * 10**5), "f32", ModelError, "cannot be read"),
+        (lambda f: (f / "chat_template.jinja").write_bytes(b"\xff"), "f32", ModelError, "chat template in"),
         (lambda f: (f / "config.json").write_text("{"), "f32", ModelError, "cannot be read"),
         (lambda f: (f / "config.json").unlink(), "f32", ModelError, "no config.json"),
         (lambda f: (f / "tokenizer.json").unlink(), "f32", ModelError, "neither tokenizer.json"),
@@ -816,7 +837,7 @@ def test_damaged_folder_is_one_line_and_leaves_nothing(
         export_gguf(folder, tmp_path / "out" / "m.gguf", outtype)
     assert said in str(caught.value)
     assert_one_line(caught.value)
-    assert list((tmp_path / "out").glob("*")) == []
+    assert not (tmp_path / "out").exists()
 
 
 def test_foreign_metadata_is_refused(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -827,19 +848,43 @@ def test_foreign_metadata_is_refused(folders: dict[str, Path], tmp_path: Path) -
     assert not list(tmp_path.glob("m.gguf*"))
 
 
-def test_interrupted_export_keeps_the_old_file_and_no_partial(folders: dict[str, Path], tmp_path: Path) -> None:
-    outfile = tmp_path / "m.gguf"
-    outfile.write_text("old")
+def test_interrupted_export_leaves_nothing(folders: dict[str, Path], tmp_path: Path) -> None:
+    outfile = tmp_path / "new" / "folder" / "m.gguf"
 
     def interrupt(done: int, total: int) -> None:
         if done == 5:
-            assert (tmp_path / "m.gguf.partial").stat().st_size > 0
+            assert outfile.with_name("m.gguf.partial").stat().st_size > 0
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         export_gguf(folders["llama-tied"], outfile, "f32", progress=interrupt)
-    assert [path.name for path in tmp_path.iterdir()] == ["m.gguf"]
-    assert outfile.read_text() == "old"
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "folder", "link", "/dev/null", "."])
+def test_existing_outfile_is_left_alone(folders: dict[str, Path], tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    (tmp_path / "model.safetensors").write_text("weights")
+    before = sorted(tmp_path.rglob("*"))
+    for extra in (None, {"aird.version": "1"}):
+        with pytest.raises(ExportError, match="exists already; a new file is needed") as caught:
+            export_gguf(folders["llama-tied"], tmp_path / name, "f16", extra_metadata=extra)
+        assert_one_line(caught.value)
+    assert (tmp_path / "model.safetensors").read_text() == "weights"
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_only_the_file_of_the_same_run_is_replaced(folders: dict[str, Path], tmp_path: Path) -> None:
+    extra = {"aird.version": "1", "aird.rule": "auto"}
+    first = export_gguf(folders["llama-tied"], tmp_path / "m.gguf", "f16", extra_metadata=extra)
+    with first.path.open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"?")
+    assert export_gguf(folders["llama-tied"], first.path, "f16", extra_metadata=extra).sha256 == first.sha256
+    for other in (None, {"aird.version": "1"}, extra | {"aird.rule": "paper"}):
+        with pytest.raises(ExportError, match="exists already"):
+            export_gguf(folders["llama-tied"], first.path, "f16", extra_metadata=other)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")

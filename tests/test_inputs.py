@@ -104,6 +104,25 @@ def test_prompt_in_two_kinds_is_refused_in_one_line(tmp_path: Path) -> None:
     assert "\n" not in str(raised.value)
 
 
+def test_prompt_in_two_kinds_is_found_beyond_the_limit_and_between_harmless_and_twin(tmp_path: Path) -> None:
+    test = write(tmp_path, "test.txt", "own")
+    (tmp_path / "good.txt").write_text((write(tmp_path, "good.txt", "good").read_text()) + "\nown 19")
+    with pytest.raises(PromptError, match="1 prompts are both harmful and harmless, for example 'own 19'"):
+        gather_inputs("some/model", 0, harmless=tmp_path / "good.txt", test_harmful=test, limit=1)
+    with pytest.raises(PromptError, match="20 prompts are both harmless and twin"):
+        gather_inputs("some/model", 0, harmless=test, twins=test)
+
+
+def test_kinds_that_were_not_given_are_named_in_the_origin(tmp_path: Path) -> None:
+    harmful = write(tmp_path, "bad.txt", "bad")
+    origin = gather_inputs("some/model", 0, harmful=harmful).contrast.origin
+    assert origin == f"{harmful}; harmless from the built-in general set"
+    origin = gather_inputs("demo", 0, twins=harmful).contrast.origin
+    assert origin == f"{harmful}; harmful and harmless from the demo's own language"
+    good = write(tmp_path, "good.txt", "good")
+    assert gather_inputs("some/model", 0, harmful=harmful, harmless=good).contrast.origin == f"{harmful}, {good}"
+
+
 def test_too_few_prompts_in_a_file_are_refused(tmp_path: Path) -> None:
     with pytest.raises(PromptError, match="5 different harmful prompts"):
         gather_inputs("demo", 0, harmful=write(tmp_path, "bad.txt", "bad", 5))

@@ -37,6 +37,13 @@ def weights_of(network: Any) -> dict[str, np.ndarray]:
     return {name: np.array(value) for name, value in tree_flatten(network.parameters())}
 
 
+def change_config(folder: Path, **changes: Any) -> None:
+    """Change config.json; None takes a key out."""
+    config = json.loads((folder / "config.json").read_text()) | changes
+    kept = {name: value for name, value in config.items() if value is not None}
+    (folder / "config.json").write_text(json.dumps(kept))
+
+
 # --- what cannot be loaded ----------------------------------------------------------------------------------------
 
 
@@ -81,7 +88,9 @@ def test_impossible_hub_id_is_one_line() -> None:
         ("{}", "names no model_type"),
         ('{"model_type": "mamba"}', "'mamba' is not supported yet; one of llama"),
         ('{"model_type": ["llama"]}', "names no model_type"),
-        ('{"model_type": "llama"}', "cannot be read"),
+        ('{"model_type": "llama"}', r"config\.json cannot be used .*'hidden_size'"),
+        ("[" * 10**5, "is not JSON"),
+        ('{"model_type": ' + "9" * 5000 + "}", "is not JSON"),
     ],
 )
 def test_unusable_config_is_one_line(model_folder: Maker, text: str | None, words: str) -> None:
@@ -94,6 +103,57 @@ def test_config_that_is_no_text_is_one_line(model_folder: Maker) -> None:
     folder = model_folder()
     (folder / "config.json").write_bytes(b"\xff\xfe\x00")
     refuse(folder, "is not JSON")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_attention_heads": 0},
+        {"num_hidden_layers": "four"},
+        {"eos_token_id": "x"},
+        {"rope_scaling": {"rope_type": "weird"}},
+        {"quantization": "int4"},
+        {"quantization": {"bits": 4}},
+    ],
+    ids=str,
+)
+def test_setting_of_a_wrong_kind_blames_the_config(model_folder: Maker, changes: dict[str, Any]) -> None:
+    folder = model_folder()
+    change_config(folder, **changes)
+    refuse(folder, r"config\.json cannot be used")
+
+
+def test_rope_parameters_that_are_no_object_are_named(model_folder: Maker) -> None:
+    folder = model_folder()
+    change_config(folder, rope_parameters="x")
+    refuse(folder, "rope_parameters in config.json is 'x'")
+
+
+def test_code_of_the_model_is_not_run_without_permission(model_folder: Maker) -> None:
+    folder = model_folder()
+    change_config(folder, model_file="own.py")
+    (folder / "own.py").write_text("from mlx_lm.models.llama import Model, ModelArgs\nRAN = __file__ + '.ran'\n"
+                                   "open(RAN, 'w').close()\n")  # fmt: skip
+    refuse(folder, r"code of its own \('own\.py'\), which was not run; .* add --trust-remote-code")
+    assert not (folder / "own.py.ran").exists()
+    assert load(folder, trust_remote_code=True).parameters
+    assert (folder / "own.py.ran").exists()
+
+
+def test_broken_code_of_the_model_is_one_line(model_folder: Maker) -> None:
+    folder = model_folder()
+    change_config(folder, model_file="own.py")
+    for code in ("import no_such_module", "def", "", "1 / 0"):
+        (folder / "own.py").write_text(code)
+        with pytest.raises(ModelError, match="cannot be used"):
+            load(folder, trust_remote_code=True)
+
+
+def test_link_to_nowhere_is_no_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "org").mkdir()
+    (tmp_path / "org" / "name").symlink_to("gone")
+    refuse("org/name", "org/name is a link to gone, where nothing is")
 
 
 def test_missing_weights_are_one_line(model_folder: Maker) -> None:
@@ -114,7 +174,7 @@ def test_missing_tensor_is_named(model_folder: Maker) -> None:
     arrays = mx.load(str(path))
     del arrays["model.layers.2.mlp.down_proj.weight"]
     mx.save_safetensors(str(path), arrays)
-    refuse(path.parent, "cannot be read")
+    refuse(path.parent, "the weights in .*Missing 1 parameters: model.layers.2.mlp.down_proj.weight")
 
 
 def test_tensor_of_a_wrong_shape_is_one_line(model_folder: Maker) -> None:
@@ -138,10 +198,10 @@ def test_broken_tokenizer_is_one_line(model_folder: Maker, text: str) -> None:
     refuse(folder, "the tokenizer in .* cannot be read")
 
 
-def test_missing_chat_template_is_one_line(model_folder: Maker) -> None:
+@pytest.mark.parametrize("template", [None, ""])
+def test_missing_chat_template_is_one_line(model_folder: Maker, template: str | None) -> None:
     folder = model_folder()
-    settings = json.loads((folder / "tokenizer_config.json").read_text())
-    del settings["chat_template"]
+    settings = json.loads((folder / "tokenizer_config.json").read_text()) | {"chat_template": template}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
     refuse(folder, "has no chat template")
 
@@ -157,6 +217,13 @@ def test_loaded_model_knows_its_parts(tiny: ChatModel) -> None:
     assert tiny.parameters == sum(value.size for value in weights_of(tiny.network).values())
     assert tiny.bits_per_weight == 32
     assert tiny.notes == []
+
+
+def test_context_length_is_that_of_the_config(model_folder: Maker) -> None:
+    folder = model_folder()
+    assert load(folder).context_length == 256
+    change_config(folder, max_position_embeddings=None)
+    assert load(folder).context_length is None
 
 
 def test_sparsity_counts_zeros_of_the_linears_only(tiny: ChatModel) -> None:
@@ -190,6 +257,15 @@ def test_quantized_model_is_dequantized_with_a_note(model_folder: Maker, tmp_pat
     assert "8 bits, group 32" in model.notes[0]
     assert not any("scales" in name for name in weights_of(model.network))
     assert prune_model(model, [], method="magnitude", sparsity=0.5).sparsity >= 0.5
+
+
+def test_weights_that_are_not_quantized_as_the_config_says_are_noted(model_folder: Maker) -> None:
+    folder = model_folder()
+    change_config(folder, quantization={"bits": 4, "group_size": 32})
+    model = load(folder)
+    assert len(model.notes) == 1
+    assert "its weights are not" in model.notes[0]
+    assert "quantization" not in model.config
 
 
 def test_dequantized_model_is_saved_as_a_plain_one(model_folder: Maker, tmp_path: Path) -> None:
@@ -258,6 +334,7 @@ def test_place_that_cannot_be_written_is_one_line(tiny: ChatModel, tmp_path: Pat
     with pytest.raises(OutputError, match=r"^save: .*cannot be written") as raised:
         save(tiny, tmp_path / "file" / "out")
     assert "\n" not in str(raised.value)
+    assert "a writable place with 1 MB free is needed" in str(raised.value)
 
 
 def test_interrupted_save_leaves_nothing(tiny: ChatModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

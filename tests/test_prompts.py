@@ -43,13 +43,24 @@ def test_text_file_gives_one_prompt_a_line(tmp_path: Path) -> None:
         ("g.jsonl", '{"Goal": "First", "target": "x"}\n{"instruction": "Second"}\n'),
         ("h.jsonl", '"First"\n"Second"\n'),
         ("i.ndjson", '{"prompt": null, "text": "First"}\n{"text": "Second"}\n'),
-        ("j.CSV".lower(), "behavior\nFirst\n\nSecond\n"),
+        ("j.CSV", "behavior\nFirst\n\nSecond\n"),
+        ("k.TSV", "id\tgoal\n1\tFirst\n2\tSecond\n"),
+        ("l.JSONL", '{"prompt": "First"}\n{"prompt": "Second"}\n'),
+        ("m.json", '[\n"First",\n"Second"\n]\n'),
+        ("n.Json", '[{"prompt": "First"}, {"Goal": "Second"}]'),
+        ("o.json", '{"prompt": "First"}\n{"prompt": "Second"}\n'),
     ],
 )
 def test_formats_of_the_field_are_read(tmp_path: Path, name: str, text: str) -> None:
     path = tmp_path / name
     path.write_text(text)
     assert read_prompts(path) == ["First", "Second"]
+
+
+def test_json_lines_end_at_line_feeds_only(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.jsonl"
+    path.write_text('{"prompt": "one\u2028two"}\n{"prompt": "three"}\n', encoding="utf-8")
+    assert read_prompts(path) == ["one\u2028two", "three"]
 
 
 def test_quoted_fields_keep_commas_quotes_and_line_breaks(tmp_path: Path) -> None:
@@ -87,7 +98,12 @@ def test_other_labels_select_nothing(tmp_path: Path) -> None:
         ("d.jsonl", b'{"prompt": "a"}\n{"prompt": \n', "line 2 is not JSON"),
         ("e.jsonl", b'{"words": "a"}\n', r"line 1 has the keys \['words'\]"),
         ("f.jsonl", b"[1, 2]\n", r"line 1 has the keys \[\]"),
-        ("g.jsonl", b'{"prompt": 3}\n', "line 1 has the keys"),
+        ("g.jsonl", b'{"prompt": 3}\n', r"line 1 has 3 under prompt; .* Put it in quotes\."),
+        ("m.jsonl", b'"one"\n' + b"[" * 10**5, "line 2 is not JSON"),
+        ("n.jsonl", b'"one"\n' + b"9" * 5000, "line 2 is not JSON"),
+        ("o.jsonl", rb'{"prompt": "half \ud83d"}', r"holds half a surrogate pair in 'half \\ud83d'"),
+        ("p.json", b'["one", {"id": 1}]', r"element 2 has the keys \['id'\]"),
+        ("q.json", b'["one",', "is not JSON"),
         ("h.csv", b"id,words\n1,a\n", r"has the columns \['id', 'words'\]"),
         ("i.csv", b"", r"has the columns \[\]"),
         ("j.csv", b"goal,target\n", "holds no prompts"),
@@ -142,7 +158,8 @@ def test_splits_share_no_prompt_lose_none_and_are_stable(prompts: list[str], see
 def test_given_test_prompts_are_kept_out_of_the_other_parts(prompts: list[str], test: list[str]) -> None:
     remaining = [prompt for prompt in prompts if prompt not in test]
     if len(remaining) < 12:
-        with pytest.raises(PromptError, match=f"{len(remaining)} different harmful prompts"):
+        said = f"{len(remaining)} different harmful prompts that are not among the {len(set(test))} test prompts"
+        with pytest.raises(PromptError, match=said):
             split_prompts(prompts, 0, kind="harmful", test=test)
         return
     split = split_prompts(prompts, 0, kind="harmful", test=test)
@@ -194,12 +211,30 @@ def test_template_without_an_ending_or_the_users_words_is_refused(tiny: ChatMode
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("template", ["{{ raise_exception('only systems') }}", "{% for %}", "{{ messages[0].x.y }}"])
+FAILING = [
+    "{{ raise_exception('only systems') }}",
+    "{% for %}",
+    "{{ messages[0].x.y }}",
+    "{{ 1/0 }}",
+    "{{ 'x'.index('y') }}",
+    "{% macro again() %}{{ again() }}{% endmacro %}{{ again() }}",
+]
+
+
+@pytest.mark.parametrize("template", FAILING)
 def test_template_that_fails_is_one_line(tiny: ChatModel, template: str) -> None:
     tiny.tokenizer._tokenizer.chat_template = template
     with pytest.raises(PromptError, match=r"^prompts: the model's chat template cannot render") as raised:
         render_prompt(tiny.tokenizer, "x")
     assert "\n" not in str(raised.value)
+    with pytest.raises(PromptError, match=r"^prompts: the model's chat template cannot render"):
+        render_text(tiny.tokenizer, "x")
+
+
+def test_template_that_renders_nothing_is_one_line(tiny: ChatModel) -> None:
+    tiny.tokenizer._tokenizer.chat_template = "{# nothing #}"
+    with pytest.raises(PromptError, match=r"^prompts: the model's chat template renders nothing; [^\n]+\.$"):
+        render_prompt(tiny.tokenizer, "x")
 
 
 def test_dialogue_is_the_prompt_then_the_answer_then_the_end_of_turn(tiny: ChatModel) -> None:

@@ -94,6 +94,17 @@ def test_tables_fit_80_columns_without_colour(report: Report, capsys: pytest.Cap
     assert not [line for line in lines if "\x1b" in line or "…" in line]
 
 
+def test_narrow_terminal_cuts_no_figure(
+    report: Report, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    text = shown(report, capsys)
+    assert "\u2026" not in text
+    figures = [figure for stage in report.stages for figure in interval(stage.refusal.harmful).split()]
+    for figure in [*figures, "2.122", "0.0312", "95.3", "49.9", "16.00", "5.31", "0.934", "-3.10", "0.02"]:
+        assert figure in text, figure
+
+
 def test_first_line_tells_the_result(report: Report, capsys: pytest.CaptureFixture[str]) -> None:
     first = shown(report, capsys).strip().splitlines()[0]
     assert first == "Refused harmful prompts: dense 99.6 % -> compressed 88.2 % -> repaired 98.7 %"
@@ -245,5 +256,6 @@ def test_report_is_read_back_from_a_folder(report: Report, tmp_path: Path) -> No
 def test_bad_report_is_one_line(content: str | None, tmp_path: Path) -> None:
     if content is not None:
         (tmp_path / "report.json").write_bytes(content.encode(errors="surrogateescape"))
-    with pytest.raises(AirdError, match=r"^report: [^\n]+$"):
+    with pytest.raises(AirdError, match=r"^report: [^\n]+$") as raised:
         read_report(tmp_path)
+    assert str(tmp_path / "report.json") in str(raised.value)

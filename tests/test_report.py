@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+from pathlib import Path
 
 import pytest
 
 from aird_mlx.errors import AirdError
 from aird_mlx.report import (
+    ComparisonReport,
     DirectionFigures,
+    DirectionReport,
+    Evaluation,
     Gate,
     ParityFigures,
     Rate,
@@ -96,11 +101,50 @@ def test_keys_of_a_later_version_are_skipped() -> None:
     assert from_json(Rate, json.dumps(written)) == RATE
 
 
-@pytest.mark.parametrize("text", ["", "no json", '{"rate": 1}', "[]", "3", "null", '{"schema": 1, "stages": 5}'])
+@pytest.mark.parametrize(
+    "text", ["", "no json", '{"rate": 1}', "[]", "3", "null", '{"schema": 1, "stages": 5}', "[" * 10**5]
+)
 def test_text_that_is_no_report_is_refused_in_one_line(text: str) -> None:
     with pytest.raises(AirdError, match=r"^report: not a Report \(.*schema 1 is needed") as raised:
         from_json(Report, text)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"schema": 2}, "schema 2"),
+        ({"schema": "1"}, "schema '1'"),
+        ({"model": 3}, "model is of type int, not str"),
+        ({"model": None}, "model is of type NoneType, not str"),
+        ({"stages": None}, "stages is of type NoneType, not list"),
+        ({"stages": {}}, "stages is of type dict, not list"),
+        ({"gates": [None]}, "gates is of type NoneType, not dict"),
+        ({"notes": [1]}, "notes is of type int, not str"),
+        ({"timings": {"direction": "fast"}}, "timings.direction is of type str, not float"),
+        ({"timings": {"direction": True}}, "timings.direction is of type bool, not float"),
+        ({"peak_memory_bytes": 1.5}, "peak_memory_bytes is of type float, not int"),
+        ({"direction": {"layer": True, "position": -1, "cosine_to_dense": None, "norm": 1}}, "layer is of type bool"),
+        ({"direction": {"layer": 1, "position": -1, "cosine_to_dense": None, "norm": None}}, "norm is of type None"),
+    ],
+)
+def test_report_with_a_value_of_another_type_is_refused_and_named(changes: dict[str, object], said: str) -> None:
+    text = json.dumps(json.loads(to_json(full_report())) | changes)
+    with pytest.raises(AirdError, match=rf"^report: here.json is not a Report \({re.escape(said)}") as raised:
+        from_json(Report, text, Path("here.json"))
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("kind", [Report, Evaluation, DirectionReport, ComparisonReport, Stage, Rate])
+def test_every_kind_of_report_refuses_another_and_names_the_command(kind: type) -> None:
+    with pytest.raises(AirdError, match=rf"not a {kind.__name__} ") as raised:
+        from_json(kind, '{"schema": 1}')
+    command = {Evaluation: "eval", DirectionReport: "direction", ComparisonReport: "compare"}.get(kind, "repair")
+    assert f"`aird-mlx {command}`" in str(raised.value)
+
+
+def test_whole_numbers_are_read_as_floats_are() -> None:
+    assert from_json(Rate, '{"rate": 1, "low": 0, "high": 1, "n": 3}') == Rate(1.0, 0.0, 1.0, 3)
 
 
 @pytest.mark.parametrize(

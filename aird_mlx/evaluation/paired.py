@@ -60,4 +60,4 @@ def read_evaluation(path: Path) -> Evaluation:
             f"against: cannot read {file} ({error}); what `aird-mlx eval --out FILE.json` wrote is needed. "
             "Check the path."
         ) from error
-    return from_json(Evaluation, text)
+    return from_json(Evaluation, text, file)

@@ -19,6 +19,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from aird_mlx.errors import PromptError
 from aird_mlx.gguf_export.runtime import LlamaRuntime
+from aird_mlx.prompts import TEMPLATE_ERRORS
 
 
 class GgufChat:
@@ -77,7 +78,7 @@ class GgufChat:
             text = self._template.render(
                 messages=[dict(message) for message in messages], add_generation_prompt=True, **self._special
             )
-        except (jinja2.TemplateError, ValueError, TypeError) as error:
+        except (jinja2.TemplateError, *TEMPLATE_ERRORS) as error:
             raise PromptError(
                 f"prompts: the chat template in {self.runtime.path} cannot render the conversation ({error}); a "
                 "working jinja template is needed. Check the model it was exported from."
@@ -136,7 +137,7 @@ def compile_template(template: str, where: str) -> jinja2.Template:
     environment.globals |= {"raise_exception": _refuse, "strftime_now": _now}
     try:
         return environment.from_string(template)
-    except jinja2.TemplateError as error:
+    except (jinja2.TemplateError, RecursionError) as error:
         raise PromptError(
             f"prompts: the chat template of {where} is no jinja ({error}); a working template is needed. Export the "
             "file again."

@@ -66,7 +66,7 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
+    except (ValueError, RecursionError, OSError) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
         raise ModelError(f"model: {path} cannot be read ({error}); JSON is needed. Copy the file again.") from error
     if not isinstance(content, dict):
         raise ModelError(
@@ -83,7 +83,7 @@ def read_hyperparameters(config: Mapping[str, Any]) -> Hyperparameters:
 
     Raises:
         ExportError: the model type, the rope scaling or the activation has no equal in this export.
-        ModelError: a required number is missing.
+        ModelError: a required number is missing, or is none.
 
     >>> config = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "intermediate_size": 128,
     ...           "num_attention_heads": 4, "rms_norm_eps": 1e-5, "max_position_embeddings": 512}
@@ -102,6 +102,16 @@ def read_hyperparameters(config: Mapping[str, Any]) -> Hyperparameters:
             f"gguf: hidden_act {activation!r}; llama.cpp computes {model_type} with silu. "
             "Use llama.cpp's convert_hf_to_gguf.py for this model."
         )
+    try:
+        return _read_numbers(config, model_type)
+    except (ValueError, TypeError, AttributeError, ArithmeticError) as error:
+        raise ModelError(
+            f"model: config.json has a value that is not what its key means ({error}); numbers, and objects for the "
+            "rope settings, are needed. Use the config of these weights."
+        ) from error
+
+
+def _read_numbers(config: Mapping[str, Any], model_type: str) -> Hyperparameters:
     heads = int(_required(config, "num_attention_heads"))
     hidden = int(_required(config, "hidden_size"))
     scaling, theta = _read_rope(config, model_type)

@@ -116,7 +116,21 @@ def read_vocabulary(folder: Path, vocab_size: int) -> Vocabulary:
 
 
 def read_chat_templates(folder: Path) -> dict[str, str]:
-    """The chat templates of a folder by name; the one in use is ``default``. Empty if there is none."""
+    """The chat templates of a folder by name; the one in use is ``default``. Empty if there is none.
+
+    Raises:
+        ModelError: a file with one cannot be read.
+    """
+    try:
+        return _find_chat_templates(folder)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"tokenizer: the chat template in {folder} cannot be read ({type(error).__name__}: {error}); UTF-8 text, "
+            "or entries with name and template, are needed. Copy the file again."
+        ) from error
+
+
+def _find_chat_templates(folder: Path) -> dict[str, str]:
     file = folder / "chat_template.jinja"
     if file.is_file():
         found = {

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -71,7 +72,8 @@ def export_gguf(
 
     Args:
         folder: an MLX or Hugging Face model: ``config.json``, ``*.safetensors``, tokenizer files.
-        outfile: replaced if it exists. Written as ``<outfile>.partial`` first.
+        outfile: must not exist, unless it carries the same ``extra_metadata``: an interrupted run's own file, which
+            is replaced. Written as ``<outfile>.partial`` first.
         outtype: f32, f16 or q8_0; norms and biases are always f32.
         name: for ``general.name``; the folder's name by default.
         extra_metadata: further keys, each starting with ``aird.``.
@@ -79,10 +81,14 @@ def export_gguf(
 
     Raises:
         ModelError: the folder cannot be read, or its parts contradict each other.
-        ExportError: the model has no equal in llama.cpp, a weight does not fit the type, or the file cannot be
-            written. Nothing is left behind.
+        ExportError: ``outfile`` exists, the model has no equal in llama.cpp, a weight does not fit the type, or the
+            file cannot be written. Nothing is left behind.
         DependencyError: the tokenizer needs sentencepiece and it is not installed.
     """
+    if os.path.lexists(outfile) and not _carries(outfile, extra_metadata or {}):
+        raise ExportError(
+            f"gguf: {outfile} exists already; a new file is needed. Choose another outfile, or remove it."
+        )
     prepared = _prepare(folder, outtype)
     hyperparameters, vocabulary, plan = prepared.hyperparameters, prepared.vocabulary, prepared.plan
     factors = metadata.rope_frequency_factors(hyperparameters)
@@ -155,8 +161,10 @@ def _prepare(folder: Path, outtype: str) -> _Prepared:
     quantization = config.get("quantization") or config.get("quantization_config")
     plan = tensors.plan_tensors(stored, hyperparameters, outtype, quantization)
     vocabulary = tokenizer.read_vocabulary(folder, plan[0].shape[0])
-    notes = (*metadata.find_limits(config, hyperparameters), *vocabulary.notes, *_notes_on_weights(plan, outtype))
-    return _Prepared(hyperparameters, stored, plan, vocabulary, notes)
+    notes = [*metadata.find_limits(config, hyperparameters), *vocabulary.notes, *_notes_on_weights(plan, outtype)]
+    if not vocabulary.chat_templates.get("default"):
+        notes.append("the folder has no chat template, so neither has the file: chat programs will guess one")
+    return _Prepared(hyperparameters, stored, plan, vocabulary, tuple(notes))
 
 
 def add_extra_metadata(writer: gguf.GGUFWriter, extra: Mapping[str, str | int | float | bool]) -> None:
@@ -179,6 +187,15 @@ def add_extra_metadata(writer: gguf.GGUFWriter, extra: Mapping[str, str | int | 
                 "string, number or boolean are needed. Rename it, or write it as text."
             )
         writer.add_key_value(key, value, kinds[type(value)])
+
+
+def _carries(file: Path, extra: Mapping[str, str | int | float | bool]) -> bool:
+    """Whether a GGUF file holds exactly these keys of the project's own, at least one; no other file does."""
+    try:
+        fields = gguf.GGUFReader(file).fields if extra and file.is_file() else {}
+        return {key: fields[key].contents() for key in fields if key.startswith(EXTRA_PREFIX)} == extra != {}
+    except (OSError, ValueError, IndexError, KeyError):
+        return False
 
 
 def hash_file(path: Path) -> str:
@@ -209,6 +226,7 @@ def _write(
     zeros = weights = 0
     partial = outfile.with_name(outfile.name + ".partial")
     needed = sum(planned.size_bytes for planned in plan)
+    new_folders = [folder for folder in outfile.parents if not folder.exists()]  # the innermost first
     try:
         outfile.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(outfile.parent).free
@@ -245,3 +263,5 @@ def _write(
             writer.close()
         with contextlib.suppress(OSError):
             partial.unlink(missing_ok=True)
+            for created in new_folders:
+                created.rmdir()  # fails, and ends this, where the file was written
