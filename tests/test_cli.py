@@ -168,13 +168,27 @@ def test_config_sets_options_and_command_line_wins(tmp_path: Path) -> None:
         ("sparsity = 2.0", "sparsity"),
         ('limit = "many"', "limit"),
         ('gguf = ["q4_k"]', "gguf"),
+        ("sparsity = [1, 2]", "sparsity = [1, 2]; a number is needed"),
+        ("sparsity = true", "sparsity = True; a number"),
+        ("sparsity = nan", "sparsity = nan; a number"),
+        ("limit = 2020-01-01", "limit = datetime.date(2020, 1, 1); a whole number"),
+        ("limit = 4.5", "limit = 4.5; a whole number"),
+        ("limit = true", "limit = True; a whole number"),
+        ("resume = 3", "resume = 3; true or false"),
+        ("harmful = 3", "harmful = 3; a text"),
+        ("out = 3", "out = 3; a text"),
+        ('harmful = ["a.txt"]', "harmful = ['a.txt']; a text"),
+        ("gguf = [16]", "gguf = [16]; a text, or a list of texts, is needed"),
+        ("model = 1", "model = 1; a text"),
     ],
 )
 def test_bad_config_is_one_line(text: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "run.toml"
     path.write_text(text)
     code = main(["repair", "demo", "--config", str(path)])
-    assert said in check_one_line(code, 2, capsys.readouterr().err)
+    line = check_one_line(code, 2, capsys.readouterr().err)
+    assert said in line
+    assert " = " not in said or str(path) in line
 
 
 def test_model_on_the_command_line_wins_over_the_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -182,6 +196,13 @@ def test_model_on_the_command_line_wins_over_the_config(tmp_path: Path, capsys: 
     path.write_text('model = "/no/such/config-model"\n')
     assert main(["repair", "/no/such/argument", "--config", str(path)]) == 1
     assert "/no/such/argument" in capsys.readouterr().err
+
+
+def test_list_of_one_in_the_config_needs_no_brackets(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text('gguf = "q8_0"\nsparsity = 0\n')
+    given = parse_repair("demo", "--config", str(path))
+    assert (given["gguf"], given["sparsity"]) == (("q8_0",), 0.0)
 
 
 @pytest.mark.parametrize("word", ["--model", "--hf-path"])
