@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import resource
-import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,11 +19,12 @@ import mlx.core as mx
 from aird_mlx import __version__
 from aird_mlx.direction import Direction, load_direction, save_direction
 from aird_mlx.environment import describe_environment
-from aird_mlx.errors import OutputError
+from aird_mlx.errors import DirectionError, PromptError
 from aird_mlx.gates import judge_gates
 from aird_mlx.gguf_export import check_exportable, export_gguf, is_available
+from aird_mlx.gguf_export.writer import hash_file
 from aird_mlx.inputs import Inputs, gather_inputs
-from aird_mlx.model import ChatModel, load, save
+from aird_mlx.model import COMPANION_FILES, ChatModel, load, save
 from aird_mlx.patch import Patch, fold, load_patch, save_patch
 from aird_mlx.prompts import KINDS
 from aird_mlx.pruning import check_pruning, prune_model
@@ -32,7 +32,7 @@ from aird_mlx.reference import MAX_NEW_TOKENS, Reference, ask_reference
 from aird_mlx.report import RepairFigures, Report, Stage, from_json, to_json
 from aird_mlx.report_page import to_markdown, to_model_card
 from aird_mlx.search import choose_repair, plans_for, trial_rows
-from aird_mlx.settings import RepairSettings, check_settings, output_folder, pruning_words
+from aird_mlx.settings import RepairSettings, check_places, check_settings, output_folder, pruning_words
 from aird_mlx.stages import (
     Progress,
     direction_figures,
@@ -48,6 +48,7 @@ __all__ = ["Plan", "RepairSettings", "output_folder", "plan_repair", "repair_mod
 
 # What may differ when an interrupted run is resumed: where it goes and what is exported, not what is measured.
 RESUMABLE = ("resume", "out", "mlx_path", "dry_run", "gguf")
+GIVEN_FILES = ("harmful", "harmless", "twins", "calibration", "test_harmful", "test_harmless", "test_twins")
 
 
 @dataclass(frozen=True)
@@ -75,19 +76,24 @@ def repair_model(settings: RepairSettings, *, progress: Progress = lambda stage,
     Raises:
         AirdError: bad input; nothing is left behind but, after a finished stage, ``out.partial`` for ``resume``.
     """
-    dense = _load(settings)
+    check_settings(settings)
+    out = check_places(settings)
     inputs = _inputs(settings)
-    out = output_folder(settings)
-    if settings.mlx_path is not None and settings.mlx_path.exists():
-        raise OutputError(f"output: {settings.mlx_path} exists already; a new folder is needed. Choose another.")
-    fixed = {name: str(value) for name, value in dataclasses.asdict(settings).items() if name not in RESUMABLE}
-    workspace = Workspace(out, fixed | {"version": __version__, "mlx": version("mlx")}, resume=settings.resume)
+    dense = _load(settings)
+    workspace = Workspace(out, _fixed(settings, dense), resume=settings.resume)
     try:
         return _Run(settings, workspace, dense, inputs, progress).run()
-    except BaseException:
+    except (DirectionError, PromptError):  # the answers that are kept could only lead here again
+        workspace.discard()
+        raise
+    except BaseException as error:
         if not workspace.has_finished_stages():
             workspace.discard()
+        elif isinstance(error, KeyboardInterrupt):
+            error.args = (f"the finished stages are kept in {workspace.folder}. Run again with --resume to go on.",)
         raise
+    finally:
+        workspace.close()
 
 
 def plan_repair(settings: RepairSettings) -> Plan:
@@ -96,8 +102,10 @@ def plan_repair(settings: RepairSettings) -> Plan:
     Raises:
         AirdError: as `repair_model` would on bad input.
     """
-    dense = _load(settings)
+    check_settings(settings)
+    out = check_places(settings)
     contrast = _inputs(settings).contrast
+    dense = _load(settings)
     asked = sum(len(contrast.part(kind, "test")) for kind in KINDS)
     validated = sum(len(contrast.part(kind, "validate")) for kind in KINDS)
     stages = [
@@ -111,11 +119,10 @@ def plan_repair(settings: RepairSettings) -> Plan:
     if settings.gguf and not is_available():
         notes.append("llama-cpp-python is not installed: exported files would not be checked")
     size = int(dense.parameters * dense.bits_per_weight / 8)
-    return Plan(settings.model, stages, dense.parameters, size, str(output_folder(settings)), notes)
+    return Plan(settings.model, stages, dense.parameters, size, str(out), notes)
 
 
 def _load(settings: RepairSettings) -> ChatModel:
-    check_settings(settings)
     dense = load(settings.model, revision=settings.revision, trust_remote_code=settings.trust_remote_code)
     if settings.prune_method != "none":
         check_pruning(dense, settings.prune_method, settings.sparsity, settings.pattern)
@@ -125,9 +132,24 @@ def _load(settings: RepairSettings) -> ChatModel:
 
 
 def _inputs(settings: RepairSettings) -> Inputs:
-    files = ("harmful", "harmless", "twins", "calibration", "test_harmful", "test_harmless", "test_twins")
-    given = {name: getattr(settings, name) for name in files}
+    given = {name: getattr(settings, name) for name in GIVEN_FILES}
     return gather_inputs(settings.model, settings.seed, limit=settings.limit, **given)
+
+
+def _fixed(settings: RepairSettings, dense: ChatModel) -> dict[str, str]:
+    """What must be the same when an interrupted run is resumed: settings, versions, and the contents of every file."""
+    fixed = {name: str(value) for name, value in dataclasses.asdict(settings).items() if name not in RESUMABLE}
+    for name in GIVEN_FILES:
+        path = getattr(settings, name)
+        if path is not None:
+            fixed[f"content of {name}"] = hash_file(path)
+    for name in ("config.json", *COMPANION_FILES):
+        if (dense.folder / name).is_file():
+            fixed[f"content of the model's {name}"] = hash_file(dense.folder / name)
+    for path in sorted(dense.folder.glob("*.safetensors")):  # gigabytes are not read for this
+        status = path.stat()
+        fixed[f"size and time of the model's {path.name}"] = f"{status.st_size} bytes, {status.st_mtime_ns}"
+    return fixed | {"version": __version__, "mlx": version("mlx")}
 
 
 class _Run:
@@ -325,10 +347,10 @@ class _Run:
             (folder / "report.json").write_text(to_json(report), encoding="utf-8")
             (folder / "report.md").write_text(to_markdown(report), encoding="utf-8")
             (folder / "mlx" / "README.md").write_text(to_model_card(report), encoding="utf-8")
-            if self.settings.mlx_path is not None:
-                self.settings.mlx_path.parent.mkdir(parents=True, exist_ok=True)
-                shutil.move(folder / "mlx", self.settings.mlx_path)
-        self.workspace.finish(leave_out=("stages", "compressed.safetensors", "answers.json", "repair.json"))
+        self.workspace.finish(
+            leave_out=("stages", "compressed.safetensors", "answers.json", "repair.json"),
+            elsewhere={} if self.settings.mlx_path is None else {"mlx": self.settings.mlx_path},
+        )
 
 
 def _save_arrays(arrays: dict[str, mx.array], path: Path) -> None:

@@ -39,11 +39,8 @@ class Workspace:
         self.out = out
         self.folder = partial_of(out)
         self.timings: dict[str, float] = {}
-        if resume and not self.folder.is_dir():
-            raise ResumeError(
-                f"resume: there is no {self.folder}; what an interrupted run left is needed. "
-                "Give the --out of that run, or run without --resume."
-            )
+        if resume:
+            check_started(out)
         self._made = [parent for parent in out.absolute().parents if not parent.exists()]
         with self.guarding():
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -230,6 +227,19 @@ def check_new_folder(path: Path, option: str) -> None:
         reason = "may not be written to" if above.is_dir() else "is a file"
         raise OutputError(
             f"output: {path} cannot be written ({above} {reason}); a writable place is needed. Choose another {option}."
+        )
+
+
+def check_started(out: Path) -> None:
+    """Make sure that there is an interrupted run to resume.
+
+    Raises:
+        ResumeError: there is none.
+    """
+    if not partial_of(out).is_dir():
+        raise ResumeError(
+            f"resume: there is no {partial_of(out)}; what an interrupted run left is needed. "
+            "Give the --out of that run, or run without --resume."
         )
 
 
