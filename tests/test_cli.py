@@ -313,9 +313,51 @@ def test_interrupt_is_one_line_and_leaves_no_output(tmp_path: Path) -> None:
     _, error = process.communicate(timeout=120)
     assert first.startswith("done")
     assert process.returncode == 130
-    assert error.strip().splitlines()[-1].startswith("error: interrupted")
+    assert (
+        error.strip().splitlines()[-1].startswith(f"error: interrupted: the finished stages are kept in {out}.partial")
+    )
     assert "Traceback" not in error
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("sent", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_signal_before_a_finished_stage_leaves_nothing_and_advises_nothing(
+    sent: signal.Signals, code: int, word: str, tmp_path: Path
+) -> None:
+    process = subprocess.Popen(
+        [*COMMAND, "repair", "demo", "--out", str(tmp_path / "new" / "out")], stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "new" / "out.partial" / "settings.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(sent)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert error.strip() == f"error: {word}."
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("outfile", [".", "/", "folder"])
+def test_export_to_a_folder_is_one_line(
+    outfile: str,
+    model_folder: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    code = main(["export", str(model_folder()), "--outfile", outfile])
+    assert f"--outfile {outfile!r} is a folder" in check_one_line(code, 2, capsys.readouterr().err)
+
+
+def test_closed_stdout_is_no_traceback() -> None:
+    done = subprocess.run(
+        f"{sys.executable} -m aird_mlx_cli --version >&-", shell=True, stderr=subprocess.PIPE, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_choose_model_takes_either() -> None:
