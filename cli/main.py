@@ -76,7 +76,8 @@ def repair(
         return 0
     with render.StageProgress(quiet=as_json) as progress:
         report = repair_model(settings, progress=progress)
-    render.show_report(report, as_json)
+    with _leaving_reader():
+        render.show_report(report, as_json)
     return report.exit_code
 
 
@@ -131,7 +132,8 @@ def report(folder: Path, as_json: bool) -> int:
     from . import render
 
     found = read_report(folder)
-    render.show_report(found, as_json)
+    with _leaving_reader():
+        render.show_report(found, as_json)
     return found.exit_code
 
 
@@ -212,12 +214,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         word, code = ("terminated", TERMINATED) if isinstance(cause, Terminated) else ("interrupted", INTERRUPTED)
         return fail(f"{word}: {cause}" if str(cause or "") else f"{word}.", code)
     except BrokenPipeError:
-        # Whoever read our output has seen enough. Python flushes stdout again at exit: let that go nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 1
     except OSError as error:
         about = f": {error.filename}" if error.filename else ""
         return fail(f"system: {error.strerror or error}{about}. Free space or change permissions, then run again.", 1)
+
+
+@contextmanager
+def _leaving_reader() -> Iterator[None]:
+    """While it lasts, whoever reads our output may have seen enough: the exit code is that of the work."""
+    try:
+        yield
+        sys.stdout.flush()
+    except (BrokenPipeError, SystemExit):  # rich makes the one the other
+        _drop_output()
+
+
+def _drop_output() -> None:
+    """Python flushes stdout again at exit: let that go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextmanager
