@@ -89,7 +89,7 @@ def repair_model(settings: RepairSettings, *, progress: Progress = lambda stage,
     except BaseException as error:
         if not workspace.has_finished_stages():
             workspace.discard()
-        elif isinstance(error, KeyboardInterrupt):
+        elif isinstance(error, KeyboardInterrupt) and workspace.folder.exists():
             error.args = (f"the finished stages are kept in {workspace.folder}. Run again with --resume to go on.",)
         raise
     finally:

@@ -206,7 +206,7 @@ repair_options = with_options(
     click.option("--out", type=FILE, metavar="DIR", help="Output folder; must not exist.  [default: by model name]"),
     click.option("--mlx-path", type=FILE, metavar="DIR", help="Where the MLX folder goes.  [default: OUT/mlx]"),
     click.option("--resume", is_flag=True, help="Continue an interrupted run in the same output folder."),
-    click.option("--dry-run", is_flag=True, help="Say what would be done, load no weights, write nothing."),
+    click.option("--dry-run", is_flag=True, help="Check everything, say what would be done, write nothing."),
     config_option,
     json_option,
 )
