@@ -97,6 +97,8 @@ class Workspace:
             self._finished(name, started)
         try:
             return read(path)
+        except ResumeError:
+            raise
         except (AirdError, RuntimeError, OSError, ValueError, KeyError, TypeError, SyntaxError) as error:
             raise _damaged(path, error) from error
 
@@ -281,7 +283,7 @@ def _read_keys(path: Path) -> dict[str, Any]:
 
 
 def _damaged(path: Path, error: Exception) -> ResumeError:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0].split("; ")[0]
     return ResumeError(
         f"resume: {path} cannot be read ({reason}); what the earlier run wrote is needed, undamaged. "
         "Remove it to compute it again, or run without --resume to start again."

@@ -308,7 +308,9 @@ def test_interrupt_is_one_line_and_leaves_no_output(tmp_path: Path) -> None:
         [*COMMAND, "repair", "demo", "--out", str(out)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert process.stderr is not None
-    first = process.stderr.readline()  # a stage is done, so the next is under way
+    first = process.stderr.readline()
+    while not (tmp_path / "out.partial" / "timings.json").exists():  # a stage is kept, so the next is under way
+        time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=120)
     assert first.startswith("done")

@@ -142,6 +142,7 @@ def test_damaged_file_of_an_earlier_run_is_named(tmp_path: Path, name: str) -> N
     with pytest.raises(ResumeError, match=rf"^resume: .*{name} cannot be read") as raised:
         run(start(tmp_path, resume=True), {"a": 1}, [])
     assert "\n" not in str(raised.value)
+    assert str(raised.value).count("cannot be read") == 1
 
 
 def test_damaged_arrays_of_an_earlier_run_are_named(tmp_path: Path) -> None:
