@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import resource
-import shutil
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,11 +19,12 @@ import mlx.core as mx
 from aird_mlx import __version__
 from aird_mlx.direction import Direction, load_direction, save_direction
 from aird_mlx.environment import describe_environment
-from aird_mlx.errors import OutputError
+from aird_mlx.errors import DirectionError, PromptError
 from aird_mlx.gates import judge_gates
 from aird_mlx.gguf_export import check_exportable, export_gguf, is_available
+from aird_mlx.gguf_export.writer import hash_file
 from aird_mlx.inputs import Inputs, gather_inputs
-from aird_mlx.model import ChatModel, load, save
+from aird_mlx.model import COMPANION_FILES, ChatModel, load, save
 from aird_mlx.patch import Patch, fold, load_patch, save_patch
 from aird_mlx.prompts import KINDS
 from aird_mlx.pruning import check_pruning, prune_model
@@ -33,7 +33,7 @@ from aird_mlx.repair import fits_in_memory
 from aird_mlx.report import RepairFigures, Report, Stage, from_json, to_json
 from aird_mlx.report_page import to_markdown, to_model_card
 from aird_mlx.search import choose_repair, plans_for, trial_rows
-from aird_mlx.settings import RepairSettings, check_settings, output_folder, pruning_words
+from aird_mlx.settings import RepairSettings, check_places, check_settings, output_folder, pruning_words
 from aird_mlx.stages import (
     Progress,
     direction_figures,
@@ -49,6 +49,7 @@ __all__ = ["Plan", "RepairSettings", "output_folder", "plan_repair", "repair_mod
 
 # What may differ when an interrupted run is resumed: where it goes and what is exported, not what is measured.
 RESUMABLE = ("resume", "out", "mlx_path", "dry_run", "gguf")
+GIVEN_FILES = ("harmful", "harmless", "twins", "calibration", "test_harmful", "test_harmless", "test_twins")
 
 
 @dataclass(frozen=True)
@@ -76,19 +77,24 @@ def repair_model(settings: RepairSettings, *, progress: Progress = lambda stage,
     Raises:
         AirdError: bad input; nothing is left behind but, after a finished stage, ``out.partial`` for ``resume``.
     """
-    dense = _load(settings)
+    check_settings(settings)
+    out = check_places(settings)
     inputs = _inputs(settings)
-    out = output_folder(settings)
-    if settings.mlx_path is not None and settings.mlx_path.exists():
-        raise OutputError(f"output: {settings.mlx_path} exists already; a new folder is needed. Choose another.")
-    fixed = {name: str(value) for name, value in dataclasses.asdict(settings).items() if name not in RESUMABLE}
-    workspace = Workspace(out, fixed | {"version": __version__, "mlx": version("mlx")}, resume=settings.resume)
+    dense = _load(settings)
+    workspace = Workspace(out, _fixed(settings, dense), resume=settings.resume)
     try:
         return _Run(settings, workspace, dense, inputs, progress).run()
-    except BaseException:
+    except (DirectionError, PromptError):  # the answers that are kept could only lead here again
+        workspace.discard()
+        raise
+    except BaseException as error:
         if not workspace.has_finished_stages():
             workspace.discard()
+        elif isinstance(error, KeyboardInterrupt) and workspace.folder.exists():
+            error.args = (f"the finished stages are kept in {workspace.folder}. Run again with --resume to go on.",)
         raise
+    finally:
+        workspace.close()
 
 
 def plan_repair(settings: RepairSettings) -> Plan:
@@ -97,8 +103,10 @@ def plan_repair(settings: RepairSettings) -> Plan:
     Raises:
         AirdError: as `repair_model` would on bad input.
     """
-    dense = _load(settings)
+    check_settings(settings)
+    out = check_places(settings)
     contrast = _inputs(settings).contrast
+    dense = _load(settings)
     asked = sum(len(contrast.part(kind, "test")) for kind in KINDS)
     validated = sum(len(contrast.part(kind, "validate")) for kind in KINDS)
     stages = [
@@ -112,11 +120,10 @@ def plan_repair(settings: RepairSettings) -> Plan:
     if settings.gguf and not is_available():
         notes.append("llama-cpp-python is not installed: exported files would not be checked")
     size = int(dense.parameters * dense.bits_per_weight / 8)
-    return Plan(settings.model, stages, dense.parameters, size, str(output_folder(settings)), notes)
+    return Plan(settings.model, stages, dense.parameters, size, str(out), notes)
 
 
 def _load(settings: RepairSettings) -> ChatModel:
-    check_settings(settings)
     dense = load(settings.model, revision=settings.revision, trust_remote_code=settings.trust_remote_code)
     if settings.prune_method != "none":
         check_pruning(dense, settings.prune_method, settings.sparsity, settings.pattern)
@@ -126,9 +133,24 @@ def _load(settings: RepairSettings) -> ChatModel:
 
 
 def _inputs(settings: RepairSettings) -> Inputs:
-    files = ("harmful", "harmless", "twins", "calibration", "test_harmful", "test_harmless", "test_twins")
-    given = {name: getattr(settings, name) for name in files}
+    given = {name: getattr(settings, name) for name in GIVEN_FILES}
     return gather_inputs(settings.model, settings.seed, limit=settings.limit, **given)
+
+
+def _fixed(settings: RepairSettings, dense: ChatModel) -> dict[str, str]:
+    """What must be the same when an interrupted run is resumed: settings, versions, and the contents of every file."""
+    fixed = {name: str(value) for name, value in dataclasses.asdict(settings).items() if name not in RESUMABLE}
+    for name in GIVEN_FILES:
+        path = getattr(settings, name)
+        if path is not None:
+            fixed[f"content of {name}"] = hash_file(path)
+    for name in ("config.json", *COMPANION_FILES):
+        if (dense.folder / name).is_file():
+            fixed[f"content of the model's {name}"] = hash_file(dense.folder / name)
+    for path in sorted(dense.folder.glob("*.safetensors")):  # gigabytes are not read for this
+        status = path.stat()
+        fixed[f"size and time of the model's {path.name}"] = f"{status.st_size} bytes, {status.st_mtime_ns}"
+    return fixed | {"version": __version__, "mlx": version("mlx")}
 
 
 class _Run:
@@ -154,7 +176,7 @@ class _Run:
             self._evaluated("compressed", compressed, reference, direction),
         ]
         repair = self._repaired(compressed, reference, direction)
-        written = load(self.workspace.folder / "mlx")
+        written = self._load_copy(self.workspace.folder / "mlx")
         stages.append(self._evaluated("repaired", written, reference, direction))
         stages += [self._exported(outtype, written, reference) for outtype in self.settings.gguf]
         report = self._report(direction, stages, repair)
@@ -188,7 +210,7 @@ class _Run:
 
     def _compressed(self, reference: Reference) -> ChatModel:
         """A second copy of the model, pruned; calibrated on harmless text only, as a stock compressor would be."""
-        model = load(self.settings.model, revision=self.settings.revision)
+        model = self._load_copy(self.settings.model)
 
         def compute() -> dict[str, mx.array]:
             if self.settings.prune_method != "none":
@@ -206,6 +228,10 @@ class _Run:
         for block, name, linear in model.linears():
             linear.weight = weights[f"{block}.{name}"]
         return model
+
+    def _load_copy(self, model: str | Path) -> ChatModel:
+        """Another copy of the dense model, or what was written from it: loaded with the same permissions."""
+        return load(model, revision=self.settings.revision, trust_remote_code=self.settings.trust_remote_code)
 
     def _repaired(self, compressed: ChatModel, reference: Reference, direction: Direction) -> RepairFigures:
         """Choose and solve the patch, fold it into ``compressed`` and write the MLX folder."""
@@ -327,10 +353,10 @@ class _Run:
             (folder / "report.json").write_text(to_json(report), encoding="utf-8")
             (folder / "report.md").write_text(to_markdown(report), encoding="utf-8")
             (folder / "mlx" / "README.md").write_text(to_model_card(report), encoding="utf-8")
-            if self.settings.mlx_path is not None:
-                self.settings.mlx_path.parent.mkdir(parents=True, exist_ok=True)
-                shutil.move(folder / "mlx", self.settings.mlx_path)
-        self.workspace.finish(leave_out=("stages", "compressed.safetensors", "answers.json", "repair.json"))
+        self.workspace.finish(
+            leave_out=("stages", "compressed.safetensors", "answers.json", "repair.json"),
+            elsewhere={} if self.settings.mlx_path is None else {"mlx": self.settings.mlx_path},
+        )
 
 
 def _save_arrays(arrays: dict[str, mx.array], path: Path) -> None:

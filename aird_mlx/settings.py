@@ -14,6 +14,7 @@ from aird_mlx.evaluation.judge_model import style_of
 from aird_mlx.model import find_folder
 from aird_mlx.pruning import METHODS, parse_pattern
 from aird_mlx.repair import RULES
+from aird_mlx.workspace import check_new_folder, check_started, partial_of
 
 GGUF_TYPES = ("f32", "f16", "q8_0")
 
@@ -97,9 +98,33 @@ def output_folder(settings: RepairSettings) -> Path:
     base = Path(f"{name}{pruning}-repaired")
     number = 1
     out = base
-    while out.exists():
+    while out.exists() or out.is_symlink():
         number += 1
         out = base.with_name(f"{base.name}-{number}")
+    return out
+
+
+def check_places(settings: RepairSettings) -> Path:
+    """The output folder, once it is sure that it and the MLX folder can be made.
+
+    Raises:
+        UsageError: one of the two would be in the other.
+        OutputError: one exists, or cannot be made.
+        ResumeError: there is no interrupted run to resume.
+    """
+    out, mlx = output_folder(settings), settings.mlx_path
+    check_new_folder(out, "--out")
+    if settings.resume:
+        check_started(out)
+    if mlx is not None:
+        check_new_folder(mlx, "--mlx-path")
+        target = mlx.resolve()
+        for folder in (out.resolve(), partial_of(out).resolve()):
+            if target.is_relative_to(folder) or folder.is_relative_to(target):
+                raise UsageError(
+                    f"output: --mlx-path is {mlx}, and --out is {out}; two folders beside each other are needed. "
+                    f"Choose another, or leave --mlx-path out for {out / 'mlx'}."
+                )
     return out
 
 

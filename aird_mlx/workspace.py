@@ -6,53 +6,73 @@ run with the same settings reads those files instead of computing again. This mo
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from aird_mlx.errors import OutputError, ResumeError
+from aird_mlx.errors import AirdError, OutputError, ResumeError
 
 T = TypeVar("T")
 
 
 class Workspace:
-    """A run's working folder.
+    """A run's working folder, held against other runs until `close`, or until the process ends in whatever way.
 
     Attributes:
         folder: where stages write.
         timings: seconds per stage, kept across interruptions.
+
+    Raises:
+        OutputError: ``out`` exists, cannot be made, or another run is working on it.
+        ResumeError: there is no earlier run to resume, it had other settings, or its files are damaged.
     """
 
     def __init__(self, out: Path, settings: Mapping[str, Any], *, resume: bool) -> None:
+        check_new_folder(out, "--out")
         self.out = out
-        self.folder = out.with_name(out.name + ".partial")
+        self.folder = partial_of(out)
         self.timings: dict[str, float] = {}
-        self._open(json.dumps(settings, sort_keys=True), resume)
+        if resume:
+            check_started(out)
+        self._made = [parent for parent in out.absolute().parents if not parent.exists()]
+        with self.guarding():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock: int | None = _lock(self.folder)
+        try:
+            self._open(json.loads(json.dumps(settings)), resume)
+        except BaseException:
+            self.close()
+            raise
 
-    def _open(self, settings: str, resume: bool) -> None:
-        if self.out.exists():
-            raise OutputError(
-                f"output: {self.out} exists already; a new folder is needed. Choose another --out, or remove it."
-            )
-        saved = self.folder / "settings.json"
-        if resume and self.folder.exists():
-            if not saved.is_file() or saved.read_text(encoding="utf-8") != settings:
-                raise ResumeError(
-                    f"resume: {self.folder} was started with other settings; the same settings are needed to go on. "
-                    "Repeat them, or run without --resume to start again."
-                )
-            timings = self.folder / "timings.json"
-            if timings.is_file():
-                self.timings = json.loads(timings.read_text(encoding="utf-8"))
+    def _open(self, settings: dict[str, Any], resume: bool) -> None:
+        if resume:
+            _check_same(settings, _read_keys(self.folder / "settings.json"), self.folder)
+            if (self.folder / "timings.json").exists():
+                self.timings = _read_keys(self.folder / "timings.json")
             return
         with self.guarding():
-            shutil.rmtree(self.folder, ignore_errors=True)
-            self.folder.mkdir(parents=True)
-            saved.write_text(settings, encoding="utf-8")
+            there = sorted(self.folder.iterdir(), key=lambda path: path.name == "settings.json")  # that one goes last
+            if there and there[-1].name != "settings.json":
+                raise OutputError(
+                    f"output: {self.folder} holds files that no run left there; that name is needed to work in. "
+                    "Choose another --out, or move the folder away."
+                )
+            for path in there:
+                _remove(path)
+            (self.folder / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
+
+    def close(self) -> None:
+        """Let other runs have the folder."""
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
 
     def stage(
         self,
@@ -65,6 +85,9 @@ class Workspace:
         """The result of a stage: read from ``file`` when it is there, else computed and written.
 
         The result is read back in both cases, so a resumed run goes on from the very same values.
+
+        Raises:
+            ResumeError: the file is damaged.
         """
         path = self.folder / file
         if not path.exists():
@@ -72,7 +95,12 @@ class Workspace:
             result = compute()
             self.write(file, result, write)
             self._finished(name, started)
-        return read(path)
+        try:
+            return read(path)
+        except ResumeError:
+            raise
+        except (AirdError, RuntimeError, OSError, ValueError, KeyError, TypeError, SyntaxError) as error:
+            raise _damaged(path, error) from error
 
     def write(self, file: str, value: T, write: Callable[[T, Path], None]) -> None:
         """Write a file of a stage, complete or not at all; a failed write leaves nothing that takes up space."""
@@ -101,31 +129,58 @@ class Workspace:
 
     def guarding(self) -> _Guard:
         """Context in which a full disk or a forbidden folder becomes one clear `OutputError`."""
-        return _Guard(self.folder)
+        return _Guard(self.folder, "--out; --resume then goes on" if self.has_finished_stages() else "--out")
 
-    def finish(self, leave_out: tuple[str, ...]) -> None:
-        """Drop the files only a resumed run needs and give the folder its final name."""
-        with self.guarding():
-            for name in (*leave_out, "settings.json", "timings.json"):
-                path = self.folder / name
-                if path.is_dir():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink(missing_ok=True)
-            self.folder.rename(self.out)
+    def finish(self, leave_out: tuple[str, ...], *, elsewhere: Mapping[str, Path] | None = None) -> None:
+        """Give the folder its final name, then drop the files only a resumed run needs.
+
+        Args:
+            leave_out: files and folders to drop.
+            elsewhere: folders that get a name of their own outside, which is all or nothing as well.
+
+        Raises:
+            OutputError: a name is taken by now, or cannot be written. Nothing that was computed is lost.
+        """
+        if self.out.exists():
+            raise OutputError(
+                f"output: {self.out} was made by somebody else while this run was working; a free name is needed. "
+                f"Move it away and run again with --resume: all results are in {self.folder}."
+            )
+        copies = {name: partial_of(path) for name, path in (elsewhere or {}).items()}
+        try:
+            for name, copy in copies.items():
+                with _Guard(copy, "--mlx-path; --resume then goes on"):
+                    shutil.rmtree(copy, ignore_errors=True)
+                    shutil.copytree(self.folder / name, copy, copy_function=_link_or_copy)
+            with self.guarding():
+                self.folder.rename(self.out)
+            for name, path in (elsewhere or {}).items():
+                with _Guard(path, f"place for it: it is in {self.out / name}"):
+                    copies[name].rename(path)
+        finally:
+            for copy in copies.values():
+                shutil.rmtree(copy, ignore_errors=True)
+        for name in (*leave_out, *copies, "settings.json", "timings.json"):
+            _remove(self.out / name)
+        self.close()
 
     def has_finished_stages(self) -> bool:
         """Whether a resumed run would find anything to go on from."""
         return bool(self.timings)
 
     def discard(self) -> None:
-        """Remove the working folder."""
+        """Remove the working folder, and the folders above it that were made for it and hold nothing else."""
         shutil.rmtree(self.folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            for parent in self._made:
+                parent.rmdir()
+        self.close()
 
 
 class _Guard:
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, place: Path, choose: str) -> None:
+        self._place = place
+        self._choose = choose
 
     def __enter__(self) -> None:
         return None
@@ -134,15 +189,120 @@ class _Guard:
         # mx.save_safetensors reports a failed write as RuntimeError.
         if isinstance(error, OSError):
             reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
-            raise OutputError(
-                f"output: {self._folder} cannot be written ({reason}); a writable place with free space is needed. "
-                "Free space or choose another --out; --resume then goes on."
-            ) from error
-        if isinstance(error, RuntimeError) and "write" in str(error).lower():
-            raise OutputError(
-                f"output: {self._folder} cannot be written ({str(error).splitlines()[0]}); a writable place with free "
-                "space is needed. Free space or choose another --out; --resume then goes on."
-            ) from error
+        elif isinstance(error, RuntimeError) and "write" in str(error).lower():
+            reason = str(error).splitlines()[0]
+        else:
+            return
+        raise OutputError(
+            f"output: {self._place} cannot be written ({reason}); a writable place with free space is needed. "
+            f"Free space or choose another {self._choose}."
+        ) from error
+
+
+def partial_of(path: Path) -> Path:
+    """The name that a folder has while it is being written."""
+    return path.with_name(path.name + ".partial")
+
+
+def check_new_folder(path: Path, option: str) -> None:
+    """Find out before a long run whether a new folder can be made at ``path``.
+
+    Args:
+        path: the folder.
+        option: where the user gave it.
+
+    Raises:
+        OutputError: it is there already, or nothing can be written where it would be.
+    """
+    try:
+        taken = path.name in ("", "..") or path.exists() or path.is_symlink()
+        above = next((parent for parent in path.absolute().parents if parent.exists()), path)
+    except OSError as error:  # a name that is too long, a folder that may not be looked into
+        raise OutputError(
+            f"output: {path} cannot be used ({error.strerror}); a writable place is needed. Choose another {option}."
+        ) from error
+    if taken:
+        raise OutputError(
+            f"output: {path} exists already; a new folder is needed. Choose another {option}, or remove it."
+        )
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        reason = "may not be written to" if above.is_dir() else "is a file"
+        raise OutputError(
+            f"output: {path} cannot be written ({above} {reason}); a writable place is needed. Choose another {option}."
+        )
+
+
+def check_started(out: Path) -> None:
+    """Make sure that there is an interrupted run to resume.
+
+    Raises:
+        ResumeError: there is none.
+    """
+    if not partial_of(out).is_dir():
+        raise ResumeError(
+            f"resume: there is no {partial_of(out)}; what an interrupted run left is needed. "
+            "Give the --out of that run, or run without --resume."
+        )
+
+
+def _lock(folder: Path) -> int:
+    """Lock the folder itself: no lock file is left over, and the system unlocks it even when a process is killed."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        held = False
+    except OSError:  # a disk that knows no locks
+        held = True
+    else:
+        # Between open and lock the other run may have finished: then this name is gone, or is another folder's.
+        held = folder.exists() and os.path.samestat(os.fstat(descriptor), folder.stat())
+    if not held:
+        os.close(descriptor)
+        raise OutputError(
+            f"output: another run is working in {folder}; a folder of one's own is needed. "
+            "Choose another --out, or wait until it ends."
+        )
+    return descriptor
+
+
+def _check_same(now: Mapping[str, Any], then: Mapping[str, Any], folder: Path) -> None:
+    for key in sorted({*now, *then}):
+        if now.get(key) != then.get(key):
+            raise ResumeError(
+                f"resume: {folder} was started with other settings ({key} was {then.get(key)}, is {now.get(key)}); "
+                "the same settings are needed to go on. Repeat them, or run without --resume to start again."
+            )
+
+
+def _read_keys(path: Path) -> dict[str, Any]:
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise _damaged(path, TypeError("keys with values are expected"))
+    return found
+
+
+def _damaged(path: Path, error: Exception) -> ResumeError:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0].split("; ")[0]
+    return ResumeError(
+        f"resume: {path} cannot be read ({reason}); what the earlier run wrote is needed, undamaged. "
+        "Remove it to compute it again, or run without --resume to start again."
+    )
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _link_or_copy(source: str, target: str) -> None:
+    """A second name for a file where the disk allows one: weights are large."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def write_json(value: Any, path: Path) -> None:
@@ -151,8 +311,15 @@ def write_json(value: Any, path: Path) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Read a plain value back."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Read a plain value back.
+
+    Raises:
+        ResumeError: the file is missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise _damaged(path, error) from error
 
 
 def write_whole(path: Path, text: str) -> None:

@@ -7,8 +7,11 @@ Each command parses, calls the library once, and renders. The library is importe
 from __future__ import annotations
 
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +31,11 @@ from .options import (
     repair_options,
 )
 
-INTERRUPTED = 130  # 128 + SIGINT, as shells count
+INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM  # as shells count
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: what Ctrl-C cleans up is cleaned up then too."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -37,7 +44,7 @@ def aird_mlx() -> None:
     """Compress a chat model, measure what that did to its refusals, and repair them in the weights.
 
     Exit codes: 0 all gates passed; 1 error; 2 usage; 3 a safety gate failed; 4 a utility or parity gate
-    failed; 130 interrupted.
+    failed; 130 interrupted; 143 terminated.
     """
 
 
@@ -69,7 +76,8 @@ def repair(
         return 0
     with render.StageProgress(quiet=as_json) as progress:
         report = repair_model(settings, progress=progress)
-    render.show_report(report, as_json)
+    with _leaving_reader():
+        render.show_report(report, as_json)
     return report.exit_code
 
 
@@ -106,6 +114,8 @@ def export(model_folder: Path, outfile: str | None, outtype: str) -> int:
 
     name = outfile or str(model_folder / f"{model_folder.resolve().name}-{{FTYPE}}.gguf")
     path = Path(name.replace("{ftype}", outtype).replace("{FTYPE}", outtype.upper()))
+    if path.is_dir():
+        raise click.UsageError(f"--outfile {name!r} is a folder; the name of a file is needed.")
     with render.StageProgress() as progress:
         written = export_gguf(model_folder, path, outtype, progress=partial(progress, "export"))
     render.show_export(written)
@@ -122,7 +132,8 @@ def report(folder: Path, as_json: bool) -> int:
     from . import render
 
     found = read_report(folder)
-    render.show_report(found, as_json)
+    with _leaving_reader():
+        render.show_report(found, as_json)
     return found.exit_code
 
 
@@ -180,10 +191,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the caller; click and rich need something to write to
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     try:
-        code: int = aird_mlx.main(arguments, prog_name="aird-mlx", standalone_mode=False)
-        sys.stdout.flush()
-        return code or 0
+        with _termination():
+            code: int = aird_mlx.main(arguments, prog_name="aird-mlx", standalone_mode=False)
+            sys.stdout.flush()
+            return code or 0
     except AirdError as error:
         return fail(str(error), error.exit_code)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -194,18 +209,48 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return fail(f"{error.format_message()} See `{where} --help`.", error.exit_code)
     except click.ClickException as error:
         return fail(error.format_message(), error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        return fail(
-            "interrupted; no partial output is left. Run again with --resume to go on after the last finished stage.",
-            INTERRUPTED,
-        )
+    except (click.Abort, KeyboardInterrupt) as error:
+        cause = error.__cause__ if isinstance(error, click.Abort) else error
+        word, code = ("terminated", TERMINATED) if isinstance(cause, Terminated) else ("interrupted", INTERRUPTED)
+        return fail(f"{word}: {cause}" if str(cause or "") else f"{word}.", code)
     except BrokenPipeError:
-        # Whoever read our output has seen enough. Python flushes stdout again at exit: let that go nowhere.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _drop_output()
         return 1
     except OSError as error:
         about = f": {error.filename}" if error.filename else ""
         return fail(f"system: {error.strerror or error}{about}. Free space or change permissions, then run again.", 1)
+
+
+@contextmanager
+def _leaving_reader() -> Iterator[None]:
+    """While it lasts, whoever reads our output may have seen enough: the exit code is that of the work."""
+    try:
+        yield
+        sys.stdout.flush()
+    except (BrokenPipeError, SystemExit):  # rich makes the one the other
+        _drop_output()
+
+
+def _drop_output() -> None:
+    """Python flushes stdout again at exit: let that go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+@contextmanager
+def _termination() -> Iterator[None]:
+    """While it lasts, SIGTERM raises `Terminated`; only the main thread may ask for signals."""
+
+    def stop(_signal: int, _frame: object) -> None:
+        raise Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def fail(message: str, code: int) -> int:

@@ -30,7 +30,7 @@ def read_config(context: click.Context, parameter: click.Parameter, path: Path |
     """Take the defaults of a command's options from a TOML table; what is said on the command line wins.
 
     Raises:
-        click.BadParameter: the file cannot be read, is not TOML, or has a key that is no option.
+        click.BadParameter: the file cannot be read, is not TOML, or has a key or a value that is no option's.
     """
     if path is None:
         return None
@@ -47,18 +47,36 @@ def read_config(context: click.Context, parameter: click.Parameter, path: Path |
             context,
             parameter,
         )
-    context.default_map = {known[key]: value for key, value in table.items()}
+    context.default_map = {}
+    for key, value in table.items():
+        option = known[key]
+        types, needed = _toml_types(option)
+        values = value if option.multiple and isinstance(value, list) else [value]
+        if not all(type(one) in types and one == one for one in values):  # nan is not itself
+            raise click.BadParameter(f"{path} has {key} = {value!r}; {needed} is needed.", context, parameter)
+        context.default_map[str(option.name)] = values if option.multiple else value
     return path
 
 
-def _config_keys(command: click.Command) -> dict[str, str]:
-    """Option words without their dashes, each with the parameter it sets."""
+def _toml_types(option: click.Option) -> tuple[tuple[type, ...], str]:
+    """What an option takes in TOML, and in words: click makes a text of anything, and a whole number of 4.5."""
+    if option.is_flag:
+        return (bool,), "true or false"
+    if isinstance(option.type, click.types.FloatParamType):
+        return (int, float), "a number"
+    if isinstance(option.type, click.types.IntParamType):
+        return (int,), "a whole number"
+    return (str,), "a text, or a list of texts," if option.multiple else "a text"
+
+
+def _config_keys(command: click.Command) -> dict[str, click.Option]:
+    """Option words without their dashes, each with its option."""
     keys = {}
     for parameter in command.params:
         if isinstance(parameter, click.Option) and parameter.name not in ("config", "help"):
             for word in parameter.opts:
                 if word.startswith("--"):
-                    keys[word.removeprefix("--")] = str(parameter.name)
+                    keys[word.removeprefix("--")] = parameter
     return keys
 
 
@@ -188,7 +206,7 @@ repair_options = with_options(
     click.option("--out", type=FILE, metavar="DIR", help="Output folder; must not exist.  [default: by model name]"),
     click.option("--mlx-path", type=FILE, metavar="DIR", help="Where the MLX folder goes.  [default: OUT/mlx]"),
     click.option("--resume", is_flag=True, help="Continue an interrupted run in the same output folder."),
-    click.option("--dry-run", is_flag=True, help="Say what would be done, load no weights, write nothing."),
+    click.option("--dry-run", is_flag=True, help="Check everything, say what would be done, write nothing."),
     config_option,
     json_option,
 )

@@ -168,13 +168,27 @@ def test_config_sets_options_and_command_line_wins(tmp_path: Path) -> None:
         ("sparsity = 2.0", "sparsity"),
         ('limit = "many"', "limit"),
         ('gguf = ["q4_k"]', "gguf"),
+        ("sparsity = [1, 2]", "sparsity = [1, 2]; a number is needed"),
+        ("sparsity = true", "sparsity = True; a number"),
+        ("sparsity = nan", "sparsity = nan; a number"),
+        ("limit = 2020-01-01", "limit = datetime.date(2020, 1, 1); a whole number"),
+        ("limit = 4.5", "limit = 4.5; a whole number"),
+        ("limit = true", "limit = True; a whole number"),
+        ("resume = 3", "resume = 3; true or false"),
+        ("harmful = 3", "harmful = 3; a text"),
+        ("out = 3", "out = 3; a text"),
+        ('harmful = ["a.txt"]', "harmful = ['a.txt']; a text"),
+        ("gguf = [16]", "gguf = [16]; a text, or a list of texts, is needed"),
+        ("model = 1", "model = 1; a text"),
     ],
 )
 def test_bad_config_is_one_line(text: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "run.toml"
     path.write_text(text)
     code = main(["repair", "demo", "--config", str(path)])
-    assert said in check_one_line(code, 2, capsys.readouterr().err)
+    line = check_one_line(code, 2, capsys.readouterr().err)
+    assert said in line
+    assert " = " not in said or str(path) in line
 
 
 def test_model_on_the_command_line_wins_over_the_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -182,6 +196,13 @@ def test_model_on_the_command_line_wins_over_the_config(tmp_path: Path, capsys: 
     path.write_text('model = "/no/such/config-model"\n')
     assert main(["repair", "/no/such/argument", "--config", str(path)]) == 1
     assert "/no/such/argument" in capsys.readouterr().err
+
+
+def test_list_of_one_in_the_config_needs_no_brackets(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text('gguf = "q8_0"\nsparsity = 0\n')
+    given = parse_repair("demo", "--config", str(path))
+    assert (given["gguf"], given["sparsity"]) == (("q8_0",), 0.0)
 
 
 @pytest.mark.parametrize("word", ["--model", "--hf-path"])
@@ -287,14 +308,58 @@ def test_interrupt_is_one_line_and_leaves_no_output(tmp_path: Path) -> None:
         [*COMMAND, "repair", "demo", "--out", str(out)], stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     assert process.stderr is not None
-    first = process.stderr.readline()  # a stage is done, so the next is under way
+    first = process.stderr.readline()
+    while not (tmp_path / "out.partial" / "timings.json").exists():  # a stage is kept, so the next is under way
+        time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     _, error = process.communicate(timeout=120)
     assert first.startswith("done")
     assert process.returncode == 130
-    assert error.strip().splitlines()[-1].startswith("error: interrupted")
+    assert (
+        error.strip().splitlines()[-1].startswith(f"error: interrupted: the finished stages are kept in {out}.partial")
+    )
     assert "Traceback" not in error
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("sent", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_signal_before_a_finished_stage_leaves_nothing_and_advises_nothing(
+    sent: signal.Signals, code: int, word: str, tmp_path: Path
+) -> None:
+    process = subprocess.Popen(
+        [*COMMAND, "repair", "demo", "--out", str(tmp_path / "new" / "out")], stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "new" / "out.partial" / "settings.json").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(sent)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert error.strip() == f"error: {word}."
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("outfile", [".", "/", "folder"])
+def test_export_to_a_folder_is_one_line(
+    outfile: str,
+    model_folder: Callable[..., Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    code = main(["export", str(model_folder()), "--outfile", outfile])
+    assert f"--outfile {outfile!r} is a folder" in check_one_line(code, 2, capsys.readouterr().err)
+
+
+def test_closed_stdout_is_no_traceback() -> None:
+    done = subprocess.run(
+        f"{sys.executable} -m aird_mlx_cli --version >&-", shell=True, stderr=subprocess.PIPE, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_choose_model_takes_either() -> None:

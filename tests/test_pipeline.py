@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,7 +21,7 @@ import pytest
 
 from aird_mlx.errors import AirdError, DirectionError, OutputError, PromptError, ResumeError, UsageError
 from aird_mlx.gguf_export import is_available
-from aird_mlx.model import load
+from aird_mlx.model import DEMO_FOLDER, load
 from aird_mlx.pipeline import RepairSettings, output_folder, plan_repair, repair_model
 from aird_mlx.report import Report, from_json
 
@@ -185,6 +187,66 @@ def test_model_that_never_refuses_is_said_to_have_nothing_to_repair(
     with pytest.raises(DirectionError, match="no refusal to repair"):
         repair_model(settings)
     assert not (tmp_path / "out").exists()
+    assert not (tmp_path / "out.partial").exists(), "resuming could only end the same way"
+
+
+def interrupt(stage: str, done: int, total: int) -> None:
+    """A progress callback that is Ctrl-C in the first stage."""
+    raise KeyboardInterrupt
+
+
+def interrupt_after(stage: str) -> Callable[[str, int, int], None]:
+    """A progress callback that is Ctrl-C in the first step after ``stage``."""
+    seen = []
+
+    def progress(now: str, done: int, total: int) -> None:
+        seen.append(now)
+        if stage in seen and now != stage:
+            raise KeyboardInterrupt
+
+    return progress
+
+
+def test_interruption_says_truly_what_is_left(tmp_path: Path) -> None:
+    settings = RepairSettings(**QUICK, out=tmp_path / "new" / "out")
+    with pytest.raises(KeyboardInterrupt) as raised:
+        repair_model(settings, progress=interrupt)
+    assert str(raised.value) == ""
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(KeyboardInterrupt, match=r"kept in .*out\.partial.*--resume"):
+        repair_model(settings, progress=interrupt_after("dense answers"))
+    assert (tmp_path / "new" / "out.partial" / "answers.json").exists()
+
+
+def test_resume_sees_that_a_file_or_the_model_has_changed(tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(DEMO_FOLDER, model)
+    calibration = tmp_path / "texts.txt"
+    calibration.write_text("one\ntwo\nthree\nfour\nfive\n")
+    settings = RepairSettings(
+        **QUICK | {"model": str(model)},
+        harmful=write_demo_prompts(tmp_path, "harmful"),
+        harmless=write_demo_prompts(tmp_path, "harmless"),
+        calibration=calibration,
+        out=tmp_path / "out",
+    )
+    with pytest.raises(KeyboardInterrupt):
+        repair_model(settings, progress=interrupt_after("dense answers"))
+    again = dataclasses.replace(settings, resume=True)
+    for path, said in [
+        (calibration, "content of calibration"),
+        (model / "config.json", "content of the model's config.json"),
+        (model / "model.safetensors", "size and time of the model's model.safetensors"),
+    ]:
+        content, times = path.read_bytes(), path.stat()
+        path.write_bytes(content if path.suffix == ".safetensors" else content + b"\n\n ")
+        with pytest.raises(ResumeError, match=f"{said} was") as raised:
+            repair_model(again)
+        assert "\n" not in str(raised.value)
+        path.write_bytes(content)
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    with pytest.raises(KeyboardInterrupt):
+        repair_model(again, progress=interrupt)
 
 
 def test_test_prompts_that_the_dense_model_answers_are_no_test_of_refusals(tmp_path: Path) -> None:
@@ -222,6 +284,40 @@ def test_bad_settings_are_one_line_and_leave_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("act", [repair_model, plan_repair])
+@pytest.mark.parametrize(
+    ("changes", "kind", "said"),
+    [
+        ({"out": Path("there")}, OutputError, "there exists already"),
+        ({"out": Path("file/out")}, OutputError, "file is a file"),
+        ({"mlx_path": Path("there")}, OutputError, "there exists already.*--mlx-path"),
+        ({"mlx_path": Path("file/mlx")}, OutputError, "file is a file.*--mlx-path"),
+        ({"mlx_path": Path("out")}, UsageError, "--mlx-path is out"),
+        ({"mlx_path": Path("out/sub/mlx")}, UsageError, "--mlx-path is out/sub/mlx"),
+        ({"mlx_path": Path("out.partial/mlx")}, UsageError, "--mlx-path is out.partial/mlx"),
+        ({"out": Path("model/out"), "mlx_path": Path("model")}, UsageError, "--out is model/out"),
+        ({"resume": True}, ResumeError, "there is no out.partial"),
+        ({"harmful": Path("no.txt")}, PromptError, "no.txt"),
+    ],
+)
+def test_what_cannot_end_well_is_refused_before_a_model_is_loaded(
+    act: Callable[[RepairSettings], Any],
+    changes: dict[str, Any],
+    kind: type[AirdError],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("there").mkdir()
+    Path("file").write_text("")
+    settings = RepairSettings(**{"model": "/no/such/model", "out": Path("out")} | changes)
+    with pytest.raises(kind, match=said) as raised:
+        act(settings)
+    assert "\n" not in str(raised.value)
+    assert {path.name for path in tmp_path.iterdir()} == {"there", "file"}
+
+
 def test_existing_output_folder_is_refused_before_anything_runs(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="exists already"):
         repair_model(RepairSettings(model="demo", out=tmp_path))
@@ -243,19 +339,28 @@ def test_default_output_folder_is_named_after_the_job_and_free(tmp_path: Path, m
     assert output_folder(settings) == Path("demo-wanda-2of4-repaired-2")
 
 
-def test_prompt_files_replace_the_built_in_sets(tmp_path: Path) -> None:
+def write_demo_prompts(folder: Path, kind: str) -> Path:
+    """60 prompts that the demo model was not trained on."""
     from aird_mlx.demo.language import prompts
 
-    for kind in ("harmful", "harmless"):
-        rows = [json.dumps({"prompt": prompt}) for prompt in prompts(kind, "validation", 60, 5)]
-        (tmp_path / f"{kind}.jsonl").write_text("\n".join(rows))
+    rows = [json.dumps({"prompt": prompt}) for prompt in prompts(kind, "validation", 60, 5)]
+    (folder / f"{kind}.jsonl").write_text("\n".join(rows))
+    return folder / f"{kind}.jsonl"
+
+
+def test_prompt_files_replace_the_built_in_sets(tmp_path: Path) -> None:
     settings = RepairSettings(
         **QUICK | {"limit": None, "rule": "restore"},
-        harmful=tmp_path / "harmful.jsonl",
-        harmless=tmp_path / "harmless.jsonl",
+        harmful=write_demo_prompts(tmp_path, "harmful"),
+        harmless=write_demo_prompts(tmp_path, "harmless"),
         out=tmp_path / "out",
+        mlx_path=tmp_path / "models" / "mine",
     )
     report = repair_model(settings)
     harmful = report.stage("repaired").refusal.harmful
     assert harmful is not None
     assert harmful.n == 24
+    assert report.written["mlx"] == str(tmp_path / "models" / "mine")
+    assert load(tmp_path / "models" / "mine").parameters > 100_000
+    assert not (tmp_path / "out" / "mlx").exists()
+    assert [path.name for path in (tmp_path / "models").iterdir()] == ["mine"]

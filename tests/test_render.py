@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
+import subprocess
+import sys
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -259,3 +262,19 @@ def test_bad_report_is_one_line(content: str | None, tmp_path: Path) -> None:
     with pytest.raises(AirdError, match=r"^report: [^\n]+$") as raised:
         read_report(tmp_path)
     assert str(tmp_path / "report.json") in str(raised.value)
+
+
+@pytest.mark.parametrize("form", [[], ["--json"]])
+def test_closed_pipe_keeps_the_exit_code_of_the_run(form: list[str], report: Report, tmp_path: Path) -> None:
+    (tmp_path / "report.json").write_text(to_json(report))
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as closed:
+        done = subprocess.run(
+            [sys.executable, "-m", "aird_mlx_cli", "report", str(tmp_path), *form],
+            stdout=closed,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (3, "")

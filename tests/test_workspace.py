@@ -20,8 +20,15 @@ from aird_mlx.workspace import Workspace, read_json, write_json
 SETTINGS = {"model": "demo", "seed": 0}
 
 
+open_now: list[Workspace] = []
+
+
 def start(tmp_path: Path, *, resume: bool = False, **changes: Any) -> Workspace:
-    return Workspace(tmp_path / "out", SETTINGS | changes, resume=resume)
+    """A new run, as in a new process: the one before it has ended."""
+    while open_now:
+        open_now.pop().close()
+    open_now.append(Workspace(tmp_path / "out", SETTINGS | changes, resume=resume))
+    return open_now[-1]
 
 
 def run(workspace: Workspace, value: Any, calls: list[Any], name: str = "direction") -> Any:
@@ -72,12 +79,15 @@ def test_result_is_what_the_file_says_in_the_first_run_too(tmp_path: Path) -> No
     assert run(start(tmp_path), (1, 2), []) == [1, 2], "a resumed run could not go on from a tuple"
 
 
-@pytest.mark.parametrize("settings", ['{"model": "other"}', ""])
-def test_resume_with_other_settings_is_refused(tmp_path: Path, settings: str) -> None:
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [('{"model": "other", "seed": 0}', "model was other, is demo"), ("", "settings.json"), ("1", "settings.json")],
+)
+def test_resume_with_other_settings_is_refused(tmp_path: Path, settings: str, said: str) -> None:
     workspace = start(tmp_path)
     run(workspace, 1, [])
     (workspace.folder / "settings.json").write_text(settings)
-    with pytest.raises(ResumeError, match=r"^resume: .*other settings") as raised:
+    with pytest.raises(ResumeError, match=rf"^resume: .*{said}") as raised:
         start(tmp_path, resume=True)
     assert "\n" not in str(raised.value)
     assert (workspace.folder / "direction.json").exists(), "a refused resume must not throw work away"
@@ -85,7 +95,7 @@ def test_resume_with_other_settings_is_refused(tmp_path: Path, settings: str) ->
 
 def test_resume_with_another_seed_is_refused(tmp_path: Path) -> None:
     start(tmp_path)
-    with pytest.raises(ResumeError):
+    with pytest.raises(ResumeError, match="seed was 0, is 1"):
         start(tmp_path, resume=True, seed=1)
 
 
@@ -95,8 +105,131 @@ def test_resume_of_a_folder_without_settings_is_refused(tmp_path: Path) -> None:
         start(tmp_path, resume=True)
 
 
-def test_resume_without_an_earlier_run_starts_one(tmp_path: Path) -> None:
-    assert run(start(tmp_path, resume=True), 5, []) == 5
+def test_resume_without_an_earlier_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ResumeError, match=r"^resume: there is no .*out\.partial"):
+        start(tmp_path, resume=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_second_run_in_the_same_output_is_refused_and_harms_nothing(tmp_path: Path, resume: bool) -> None:
+    first = start(tmp_path)
+    run(first, 1, [])
+    with pytest.raises(OutputError, match=r"^output: another run is working in .*out\.partial"):
+        Workspace(tmp_path / "out", SETTINGS, resume=resume)
+    assert files_of(first) == {"settings.json", "timings.json", "direction.json"}
+    first.finish(leave_out=())
+    assert {path.name for path in tmp_path.rglob("*")} == {"out", "direction.json"}, "a lock is left"
+
+
+def test_run_goes_on_after_one_that_was_killed(tmp_path: Path) -> None:
+    script = (
+        "import os, sys; from pathlib import Path; from aird_mlx.workspace import Workspace, write_json, read_json\n"
+        "workspace = Workspace(Path(sys.argv[1]), {'seed': 0}, resume=False)\n"
+        "workspace.stage('direction', 'direction.json', lambda: 1, write_json, read_json)\n"
+        "os.kill(os.getpid(), 9)"
+    )
+    assert subprocess.run([sys.executable, "-c", script, str(tmp_path / "out")], check=False).returncode == -9
+    workspace = Workspace(tmp_path / "out", {"seed": 0}, resume=True)
+    assert run(workspace, 2, []) == 1
+    workspace.close()
+
+
+@pytest.mark.parametrize("name", ["direction.json", "timings.json", "settings.json"])
+def test_damaged_file_of_an_earlier_run_is_named(tmp_path: Path, name: str) -> None:
+    run(start(tmp_path), {"a": 1}, [])
+    os.truncate(tmp_path / "out.partial" / name, 3)
+    with pytest.raises(ResumeError, match=rf"^resume: .*{name} cannot be read") as raised:
+        run(start(tmp_path, resume=True), {"a": 1}, [])
+    assert "\n" not in str(raised.value)
+    assert str(raised.value).count("cannot be read") == 1
+
+
+def test_damaged_arrays_of_an_earlier_run_are_named(tmp_path: Path) -> None:
+    def stage() -> Any:
+        workspace = start(tmp_path, resume=(tmp_path / "out.partial").exists())
+        return workspace.stage(
+            "a", "a.safetensors", lambda: {"a": mx.zeros(100)}, write_arrays, lambda p: mx.load(str(p))
+        )
+
+    stage()
+    os.truncate(tmp_path / "out.partial" / "a.safetensors", 200)
+    with pytest.raises(ResumeError, match=r"a\.safetensors cannot be read"):
+        stage()
+
+
+def test_folder_of_somebody_else_is_not_emptied(tmp_path: Path) -> None:
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "thesis.txt").write_text("mine")
+    with pytest.raises(OutputError, match=r"^output: .*out\.partial holds files that no run left there"):
+        start(tmp_path)
+    assert (tmp_path / "out.partial" / "thesis.txt").read_text() == "mine"
+
+
+def test_output_that_appeared_meanwhile_costs_no_work(tmp_path: Path) -> None:
+    workspace = start(tmp_path)
+    run(workspace, 1, [])
+    (tmp_path / "out").mkdir()
+    with pytest.raises(OutputError, match=r"^output: .*out was made by somebody else.*--resume"):
+        workspace.finish(leave_out=("direction.json",))
+    assert files_of(workspace) == {"settings.json", "timings.json", "direction.json"}
+    (tmp_path / "out").rmdir()
+    start(tmp_path, resume=True).finish(leave_out=())
+    assert (tmp_path / "out" / "direction.json").exists()
+
+
+def test_folder_finishes_under_a_name_of_its_own(tmp_path: Path) -> None:
+    workspace = start(tmp_path)
+    workspace.write("mlx/config.json", 1, write_json)
+    workspace.finish(leave_out=(), elsewhere={"mlx": tmp_path / "model"})
+    names = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*")}
+    assert names == {"out", "model", "model/config.json"}
+
+
+def test_folder_whose_own_name_cannot_be_made_is_not_lost(tmp_path: Path) -> None:
+    workspace = start(tmp_path)
+    workspace.write("mlx/config.json", 1, write_json)
+    run(workspace, 1, [])
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match=r"^output: .*file/model\.partial cannot be written.*--mlx-path; --resume"):
+        workspace.finish(leave_out=(), elsewhere={"mlx": tmp_path / "file" / "model"})
+    assert (workspace.folder / "mlx" / "config.json").exists()
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "mine").write_text("")
+    with pytest.raises(OutputError, match=r"^output: .*taken cannot be written.*it is in .*out/mlx"):
+        workspace.finish(leave_out=(), elsewhere={"mlx": tmp_path / "taken"})
+    assert (workspace.out / "mlx" / "config.json").exists()
+    assert not list(tmp_path.glob("*.partial"))
+
+
+@pytest.mark.parametrize("out", [".", "/", "", "..", "new/..", "x" * 300])
+def test_name_that_cannot_be_a_new_folder_is_one_line(
+    out: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OutputError, match=r"^output: .*Choose another --out") as raised:
+        Workspace(Path(out), SETTINGS, resume=False)
+    assert "\n" not in str(raised.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_resume_is_advised_only_when_there_is_something_to_go_on_from(tmp_path: Path) -> None:
+    workspace = start(tmp_path)
+    for advised in (False, True):
+        with pytest.raises(OutputError) as raised, workspace.guarding():
+            raise OSError(errno.ENOSPC, "No space left on device")
+        assert ("--resume" in str(raised.value)) == advised
+        run(workspace, 1, [])
+
+
+def test_discard_removes_the_folders_that_were_made_for_the_output(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    Workspace(tmp_path / "mine" / "a" / "b" / "out", SETTINGS, resume=False).discard()
+    assert [path.name for path in tmp_path.rglob("*")] == ["mine"]
+    workspace = Workspace(tmp_path / "mine" / "a" / "out", SETTINGS, resume=False)
+    (tmp_path / "mine" / "a" / "other").write_text("")
+    workspace.discard()
+    assert [path.name for path in (tmp_path / "mine" / "a").iterdir()] == ["other"]
 
 
 def test_run_without_resume_starts_again(tmp_path: Path) -> None:
@@ -237,10 +370,12 @@ def test_full_disk_is_one_clear_error_and_the_run_can_go_on(small_disk: Path) ->
     assert not (workspace.folder / "weights.safetensors").exists()
     for path in workspace.folder.glob("writing-*"):
         path.unlink()
+    workspace.close()
     again = Workspace(small_disk / "out", SETTINGS, resume=True)
     calls: list[Any] = []
     assert run(again, 2, calls) == 1
     assert calls == []
+    again.close()
 
 
 def test_folder_that_cannot_be_made_is_one_clear_error(tmp_path: Path) -> None:
@@ -257,6 +392,6 @@ def test_discard_removes_the_working_folder_only(tmp_path: Path) -> None:
 
 
 def test_settings_are_compared_by_value_not_by_order(tmp_path: Path) -> None:
-    Workspace(tmp_path / "out", {"a": 1, "b": [2]}, resume=False)
-    Workspace(tmp_path / "out", {"b": [2], "a": 1}, resume=True)
+    Workspace(tmp_path / "out", {"a": 1, "b": (2,)}, resume=False).close()
+    Workspace(tmp_path / "out", {"b": (2,), "a": 1}, resume=True).close()
     assert json.loads((tmp_path / "out.partial" / "settings.json").read_text()) == {"a": 1, "b": [2]}
