@@ -25,7 +25,7 @@ from aird_mlx.model import DEMO_FOLDER, load
 from aird_mlx.pipeline import RepairSettings, output_folder, plan_repair, repair_model
 from aird_mlx.report import Report, from_json
 
-QUICK: dict[str, Any] = {"model": "demo", "limit": 16, "gguf": (), "max_new_tokens": 32}
+QUICK: dict[str, Any] = {"model": "demo", "limit": 16, "gguf": (), "max_new_tokens": 32, "rule": "reconstruct"}
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +159,7 @@ def test_interrupted_run_leaves_no_output_and_resumes_to_the_same_figures_and_fi
         "--pattern",
         "2:4",
     ]
-    command += ["--limit", "16", "--gguf", "none", "--max-new-tokens", "32", "--out", str(out)]
+    command += ["--limit", "16", "--gguf", "none", "--max-new-tokens", "32", "--rule", "reconstruct", "--out", str(out)]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     waiting_for = tmp_path / "out.partial" / "direction.safetensors"
     deadline = time.monotonic() + 300
@@ -253,7 +253,7 @@ def test_test_prompts_that_the_dense_model_answers_are_no_test_of_refusals(tmp_p
     from aird_mlx.demo.language import prompts
 
     (tmp_path / "benign.txt").write_text("\n".join(prompts("twin", "test", 20, 77)))
-    settings = RepairSettings(**QUICK, rule="restore", test_harmful=tmp_path / "benign.txt", out=tmp_path / "out")
+    settings = RepairSettings(**QUICK | {"rule": "restore"}, test_harmful=tmp_path / "benign.txt", out=tmp_path / "out")
     with pytest.raises(DirectionError, match="refuses 0% of the harmful prompts"):
         repair_model(settings)
 
