@@ -52,12 +52,10 @@ from aird_mlx.report import (
     Utility,
     to_json,
 )
-from aird_mlx.settings import EvaluationSettings, check_evaluation, read_system_prompt, settings_record
-from aird_mlx.workspace import write_whole
+from aird_mlx.settings import EvaluationSettings, Progress, check_evaluation, read_system_prompt, settings_record
+from aird_mlx.workspace import write_text
 
 __all__ = ["EvaluationSettings", "evaluate_model"]
-
-Progress = Callable[[str, int, int], None]
 
 
 def evaluate_model(settings: EvaluationSettings, *, progress: Progress = lambda stage, done, total: None) -> Evaluation:
@@ -88,7 +86,6 @@ class _Run:
         self.progress = progress
         self.notes: list[str] = []
         self.timings: dict[str, float] = {}
-        self.is_gguf = settings.is_gguf
         self.attacks = plan_attacks(
             settings.attack,
             system_prompt=read_system_prompt(settings.system_prompt),
@@ -110,7 +107,7 @@ class _Run:
         self.earlier = None if settings.against is None else read_evaluation(settings.against)
         self.chat: Chat = (
             GgufChat(Path(settings.model).expanduser())
-            if self.is_gguf
+            if settings.is_gguf
             else MlxChat.load(
                 settings.model,
                 revision=settings.revision,
@@ -126,12 +123,12 @@ class _Run:
         """Refusals first, then the second judge, then utility."""
         for path in (self.settings.out, self.settings.save_answers):
             if path is not None:
-                write_whole(path, "")  # a place that cannot be written is found now, not after all the answers
+                write_text(path, "")  # a place that cannot be written is found now, not after all the answers
                 path.unlink()
         sets = self._judge(self._ask())
         evaluation = Evaluation(
             model=self.settings.model,
-            format="gguf" if self.is_gguf else "mlx",
+            format="gguf" if self.settings.is_gguf else "mlx",
             settings=settings_record(self.settings),
             environment=describe_environment(self.settings.seed),
             sets=sets,
@@ -143,7 +140,7 @@ class _Run:
             timings=self.timings,
         )
         if self.settings.out is not None:
-            write_whole(self.settings.out, to_json(evaluation))
+            write_text(self.settings.out, to_json(evaluation))
         return evaluation
 
     def _ask(self) -> list[Asked]:
@@ -206,7 +203,7 @@ class _Run:
         if self.settings.save_answers is not None:
             rows = [row for one, judged in zip(asked, sets, strict=True) for row in answer_rows(one, judged)]
             lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-            write_whole(self.settings.save_answers, "".join(lines))
+            write_text(self.settings.save_answers, "".join(lines))
         return sets
 
     def _utility(self) -> Utility | None:

@@ -25,13 +25,15 @@ from aird_mlx.direction import (
     save_direction,
 )
 from aird_mlx.errors import ModelError, OutputError, UsageError
-from aird_mlx.inputs import gather_inputs
+from aird_mlx.inputs import Inputs, gather_inputs
 from aird_mlx.model import ChatModel, load
 from aird_mlx.prompts import render_prompt
 from aird_mlx.reference import MAX_NEW_TOKENS, Reference, ask_reference
 from aird_mlx.report import ComparisonReport, DirectionReport, Estimate, PlaceFigures, ScoredDirection, to_json
-from aird_mlx.stages import DIRECTION_PROMPTS, Progress, measure_on_reference
+from aird_mlx.settings import Progress
+from aird_mlx.stages import DIRECTION_PROMPTS, measure_on_reference
 from aird_mlx.verdict import comparison_in_words, selection_in_words
+from aird_mlx.workspace import write_text, write_whole
 
 
 def report_direction(
@@ -63,7 +65,7 @@ def report_direction(
     _check_file(out, ".safetensors")
     loaded = load(model, revision=revision, trust_remote_code=trust_remote_code)
     inputs = gather_inputs(model, seed, harmful=harmful, harmless=harmless, twins=twins)
-    reference = _ask(Reference(loaded, inputs, {}), progress)
+    reference = _ask(loaded, inputs, progress)
     measured = measure_on_reference(loaded, reference, _step(progress, "direction"))
     resampled = measured.scores.resampled(seed=seed)
     best = _winner(measured)
@@ -71,7 +73,7 @@ def report_direction(
     selected = scored[best]
     ranked = sorted(scored, key=lambda one: (not one.survived, one.kl.value > MAXIMUM_KL, one.bypass.value))
     if out is not None:
-        _write(out, lambda path: save_direction(measured.direction, path))
+        write_whole(out, lambda path: save_direction(measured.direction, path))
     return DirectionReport(
         model=model,
         seed=seed,
@@ -124,7 +126,7 @@ def compare_models(
     one, two = (load(name, trust_remote_code=trust_remote_code) for name in (dense, other))
     _check_shapes(one, two)
     inputs = gather_inputs(dense, seed, harmful=harmful, harmless=harmless)
-    reference = _ask(Reference(one, inputs, {}), progress)
+    reference = _ask(one, inputs, progress)
     measured = [
         measure_on_reference(model, reference, _step(progress, f"direction of {name}"))
         for model, name in ((one, "DENSE"), (two, "OTHER"))
@@ -169,22 +171,22 @@ def compare_models(
     if image is not None:
         _draw(report, image)
     if out is not None:
-        _write(out, lambda path: path.write_text(to_json(report), encoding="utf-8"))
+        write_text(out, to_json(report))
     return report
 
 
-def _ask(reference: Reference, progress: Progress) -> Reference:
-    """The model's answers to what its refusal tokens are found with."""
+def _ask(model: ChatModel, inputs: Inputs, progress: Progress) -> Reference:
+    """The model as reference, with its answers to what its refusal tokens are found with."""
     answers = ask_reference(
-        reference.model,
-        reference.inputs,
+        model,
+        inputs,
         max_new_tokens=MAX_NEW_TOKENS,
         batch_size=64,
         kinds=("harmful", "harmless"),
         parts=("find",),
         progress=_step(progress, "answers"),
     )
-    return Reference(reference.model, reference.inputs, answers)
+    return Reference(model, inputs, answers)
 
 
 def _step(progress: Progress, stage: str) -> Callable[[int, int], None]:
@@ -198,21 +200,6 @@ def _check_file(path: Path | None, suffix: str) -> None:
         raise UsageError(f"output: {path} ends in {path.suffix!r}; {suffix} is needed. Rename it.")
     if not path.parent.is_dir():
         raise OutputError(f"output: there is no folder {path.parent}; an existing one is needed. Create it.")
-
-
-def _write(path: Path, write: Callable[[Path], object]) -> None:
-    """Write under a temporary name and rename."""
-    partial = path.with_name(f"writing-{path.name}")
-    try:
-        write(partial)
-        partial.replace(path)
-    except (OSError, RuntimeError) as error:  # a safetensors file that cannot be written is a RuntimeError
-        raise OutputError(
-            f"output: {path} cannot be written ({str(error).splitlines()[0]}); a writable place is needed. "
-            "Choose another."
-        ) from error
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _check_shapes(dense: ChatModel, other: ChatModel) -> None:

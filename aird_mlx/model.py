@@ -114,8 +114,7 @@ class ChatModel:
     @property
     def context_length(self) -> int | None:
         """Most tokens of prompt and answer together, None if the config names no limit."""
-        found = self.config.get("max_position_embeddings")
-        return found if isinstance(found, int) else None
+        return context_length(self.config)
 
     @property
     def parameters(self) -> int:
@@ -235,6 +234,12 @@ def _unusable(config: Path, error: BaseException) -> ModelError:
         f"model: {config} cannot be used ({type(error).__name__}: {_reason(error)}); every setting of its model type, "
         "with a value of the right kind, is needed. Download it again."
     )
+
+
+def context_length(config: Mapping[str, Any]) -> int | None:
+    """Most tokens of prompt and answer together, None if the config names no limit; some nest it in ``text_config``."""
+    found = config.get("max_position_embeddings", (config.get("text_config") or {}).get("max_position_embeddings"))
+    return found if isinstance(found, int) else None
 
 
 def _rope(config: Mapping[str, Any]) -> dict[str, Any]:

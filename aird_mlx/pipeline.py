@@ -33,9 +33,16 @@ from aird_mlx.repair import fits_in_memory
 from aird_mlx.report import RepairFigures, Report, Stage, from_json, to_json
 from aird_mlx.report_page import to_markdown, to_model_card
 from aird_mlx.search import choose_repair, plans_for, trial_rows
-from aird_mlx.settings import RepairSettings, check_places, check_settings, output_folder, pruning_words
-from aird_mlx.stages import (
+from aird_mlx.settings import (
     Progress,
+    RepairSettings,
+    check_places,
+    check_settings,
+    output_folder,
+    pruning_words,
+    settings_record,
+)
+from aird_mlx.stages import (
     direction_figures,
     evaluate_dense,
     evaluate_exported,
@@ -323,11 +330,8 @@ class _Run:
         return lambda done, total: self.progress(stage, done, total)
 
     def _report(self, direction: Direction, stages: list[Stage], repair: RepairFigures) -> Report:
-        settings = {
-            name: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
-            for name, value in dataclasses.asdict(self.settings).items()
-            if name not in ("resume", "dry_run")
-        }
+        settings = settings_record(self.settings)
+        settings = {name: value for name, value in settings.items() if name not in ("resume", "dry_run")}
         exported = (note for stage in stages for note in stage.notes)
         out = self.workspace.out
         written = {"mlx": str(self.settings.mlx_path or out / "mlx"), "report": str(out / "report.json")}

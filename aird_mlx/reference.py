@@ -92,12 +92,12 @@ class Reference:
                     f"direction: no {kind} prompts are left to find a direction with; some are needed. Give prompts "
                     f"with --{kind} that are not test prompts."
                 )
-            refused = [judge_answer(decode(self.model, tokens)) == REFUSAL for tokens in self.answers[kind]["find"]]
+            refused = self._refused(kind, "find")
             rates[kind] = sum(refused) / len(refused)
             asked = zip(self.prompts(kind, "find"), refused, strict=True)
             prompts[kind] = [ids for ids, is_refusal in asked if is_refusal == (kind == "harmful")][:OPENING_PROMPTS]
         # Test prompts that are not refused to begin with would let any repair pass.
-        tested = [judge_answer(decode(self.model, tokens)) == REFUSAL for tokens in self.answers["harmful"]["test"]]
+        tested = self._refused("harmful", "test")
         rates["harmful"] = min(rates["harmful"], sum(tested) / len(tested) if tested else 1.0)
         if rates["harmful"] < LEAST_REFUSALS:
             raise DirectionError(
@@ -111,6 +111,9 @@ class Reference:
                 "that answers them is needed. Check the prompts given with --harmless."
             )
         return refusal_tokens(*(last_logits(self.model, prompts[kind]) for kind in ("harmful", "harmless")))
+
+    def _refused(self, kind: str, part: str) -> list[bool]:
+        return [judge_answer(decode(self.model, tokens)) == REFUSAL for tokens in self.answers[kind][part]]
 
     def prompts(self, kind: str, part: str, most: int | None = None) -> list[list[int]]:
         """Token ids of the (first ``most``) prompts of one kind and part."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from aird_mlx.repair import RULES
 from aird_mlx.workspace import check_new_folder, check_started, partial_of
 
 GGUF_TYPES = ("f32", "f16", "q8_0")
+
+# How a long job says how far it is: stage, steps done, steps.
+Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -242,7 +246,7 @@ def read_system_prompt(given: str) -> str:
     return text.strip()
 
 
-def settings_record(settings: EvaluationSettings) -> dict[str, Any]:
+def settings_record(settings: RepairSettings | EvaluationSettings) -> dict[str, Any]:
     """The settings as plain values, for JSON."""
 
     def plain(value: Any) -> Any:

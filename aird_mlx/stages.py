@@ -20,11 +20,10 @@ from aird_mlx.model import ChatModel
 from aird_mlx.prompts import KINDS, post_instruction_tokens, render_text
 from aird_mlx.reference import Reference
 from aird_mlx.report import DirectionFigures, ParityFigures, RefusalRates, Stage, Utility
+from aird_mlx.settings import Progress
 
 # Prompts the means are taken over, and candidates are scored on (Arditi et al. 2024).
 DIRECTION_PROMPTS, SELECTION_PROMPTS = 128, 32
-
-Progress = Callable[[str, int, int], None]
 
 
 def measure_on_reference(model: ChatModel, reference: Reference, progress: Callable[[int, int], None]) -> Measurement:

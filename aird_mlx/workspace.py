@@ -13,7 +13,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -105,14 +106,8 @@ class Workspace:
     def write(self, file: str, value: T, write: Callable[[T, Path], None]) -> None:
         """Write a file of a stage, complete or not at all; a failed write leaves nothing that takes up space."""
         path = self.folder / file
-        partial = path.with_name("writing-" + path.name)
-        with self.guarding():
-            try:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write(value, partial)
-                partial.replace(path)
-            finally:
-                partial.unlink(missing_ok=True)
+        with self.guarding(), whole_file(path) as partial:
+            write(value, partial)
 
     def folder_stage(self, name: str, folder: str, make: Callable[[Path], None]) -> None:
         """A stage whose result is a folder that ``make`` creates in one go; skipped when it is there."""
@@ -322,21 +317,35 @@ def read_json(path: Path) -> Any:
         raise _damaged(path, error) from error
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file under a temporary name beside it and rename it, so that it is whole or not there.
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A name to write a file under, beside ``path``; it gets its own name at the end, or is not there at all."""
+    partial = path.with_name("writing-" + path.name)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Let ``write`` make a file that is whole or not there.
 
     Raises:
         OutputError: it cannot be written.
     """
-    partial = path.with_name(path.name + ".writing")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    except OSError as error:
+        with whole_file(path) as partial:
+            write(partial)
+    except (OSError, RuntimeError) as error:  # a safetensors file that cannot be written is a RuntimeError
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
         raise OutputError(
-            f"output: {path} cannot be written ({error.strerror or error}); a writable place with free space is "
-            "needed. Choose another name."
+            f"output: {path} cannot be written ({reason}); a writable place with free space is needed. Choose another "
+            "name."
         ) from error
-    finally:
-        partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """`write_whole` for text."""
+    write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def test_prompts_have_the_token_ids_of_the_model_they_were_exported_from(
     folder = model_folder()
     written = export_gguf(folder, tmp_path / "m.gguf", "f32")
     mlx = MlxChat.load(str(folder))
-    with GgufChat(written.path) as gguf:
+    with closing(GgufChat(written.path)) as gguf:
         assert gguf.context_length == mlx.context_length == 256
         for conversation in (
             [{"role": "user", "content": "How do I bake bread? \u00dc\n"}],
@@ -100,6 +101,6 @@ def test_unusable_template_is_one_line(model_folder: Callable[..., Path], tmp_pa
         path = folder / "tokenizer_config.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": template}))
         written = export_gguf(folder, tmp_path / f"{number}.gguf", "f32")
-        with pytest.raises(PromptError, match=said) as raised, GgufChat(written.path) as chat:
+        with pytest.raises(PromptError, match=said) as raised, closing(GgufChat(written.path)) as chat:
             chat.render([{"role": "user", "content": "x"}])
         assert "\n" not in str(raised.value)

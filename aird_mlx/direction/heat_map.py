@@ -11,6 +11,7 @@ from pathlib import Path
 
 from aird_mlx.direction.bootstrap import Floats
 from aird_mlx.errors import OutputError, UsageError
+from aird_mlx.workspace import whole_file
 
 SUFFIXES = (".png", ".svg")
 FRAMES = (("red", 3.0), ("darkorange", 1.5))
@@ -76,13 +77,10 @@ def draw_heat_map(
             figure.legend(loc="outside lower center", fontsize=8, ncols=1)
         # Dates and versions would make every image a different file.
         metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
-        partial = path.with_name(f"writing-{path.name}")
         try:
-            figure.savefig(partial, dpi=150, metadata=metadata)
-            partial.replace(path)
+            with whole_file(path) as partial:
+                figure.savefig(partial, dpi=150, metadata=metadata)
         except OSError as error:
             raise OutputError(
                 f"image: {path} cannot be written ({error.strerror}); a writable place is needed. Choose another."
             ) from error
-        finally:
-            partial.unlink(missing_ok=True)

@@ -16,7 +16,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from aird_mlx.activations import batch_sequences
 from aird_mlx.evaluation.generation import BATCH_SIZE, decode, generate_answers
 from aird_mlx.evaluation.utility import sequence_log_likelihoods, utility_batch_tokens
-from aird_mlx.model import find_folder, read_config, read_network
+from aird_mlx.model import context_length, find_folder, read_config, read_network
 from aird_mlx.prompts import render_messages
 
 
@@ -57,16 +57,15 @@ class MlxChat:
     @property
     def context_length(self) -> int | None:
         """Most tokens of prompt and answer together, None if the config names no limit."""
-        found = self._setting("max_position_embeddings")
-        return None if found is None else int(found)
+        return context_length(self.config)
 
     @property
     def tokens_per_batch(self) -> int:
         """How many tokens may be scored at once so that their logits stay small."""
-        return utility_batch_tokens(int(self._setting("vocab_size") or len(self.tokenizer.vocab)))
-
-    def _setting(self, key: str) -> Any:
-        return self.config.get(key, (self.config.get("text_config") or {}).get(key))
+        nested = self.config.get("text_config") or {}
+        return utility_batch_tokens(
+            int(self.config.get("vocab_size") or nested.get("vocab_size") or len(self.tokenizer.vocab))
+        )
 
     def render(self, messages: Sequence[Mapping[str, str]], prefill: str = "") -> list[int]:
         """Token ids up to where the model goes on writing: the answer's start, or the end of ``prefill``.

@@ -11,7 +11,6 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import jinja2
@@ -23,7 +22,7 @@ from aird_mlx.prompts import TEMPLATE_ERRORS
 
 
 class GgufChat:
-    """A file opened in llama.cpp; a context manager that frees it.
+    """A file opened in llama.cpp; `close` frees it.
 
     Args:
         path: the GGUF file.
@@ -49,14 +48,6 @@ class GgufChat:
             self.runtime.close()
             raise
         self._special = {f"{name}_token": self.runtime.special_text(name) for name in ("bos", "eos")}
-
-    def __enter__(self) -> GgufChat:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def close(self) -> None:
         """Free the file; safe to call twice."""

@@ -149,8 +149,7 @@ def _solve_refit(
                 direction=direction if is_writer else None,
                 beta=plan.strength if is_writer else 0.0,
             )
-            delta = (refitted - compressed.astype(mx.float32)).astype(compressed.dtype)
-            apply(LinearPatch(block, name, delta=delta))
+            apply(_replaced(model, block, name, refitted))
 
 
 def _solve_reconstruction(
@@ -161,8 +160,7 @@ def _solve_reconstruction(
     mx.eval(wanted)
     found = reconstruct_block(walks[1], wanted, steps=plan.steps, direction=direction, beta=plan.strength, seed=block)
     for name, weight in found.items():
-        compressed = model.linear(block, name).weight
-        apply(LinearPatch(block, name, delta=(weight - compressed.astype(mx.float32)).astype(compressed.dtype)))
+        apply(_replaced(model, block, name, weight))
 
 
 def _solve_distillation(
@@ -177,12 +175,14 @@ def _solve_distillation(
     reference.move_to(len(dense.blocks))
     with patched(model, start):
         found = distill(Walk(model, calibration), reference, plan.blocks, steps=plan.steps, progress=progress)
-    parts = []
-    for (block, name), weight in found.items():
-        compressed = model.linear(block, name).weight
-        delta = (weight - compressed.astype(mx.float32)).astype(compressed.dtype)
-        parts.append(LinearPatch(block, name, delta=delta))
-    return Patch(plan.rule, plan.strength, 0.0, tuple(parts))
+    parts = tuple(_replaced(model, block, name, weight) for (block, name), weight in found.items())
+    return Patch(plan.rule, plan.strength, 0.0, parts)
+
+
+def _replaced(model: ChatModel, block: int, name: str, weight: mx.array) -> LinearPatch:
+    """The part that turns the weight a linear has into ``weight``, float32."""
+    compressed = model.linear(block, name).weight
+    return LinearPatch(block, name, delta=(weight - compressed.astype(mx.float32)).astype(compressed.dtype))
 
 
 _SOLVERS = {
