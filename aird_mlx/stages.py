@@ -128,6 +128,7 @@ def _calibrated_cosine(model: ChatModel, reference: Reference, direction: Direct
         *(reference.prompts(kind, "find", DIRECTION_PROMPTS) for kind in ("harmful", "harmless")),
         positions=len(post_instruction_tokens(reference.model.tokenizer)),
         across=(place, place),
+        layers=direction.layer + 1,
     )
     calibrated = compared.across.splits.calibrated_cosine()
     return None if calibrated is None else calibrated.value

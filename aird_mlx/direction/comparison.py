@@ -183,6 +183,7 @@ def compare_directions(
     across: tuple[Place, Place],
     splits: int = 200,
     seed: int = 0,
+    layers: int | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Comparison:
     """Compare the difference directions of two models of one shape, everywhere, in one walk through both.
@@ -193,6 +194,7 @@ def compare_directions(
         positions: how many last tokens to look at.
         across: a place ``(layer, position)`` of each model to compare with each other.
         splits: how many random splits of the prompts.
+        layers: compare the first so many, and run no block that only later ones need; None for all.
         progress: called with (layers compared, layers).
 
     Raises:
@@ -206,7 +208,7 @@ def compare_directions(
     walks = [[Walk(model, batch_sequences(prompts)) for prompts, _ in kinds] for model in (one, other)]
     places: dict[Place, PlaceComparison] = {}
     kept: list[tuple[Halves, mx.array] | None] = [None, None]
-    layers = len(one.blocks)
+    layers = len(one.blocks) if layers is None else layers
     for layer in range(layers):
         read = [_differences(pair, [halves for _, halves in kinds], positions) for pair in walks]
         for position, compared in enumerate(_compare(*read), start=-positions):
@@ -215,8 +217,9 @@ def compare_directions(
             if wanted_layer == layer:
                 halves, whole = read[which]
                 kept[which] = _at(halves, position), whole[position][None]
-        for walk in (walk for pair in walks for walk in pair):
-            walk.move_to(layer + 1)
+        if layer + 1 < layers:
+            for walk in (walk for pair in walks for walk in pair):
+                walk.move_to(layer + 1)
         progress(layer + 1, layers)
     first, second = kept
     assert first is not None and second is not None, f"no place {across} in {layers} layers"
