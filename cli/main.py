@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -72,13 +72,10 @@ def repair(
 
     settings = RepairSettings(model=chosen, dry_run=dry_run, **options)
     if dry_run:
-        render.show_plan(plan_repair(settings), as_json)
-        return 0
+        return show(0, render.show_plan, plan_repair(settings), as_json)
     with render.StageProgress(quiet=as_json) as progress:
         report = repair_model(settings, progress=progress)
-    with _leaving_reader():
-        render.show_report(report, as_json)
-    return report.exit_code
+    return show(report.exit_code, render.show_report, report, as_json)
 
 
 @aird_mlx.command(name="eval")
@@ -97,8 +94,7 @@ def evaluate(
     given = {name: value for name, value in options.items() if value is not None}
     with render.StageProgress(quiet=as_json) as progress:
         evaluation = evaluate_model(EvaluationSettings(model=chosen, **given), progress=progress)
-    render_evaluation.show_evaluation(evaluation, as_json)
-    return 0
+    return show(0, render_evaluation.show_evaluation, evaluation, as_json)
 
 
 @aird_mlx.command()
@@ -118,8 +114,7 @@ def export(model_folder: Path, outfile: str | None, outtype: str) -> int:
         raise click.UsageError(f"--outfile {name!r} is a folder; the name of a file is needed.")
     with render.StageProgress() as progress:
         written = export_gguf(model_folder, path, outtype, progress=partial(progress, "export"))
-    render.show_export(written)
-    return 0
+    return show(0, render.show_export, written)
 
 
 @aird_mlx.command()
@@ -132,9 +127,7 @@ def report(folder: Path, as_json: bool) -> int:
     from . import render
 
     found = read_report(folder)
-    with _leaving_reader():
-        render.show_report(found, as_json)
-    return found.exit_code
+    return show(found.exit_code, render.show_report, found, as_json)
 
 
 @aird_mlx.command()
@@ -148,8 +141,7 @@ def direction(model: str, as_json: bool, **options: Any) -> int:
 
     with render.StageProgress(quiet=as_json) as progress:
         found = report_direction(model, progress=progress, **options)
-    render_direction.show_direction(found, as_json)
-    return 0
+    return show(0, render_direction.show_direction, found, as_json)
 
 
 @aird_mlx.command()
@@ -166,8 +158,7 @@ def compare(dense: str, other: str, as_json: bool, **options: Any) -> int:
 
     with render.StageProgress(quiet=as_json) as progress:
         found = compare_models(dense, other, progress=progress, **options)
-    render_direction.show_comparison(found, as_json)
-    return 0
+    return show(0, render_direction.show_comparison, found, as_json)
 
 
 def start_library() -> None:
@@ -221,14 +212,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return fail(f"system: {error.strerror or error}{about}. Free space or change permissions, then run again.", 1)
 
 
-@contextmanager
-def _leaving_reader() -> Iterator[None]:
-    """While it lasts, whoever reads our output may have seen enough: the exit code is that of the work."""
+def show(code: int, render: Callable[..., None], *arguments: object) -> int:
+    """Render a result and give ``code`` back: it is that of the work, even when whoever reads our output has left."""
     try:
-        yield
+        render(*arguments)
         sys.stdout.flush()
     except (BrokenPipeError, SystemExit):  # rich makes the one the other
         _drop_output()
+    return code
 
 
 def _drop_output() -> None:
