@@ -1,0 +1,49 @@
+"""Results as frozen dataclasses, and their way to JSON and back.
+
+The keys are a contract that scripts read (``schema`` counts its versions). Rates are shares of prompts that the
+model *refused*; ``sparsity`` is the share of exact zeros counted in the weights themselves. This package knows
+nothing about models or terminals.
+"""
+
+from aird_mlx.report.direction import ComparisonReport, DirectionReport, PlaceFigures, ScoredDirection
+from aird_mlx.report.evaluation import (
+    AnswerRates,
+    AskedSet,
+    Evaluation,
+    JudgeFigures,
+    MultipleChoiceFigures,
+    PairedChange,
+    SetChange,
+    TaskScore,
+)
+from aird_mlx.report.figures import SCHEMA, Estimate, Rate, RefusalRates, Utility
+from aird_mlx.report.repair import DirectionFigures, Gate, ParityFigures, RepairFigures, Report, Stage
+from aird_mlx.report.text import from_json, to_json
+
+__all__ = [
+    "SCHEMA",
+    "AnswerRates",
+    "AskedSet",
+    "ComparisonReport",
+    "DirectionFigures",
+    "DirectionReport",
+    "Estimate",
+    "Evaluation",
+    "Gate",
+    "JudgeFigures",
+    "MultipleChoiceFigures",
+    "PairedChange",
+    "ParityFigures",
+    "PlaceFigures",
+    "Rate",
+    "RefusalRates",
+    "RepairFigures",
+    "Report",
+    "ScoredDirection",
+    "SetChange",
+    "Stage",
+    "TaskScore",
+    "Utility",
+    "from_json",
+    "to_json",
+]
