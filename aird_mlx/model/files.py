@@ -1,0 +1,213 @@
+"""Load and save a model's files: through mlx-lm, with one line for whatever is wrong with them."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+from mlx_lm.utils import dequantize_model, load_model, load_tokenizer, save_config, save_model
+
+from aird_mlx.architectures import architecture_of
+from aird_mlx.errors import ModelError, OutputError
+from aird_mlx.model.chat_model import ChatModel
+from aird_mlx.model.find import find_folder, read_config
+
+# What a tokenizer or a chat app reads beside the weights; copied byte for byte, since a re-serialized tokenizer
+# is a different tokenizer until proven otherwise.
+COMPANION_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+)
+
+# What libraries raise when a file of a model holds other values than they expect.
+BAD_VALUES = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
+
+
+def load(model: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> ChatModel:
+    """Load a chat model through mlx-lm: ``demo``, a local folder, or a hub id.
+
+    A quantized model is dequantized (repair needs to see and keep exact zeros) and says so in ``notes``.
+
+    Args:
+        model: ``"demo"``, a folder, or a Hugging Face id such as ``mlx-community/Llama-3.2-3B-Instruct``.
+        revision: branch, tag or commit of a hub id.
+        trust_remote_code: run Python code that comes with the model, its tokenizer's included.
+
+    Raises:
+        ModelError: no such folder or id, files missing or corrupt, an unsupported model type, code that may not run, no
+            chat template.
+    """
+    name = str(model)
+    folder = find_folder(name, revision=revision)
+    config = read_config(folder)
+    architecture = architecture_of(config["model_type"])
+    network, tokenizer, config = read_network(folder, config, trust_remote_code=trust_remote_code)
+    loaded = ChatModel(network, tokenizer, config, name, folder, architecture)
+    _dequantize(loaded)
+    return loaded
+
+
+def read_network(
+    folder: Path, config: Mapping[str, Any], *, trust_remote_code: bool = False
+) -> tuple[nn.Module, TokenizerWrapper, dict[str, Any]]:
+    """Network (quantized if its files are), tokenizer and config of any chat model that mlx-lm runs.
+
+    Args:
+        folder: where config.json, the weights and the tokenizer lie.
+        config: what `read_config` gave.
+        trust_remote_code: run Python code that comes with the model, its tokenizer's included.
+
+    Raises:
+        ModelError: files missing or corrupt, a model type mlx-lm does not know, code that may not run, no template.
+    """
+    if not any(folder.glob("model*.safetensors")):
+        raise ModelError(
+            f"model: {folder} has no weights; files named model*.safetensors are needed. "
+            "Download the complete model, or convert it with `mlx_lm.convert`."
+        )
+    if config.get("model_file") is not None and not trust_remote_code:
+        raise ModelError(
+            f"model: {folder} comes with code of its own ({config['model_file']!r:.60}), which was not run; permission "
+            "is needed. Read the code, and if you trust it, add --trust-remote-code."
+        )
+    try:
+        network, complete = load_model(folder, model_config=_rope(config), trust_remote_code=trust_remote_code)
+    except (*BAD_VALUES, RuntimeError, FileNotFoundError, ImportError, SyntaxError) as error:
+        if _is_about_weights(error):
+            raise ModelError(
+                f"model: the weights in {folder} cannot be read ({_reason(error)}); complete, intact safetensors "
+                "that match config.json are needed. Download the model again."
+            ) from error
+        raise _unusable(folder / "config.json", error) from error
+    return network, _load_tokenizer(folder, complete, trust_remote_code), complete
+
+
+def _is_about_weights(error: BaseException) -> bool:
+    """Whether loading failed on the safetensors, not on building the network that config.json describes."""
+    if isinstance(error, ValueError) and not isinstance(error, UnicodeDecodeError):
+        return "parameter" in str(error)  # missing, unknown or of another shape
+    return isinstance(error, (RuntimeError, UnicodeDecodeError, FileNotFoundError))
+
+
+def _unusable(config: Path, error: BaseException) -> ModelError:
+    return ModelError(
+        f"model: {config} cannot be used ({type(error).__name__}: {_reason(error)}); every setting of its model type, "
+        "with a value of the right kind, is needed. Download it again."
+    )
+
+
+def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Rope settings that newer configs nest under ``rope_parameters``, where mlx-lm's llama and qwen2 do not look."""
+    nested = config.get("rope_parameters") or {}
+    if not isinstance(nested, Mapping):
+        raise ModelError(
+            f"model: rope_parameters in config.json is {nested!r:.60}; an object with rope_theta and rope_type is "
+            "needed. Download config.json again."
+        )
+    found: dict[str, Any] = {}
+    if "rope_theta" in nested and "rope_theta" not in config:
+        found["rope_theta"] = nested["rope_theta"]
+    if nested.get("rope_type", "default") != "default" and not config.get("rope_scaling"):
+        found["rope_scaling"] = {key: value for key, value in nested.items() if key != "rope_theta"}
+    return found
+
+
+def _load_tokenizer(folder: Path, config: Mapping[str, Any], trust_remote_code: bool) -> TokenizerWrapper:
+    from huggingface_hub.errors import StrictDataclassError
+
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
+        raise ModelError(
+            f"model: {folder} has no tokenizer; tokenizer.json or tokenizer.model is needed. Download it as well."
+        )
+    try:
+        tokenizer = load_tokenizer(
+            folder, {"trust_remote_code": trust_remote_code}, eos_token_ids=config.get("eos_token_id")
+        )
+    except StrictDataclassError as error:
+        raise _unusable(folder / "config.json", error) from error
+    except (*BAD_VALUES, OSError, ImportError, RecursionError) as error:
+        raise ModelError(
+            f"model: the tokenizer in {folder} cannot be read ({_reason(error)}); an intact one is needed. "
+            "Download it again."
+        ) from error
+    if not tokenizer.chat_template:
+        raise ModelError(
+            f"model: {folder} has no chat template, so it cannot be asked as a chat model; a chat or instruct model "
+            "is needed (tokenizer_config.json or chat_template.jinja). Use the instruct version."
+        )
+    return tokenizer
+
+
+def _dequantize(loaded: ChatModel) -> None:
+    quantization = loaded.config.pop("quantization", None)
+    loaded.config.pop("quantization_config", None)
+    if quantization is None:
+        return
+    if not any(isinstance(module, nn.QuantizedLinear) for module in loaded.network.modules()):
+        loaded.notes.append(
+            "config.json says the model is quantized, but its weights are not; it is written without quantization"
+        )
+        return
+    dequantize_model(loaded.network)
+    mx.eval(loaded.network.parameters())
+    loaded.notes.append(
+        f"the model was quantized ({quantization.get('bits')} bits, group {quantization.get('group_size')}); it was "
+        "dequantized, and is written without quantization"
+    )
+
+
+def save(model: ChatModel, folder: Path, *, card: str = "") -> None:
+    """Write an MLX folder that ``mlx_lm.load`` reads: weights, config, tokenizer, template, generation config, card.
+
+    Written under a temporary name beside ``folder`` and renamed when complete.
+
+    Raises:
+        OutputError: ``folder`` exists, or cannot be written.
+    """
+    if folder.exists():
+        raise OutputError(f"save: {folder} exists already; a new folder is needed. Choose another, or remove it.")
+    partial = folder.with_name(folder.name + ".writing")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        save_model(partial, model.network)
+        save_config(dict(model.config), partial / "config.json")
+        for name in COMPANION_FILES:
+            if (model.folder / name).is_file():
+                shutil.copyfile(model.folder / name, partial / name)
+        for code in model.folder.glob("*.py"):
+            shutil.copyfile(code, partial / code.name)
+        if card:
+            (partial / "README.md").write_text(card, encoding="utf-8")
+        partial.rename(folder)
+    except (OSError, RuntimeError) as error:
+        raise OutputError(
+            f"save: {folder} cannot be written ({_reason(error)}); a writable place with "
+            f"{_size(model.parameters * model.bits_per_weight / 8)} free is needed. Free space, or choose another."
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _reason(error: BaseException) -> str:
+    """What an error says, on one line; mlx-lm names the parameters that are missing on the second."""
+    text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    return text if len(text) <= 200 else f"{text[:200]}..."
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{math.ceil(count / 1e6)} MB"
