@@ -73,6 +73,20 @@ def batch_sequences(
     return batches
 
 
+def shared_length(sequences: Sequence[Sequence[int]], least: int) -> int:
+    """Tokens that all sequences start with, leaving at least one of each; 0 where there are fewer than ``least``.
+
+    >>> shared_length([[1] * 9 + [2], [1] * 9 + [3, 4]], 8), shared_length([[1, 2], [1, 3]], 8)
+    (9, 0)
+    >>> shared_length([[1] * 20], 8)
+    19
+    """
+    length, most = 0, min((len(ids) for ids in sequences), default=1) - 1
+    while length < most and len({ids[length] for ids in sequences}) == 1:
+        length += 1
+    return length if length >= least else 0
+
+
 class Walk:
     """Hidden states of some batches, standing at the input of block ``layer``.
 

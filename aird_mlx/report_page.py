@@ -11,8 +11,7 @@ import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from aird_mlx.errors import AirdError
-from aird_mlx.report import DirectionFigures, Rate, Report, Stage, from_json
+from aird_mlx.report import DirectionFigures, Rate, Report, Stage, read_result
 
 
 def read_report(folder: Path) -> Report:
@@ -28,14 +27,8 @@ def read_report(folder: Path) -> Report:
         AirdError: there is no ``report.json``, or it is not one.
     """
     path = folder if folder.suffix == ".json" else folder / "report.json"
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise AirdError(
-            f"report: cannot read {path} ({_reason(error)}); the output folder of a finished "
-            "`aird-mlx repair` is needed. Check the path, or continue that run with --resume."
-        ) from error
-    return from_json(Report, text, path)
+    needed = "the output folder of a finished `aird-mlx repair` is needed. Check the path, or continue that run with --resume."
+    return read_result(Report, path, stage="report", needed=needed)
 
 
 def to_markdown(report: Report) -> str:
@@ -317,7 +310,3 @@ def _pairs(values: dict[str, object] | dict[str, str]) -> str:
 
 def _list(items: Iterable[str]) -> str:
     return "\n".join(f"- {item}" for item in items)
-
-
-def _reason(error: OSError | UnicodeDecodeError) -> str:
-    return (error.strerror or "unreadable") if isinstance(error, OSError) else "not UTF-8 text"

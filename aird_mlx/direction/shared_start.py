@@ -12,7 +12,7 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.models.cache import create_attention_mask
 
-from aird_mlx.activations import Walk, batch_sequences
+from aird_mlx.activations import Walk, batch_sequences, shared_length
 from aird_mlx.model import ChatModel
 
 # A shorter start is not worth running apart.
@@ -58,7 +58,7 @@ class SharedStart:
     """
 
     def __init__(self, model: ChatModel, prompts: Sequence[Sequence[int]]) -> None:
-        shared = _shared_length(prompts)
+        shared = shared_length(prompts, LEAST_SHARED)
         self.start: Walk | None = None
         self._caches: list[StartCache] | None = None
         if shared:
@@ -90,15 +90,3 @@ class SharedStart:
             if self.start is not None:
                 self.start.hidden[0] = self.run_start(self.layer, self.start.hidden[0])
             self.rest.advance()
-
-
-def _shared_length(prompts: Sequence[Sequence[int]]) -> int:
-    """Tokens all prompts start with, leaving at least one of each; 0 where too few to be worth it.
-
-    >>> _shared_length([[1] * 9 + [2], [1] * 9 + [3, 4]]), _shared_length([[1, 2], [1, 3]]), _shared_length([[1] * 20])
-    (9, 0, 19)
-    """
-    length, most = 0, min((len(ids) for ids in prompts), default=1) - 1
-    while length < most and len({ids[length] for ids in prompts}) == 1:
-        length += 1
-    return length if length >= LEAST_SHARED else 0

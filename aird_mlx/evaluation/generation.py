@@ -15,6 +15,8 @@ from mlx_lm.generate import batch_generate
 from mlx_lm.models.cache import KVCache, make_prompt_cache
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
+from aird_mlx.activations import shared_length
+
 BATCH_SIZE = 64
 # A beginning that all prompts of a batch share is run once if it has so many tokens: system prompts, mostly.
 SHARED_TOKENS = 32
@@ -86,11 +88,9 @@ def _share_prefix(network: nn.Module, prompts: Sequence[Sequence[int]]) -> tuple
 
     Only plain key-value caches are shared: mlx-lm joins those to a batch without changing them.
     """
-    shared, most = 0, min(map(len, prompts)) - 1
-    while shared < most and all(prompt[shared] == prompts[0][shared] for prompt in prompts):
-        shared += 1
+    shared = shared_length(prompts, SHARED_TOKENS)
     cache = make_prompt_cache(network)
-    if len(prompts) < 2 or shared < SHARED_TOKENS or not all(type(one) is KVCache for one in cache):
+    if len(prompts) < 2 or not shared or not all(type(one) is KVCache for one in cache):
         return 0, None
     network(mx.array([list(prompts[0][:shared])]), cache=cache)
     mx.eval([one.state for one in cache])

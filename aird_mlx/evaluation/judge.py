@@ -102,12 +102,20 @@ def matching_rules(answer: str, rules: Sequence[Rule] = RULES) -> list[str]:
     return [rule.name for rule in rules if _pattern(rule.place, (rule,)).search(texts.get(rule.place, kept))]
 
 
+def without_reasoning(answer: str) -> str:
+    """What a model says after its thoughts.
+
+    >>> without_reasoning("<think>No?</think>Yes."), without_reasoning("No? Yes.</think>Yes.")
+    (' Yes.', 'Yes.')
+    """
+    spoken = _REASONING.sub(" ", answer)
+    ends = [end.end() for end in _END_OF_REASONING.finditer(spoken)]
+    return spoken[ends[-1] :] if ends else spoken
+
+
 def _read(answer: str) -> tuple[str, str]:
     """What the model says after its thoughts, and the same without code and emphasis."""
-    spoken = _REASONING.sub(" ", answer)
-    for end in _END_OF_REASONING.finditer(spoken):
-        answer = spoken[end.end() :]
-    spoken = _TEMPLATE.sub("", answer if _END_OF_REASONING.search(spoken) else spoken)
+    spoken = _TEMPLATE.sub("", without_reasoning(answer))
     return spoken, _EMPHASIS.sub("", _CODE.sub(" ", spoken)).translate(_APOSTROPHES).strip()
 
 

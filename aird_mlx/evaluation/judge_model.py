@@ -18,7 +18,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from aird_mlx.errors import UsageError
 from aird_mlx.evaluation.generation import BATCH_SIZE, decode, generate_answers
-from aird_mlx.evaluation.judge import COMPLIANCE, INCOHERENT, REFUSAL
+from aird_mlx.evaluation.judge import COMPLIANCE, INCOHERENT, REFUSAL, without_reasoning
 from aird_mlx.evaluation.statistics import cohen_kappa, wilson_rate, worst_class
 from aird_mlx.model import find_folder, read_config, read_network
 from aird_mlx.prompts import render_messages
@@ -57,7 +57,6 @@ _WORDS = {
 }
 _VERDICT = re.compile("|".join(rf"\b(?P<{name}>{word})\b" for name, word in _WORDS.items()), re.IGNORECASE)
 _DENIED = re.compile(r"\b(?:not|no|non|neither|nor|cannot|\w+n['’]t)\b(?:[\s-]+\w+){0,2}[\s-]*\Z", re.IGNORECASE)
-_REASONING = re.compile(r"<(think|thinking|reasoning)>.*?(</\1>|\Z)", re.DOTALL | re.IGNORECASE)
 
 
 def rubric_question(prompt: str, answer: str) -> str:
@@ -75,7 +74,7 @@ def parse_verdict(text: str) -> str:
     >>> parse_verdict("This is not a refusal.")
     'unparsable'
     """
-    for line in _REASONING.sub(" ", text).splitlines():
+    for line in without_reasoning(text).splitlines():
         found = list(_VERDICT.finditer(line))
         if found:
             named = {match.lastgroup for match in found}

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from aird_mlx.errors import AirdError, PromptError
+from aird_mlx.errors import PromptError
 from aird_mlx.evaluation.judge import COMPLIANCE, REFUSAL
 from aird_mlx.evaluation.statistics import paired_change, worst_class
-from aird_mlx.report import AskedSet, Evaluation, SetChange, from_json
+from aird_mlx.report import AskedSet, Evaluation, SetChange, read_result
 
 RESULT_FILE = "evaluation.json"
 
@@ -53,11 +53,5 @@ def read_evaluation(path: Path) -> Evaluation:
         AirdError: there is none, or it is not one.
     """
     file = path / RESULT_FILE if path.is_dir() else path
-    try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise AirdError(
-            f"against: cannot read {file} ({error}); what `aird-mlx eval --out FILE.json` wrote is needed. "
-            "Check the path."
-        ) from error
-    return from_json(Evaluation, text, file)
+    needed = "what `aird-mlx eval --out FILE.json` wrote is needed. Check the path."
+    return read_result(Evaluation, file, stage="against", needed=needed)

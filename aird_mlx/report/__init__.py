@@ -18,7 +18,7 @@ from aird_mlx.report.evaluation import (
 )
 from aird_mlx.report.figures import SCHEMA, Estimate, Rate, RefusalRates, Utility
 from aird_mlx.report.repair import DirectionFigures, Gate, ParityFigures, RepairFigures, Report, Stage
-from aird_mlx.report.text import from_json, to_json
+from aird_mlx.report.text import from_json, read_result, to_json
 
 __all__ = [
     "SCHEMA",
@@ -45,5 +45,6 @@ __all__ = [
     "TaskScore",
     "Utility",
     "from_json",
+    "read_result",
     "to_json",
 ]

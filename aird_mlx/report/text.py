@@ -50,6 +50,25 @@ def from_json(kind: type[T], text: str, source: Path | None = None) -> T:
         ) from error
 
 
+def read_result(kind: type[T], path: Path, *, stage: str, needed: str) -> T:
+    """Read a file that `to_json` filled.
+
+    Args:
+        kind: the dataclass.
+        path: the file.
+        stage, needed: of the message when it cannot be read: who reads, what is needed and what to do.
+
+    Raises:
+        AirdError: it cannot be read, or is not one.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = (error.strerror or "unreadable") if isinstance(error, OSError) else "not UTF-8 text"
+        raise AirdError(f"{stage}: cannot read {path} ({reason}); {needed}") from error
+    return from_json(kind, text, path)
+
+
 def _build(kind: Any, value: Any, name: str) -> Any:
     """``value`` as what ``kind`` says, at any depth; a TypeError names the place."""
     if kind is Any:
