@@ -27,7 +27,10 @@ def read_report(folder: Path) -> Report:
         AirdError: there is no ``report.json``, or it is not one.
     """
     path = folder if folder.suffix == ".json" else folder / "report.json"
-    needed = "the output folder of a finished `aird-mlx repair` is needed. Check the path, or continue that run with --resume."
+    needed = (
+        "the output folder of a finished `aird-mlx repair` is needed. "
+        "Check the path, or continue that run with --resume."
+    )
     return read_result(Report, path, stage="report", needed=needed)
 
 
