@@ -30,18 +30,21 @@ class TokenBatch:
         lengths: real tokens per sequence.
         order: which of the given sequences each row is.
         counted: ``[batch, token]`` float32, 1 where the token is real and counts, 0 elsewhere.
+        opens: per sequence, the token that the first one of its answer is predicted from; -1 where there is no answer.
     """
 
     ids: mx.array
     lengths: tuple[int, ...]
     order: tuple[int, ...]
     counted: mx.array
+    opens: tuple[int, ...]
 
 
 def batch_sequences(
     sequences: Sequence[Sequence[int]],
     *,
     first_counted: Sequence[int] | None = None,
+    first_answered: Sequence[int] | None = None,
     tokens_per_batch: int = TOKENS_PER_BATCH,
 ) -> list[TokenBatch]:
     """Sort sequences by length and pad them into batches of at most ``tokens_per_batch`` tokens.
@@ -49,6 +52,7 @@ def batch_sequences(
     Args:
         sequences: token ids, each at least one.
         first_counted: per sequence the first token that counts; earlier ones get ``counted`` 0. Default: all count.
+        first_answered: per sequence the first token of an answer, 0 where there is none. Default: none.
 
     >>> [batch.ids.tolist() for batch in batch_sequences([[1, 2, 3], [4]])]
     [[[4, 0, 0], [1, 2, 3]]]
@@ -69,8 +73,48 @@ def batch_sequences(
             [float(start <= token < length) for token in range(width)]
             for start, length in zip(starts, lengths, strict=True)
         ]
-        batches.append(TokenBatch(mx.array(ids, dtype=mx.int32), lengths, tuple(group), mx.array(counted)))
+        opens = tuple(first_answered[index] - 1 if first_answered else -1 for index in group)
+        batches.append(TokenBatch(mx.array(ids, dtype=mx.int32), lengths, tuple(group), mx.array(counted), opens))
     return batches
+
+
+def spread_rows(batches: Sequence[TokenBatch], tokens: int) -> list[tuple[int, list[int]]]:
+    """Evenly spread sequences of about ``tokens`` counted tokens, as (batch, rows of it); all when there are no more.
+
+    >>> spread_rows(batch_sequences([[1, 2]] * 6), 6)
+    [(0, [1, 3, 5])]
+    """
+    total = sum(batch.counted.sum().item() for batch in batches)
+    share, taken = min(1.0, tokens / max(total, 1.0)), 0.0
+    chosen: list[tuple[int, list[int]]] = []
+    for index, batch in enumerate(batches):
+        rows = []
+        for row in range(len(batch.lengths)):
+            taken += share
+            if taken >= 1 - 1e-9:
+                taken -= 1
+                rows.append(row)
+        if rows:
+            chosen.append((index, rows))
+    return chosen
+
+
+def thin_batches(batches: Sequence[TokenBatch], tokens: int) -> list[TokenBatch]:
+    """The sequences `spread_rows` takes, as batches.
+
+    >>> [batch.ids.shape for batch in thin_batches(batch_sequences([[1, 2]] * 10), 8)]
+    [(4, 2)]
+    """
+    return [
+        TokenBatch(
+            batches[index].ids[mx.array(rows)],
+            tuple(batches[index].lengths[row] for row in rows),
+            tuple(batches[index].order[row] for row in rows),
+            batches[index].counted[mx.array(rows)],
+            tuple(batches[index].opens[row] for row in rows),
+        )
+        for index, rows in spread_rows(batches, tokens)
+    ]
 
 
 def shared_length(sequences: Sequence[Sequence[int]], least: int) -> int:

@@ -49,15 +49,17 @@ class Patch:
 
     Attributes:
         rule: one of `aird_mlx.repair.RULES`.
-        strength: alpha of ``paper``; 1 for ``restore`` and ``least-squares``; beta of the others.
+        strength: alpha of ``paper``; for the others 1 is the change they solved for.
         ridge: regularization relative to the mean diagonal; 0 for rules that solve no least squares.
         parts: one per changed linear, in data order.
+        beta: extra weight of the error along the direction, where it was solved with one.
     """
 
     rule: str
     strength: float
     ridge: float
     parts: tuple[LinearPatch, ...]
+    beta: float = 0.0
 
     @property
     def layers(self) -> list[int]:
@@ -70,6 +72,26 @@ class Patch:
         ranks = [None if part.left is None else part.left.shape[1] for part in self.parts]
         known = [rank for rank in ranks if rank is not None]
         return max(known, default=0) if len(known) == len(ranks) else None
+
+
+def scaled(patch: Patch, strength: float) -> Patch:
+    """The same change made ``strength`` times, whatever its strength was; zeros stay zeros.
+
+    >>> part = LinearPatch(0, "o_proj", left=mx.array([[2.0]]), right=mx.array([[3.0]]))
+    >>> scaled(Patch("paper", 1.0, 0.0, (part,)), 4.0).parts[0].change().item()
+    24.0
+    """
+    factor = strength / patch.strength
+
+    def times(part: LinearPatch) -> LinearPatch:
+        if part.delta is not None:
+            return replace(part, delta=(part.delta * factor).astype(part.delta.dtype))
+        assert part.right is not None
+        return replace(part, right=part.right * factor)
+
+    if factor == 1:
+        return patch
+    return replace(patch, strength=strength, parts=tuple(times(part) for part in patch.parts))
 
 
 @dataclass(frozen=True)
@@ -144,7 +166,7 @@ def save_patch(patch: Patch, path: Path) -> None:
             value = getattr(part, field)
             if value is not None:
                 arrays[f"{part.block}.{part.name}.{field}"] = value
-    settings = {"rule": patch.rule, "strength": patch.strength, "ridge": patch.ridge}
+    settings = {"rule": patch.rule, "strength": patch.strength, "ridge": patch.ridge, "beta": patch.beta}
     mx.save_safetensors(str(path), arrays or {"empty": mx.zeros(1)}, metadata={"aird.patch": json.dumps(settings)})
 
 
@@ -169,4 +191,6 @@ def load_patch(path: Path) -> Patch:
         name, _, field = rest.rpartition(".")
         part = parts.get((int(block), name), LinearPatch(int(block), name))
         parts[int(block), name] = replace(part, **{field: value})
-    return Patch(settings["rule"], settings["strength"], settings["ridge"], tuple(parts.values()))
+    return Patch(
+        settings["rule"], settings["strength"], settings["ridge"], tuple(parts.values()), settings.get("beta", 0.0)
+    )

@@ -53,7 +53,7 @@ def main() -> None:
     # 4. Repair: choose the surviving weights again, on dialogues that hold harmful prompts too.
     pairs = dialogues("train", 512, 1) + dialogues("train", 256, 2, kinds=("harmful",))
     calibration = batch_sequences([render_dialogue(dense.tokenizer, *pair)[0] for pair in pairs])
-    plan = RepairPlan("reconstruct", blocks=tuple(range(len(dense.blocks))), strength=0.0)
+    plan = RepairPlan("reconstruct", blocks=tuple(range(len(dense.blocks))))
     patch = solve_patch(compressed, dense, calibration, direction.vector, plan)
 
     # 5. Measure before and after on prompts nothing above has seen.

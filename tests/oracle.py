@@ -81,15 +81,16 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
 
 
 def least_squares_change(
-    direction: Array, original: Array, compressed: Array, inputs: Array, drifted: Array, ridge: float
+    directions: Array, original: Array, compressed: Array, inputs: Array, drifted: Array, ridge: float
 ) -> Array:
-    """delta with the least ``sum_t (r W_c x' + delta x' - r W_o x)^2 / n + lambda |delta|^2``, as one tall system."""
+    """D with the least ``sum_t |R W_c x' + D x' - R W_o x|^2 / n + lambda |D|^2``, as one tall system."""
     count = len(drifted)
     penalty = ridge * np.mean(np.sum(drifted**2, axis=0) / count)
-    wanted = inputs @ original.T @ direction - drifted @ compressed.T @ direction
+    wanted = (inputs @ original.T - drifted @ compressed.T) @ directions.T
     width = drifted.shape[1]
     tall = np.concatenate([drifted / np.sqrt(count), np.sqrt(penalty) * np.eye(width)])
-    return np.linalg.lstsq(tall, np.concatenate([wanted / np.sqrt(count), np.zeros(width)]), rcond=None)[0]
+    right = np.concatenate([wanted / np.sqrt(count), np.zeros((width, len(directions)))])
+    return np.linalg.lstsq(tall, right, rcond=None)[0].T
 
 
 def refit_rows(original: Array, compressed: Array, second: Array, cross: Array, ridge: float) -> Array:
@@ -104,23 +105,19 @@ def refit_rows(original: Array, compressed: Array, second: Array, cross: Array, 
     return result
 
 
-def refit_all(
-    original: Array,
-    compressed: Array,
-    inputs: Array,
-    drifted: Array,
-    ridge: float,
-    direction: Array,
-    beta: float,
+def masked_least_squares(
+    compressed: Array, wanted: Array, drifted: Array, ridge: float, directions: Array, beta: float
 ) -> Array:
-    """The full objective with the error along r weighted by beta: one tall system over all surviving weights."""
+    """``min sum_t |W' x' - y|^2 / n + beta |R (W' x' - y)|^2 / n + lambda |W' - W_c|^2`` over the surviving weights.
+
+    One tall system over all of them; ``wanted`` are the outputs y, ``[token, out]``.
+    """
     rows, width = compressed.shape
     count = len(drifted)
     penalty = ridge * np.mean(np.sum(drifted**2, axis=0) / count)
     kept = np.flatnonzero(compressed)
-    wanted = inputs @ original.T
-    # Errors are weighed by the square root of I + beta r r^T.
-    values, vectors = np.linalg.eigh(np.eye(rows) + beta * np.outer(direction, direction))
+    # Errors are weighed by the square root of I + beta R^T R.
+    values, vectors = np.linalg.eigh(np.eye(rows) + beta * directions.T @ directions)
     root = vectors @ np.diag(np.sqrt(values)) @ vectors.T
     tall = np.einsum("ko,ti->tkoi", root, drifted).reshape(count * rows, rows * width)[:, kept] / np.sqrt(count)
     right = (wanted @ root.T).reshape(-1) / np.sqrt(count)
@@ -135,16 +132,48 @@ def refit_all(
     return result.reshape(rows, width)
 
 
-def smallest_masked_change(direction: Array, change_along: Array, kept: Mask) -> Array:
-    """Column by column the shortest vector on the survivors whose product with r is the wanted change."""
+def least_squares_inside_mask(
+    original: Array, compressed: Array, inputs: Array, drifted: Array, ridge: float, directions: Array, beta: float
+) -> Array:
+    """`masked_least_squares` towards outputs that are the dense model's along R and the compressed one's across it."""
+    stays = drifted @ compressed.T
+    missing = inputs @ original.T - stays
+    return masked_least_squares(
+        compressed, stays + missing @ directions.T @ directions, drifted, ridge, directions, beta
+    )
+
+
+def carried_by_survivors(directions: Array, kept: Mask) -> Array:
+    """``[in, k]``: per column, ascending, how much of the directions the survivors carry (squared singular values)."""
+    count = len(directions)
+    result = np.zeros((kept.shape[1], count))
+    for column in range(kept.shape[1]):
+        rows = np.flatnonzero(kept[:, column])
+        if len(rows):
+            sizes = np.linalg.svd(directions[:, rows], compute_uv=False) ** 2
+            result[column, count - len(sizes) :] = sorted(sizes)
+    return result
+
+
+def smallest_masked_change(directions: Array, change_along: Array, kept: Mask) -> Array:
+    """Column by column the shortest vector on the survivors whose product with R is the wanted change, or nearest.
+
+    What the survivors carry less than a millionth of is left alone.
+    """
     result = np.zeros(kept.shape)
     for column in range(kept.shape[1]):
         rows = np.flatnonzero(kept[:, column])
-        if np.sum(direction[rows] ** 2) > 1e-6:
-            result[rows, column] = np.linalg.lstsq(
-                direction[None, rows], change_along[column : column + 1], rcond=None
-            )[0]
+        if len(rows):
+            left, sizes, right = np.linalg.svd(directions[:, rows], full_matrices=False)
+            used = sizes**2 > 1e-6
+            result[rows, column] = right[used].T @ ((left[:, used].T @ change_along[:, column]) / sizes[used])
     return result
+
+
+def orthonormal_rows(generator: np.random.Generator, count: int, width: int) -> Array:
+    """So many random unit vectors ``[count, width]`` at right angles, with float32 values."""
+    rows = np.linalg.qr(generator.normal(size=(width, count)))[0].T
+    return np.asarray(rows, dtype=np.float32).astype(np.float64)
 
 
 class Llama:

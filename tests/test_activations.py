@@ -15,7 +15,16 @@ from hypothesis import strategies as st
 from mlx.utils import tree_flatten
 
 import oracle
-from aird_mlx.activations import Walk, batch_sequences, flatten_counted, run_head, take_positions
+from aird_mlx.activations import (
+    TokenBatch,
+    Walk,
+    batch_sequences,
+    flatten_counted,
+    run_head,
+    spread_rows,
+    take_positions,
+    thin_batches,
+)
 from aird_mlx.errors import ModelError
 from aird_mlx.model import ChatModel, Tap, load
 
@@ -194,6 +203,52 @@ def test_batches_count_from_the_given_token_on() -> None:
     (batch,) = batch_sequences([[1, 2, 3, 4], [5, 6]], first_counted=[2, 0])
     assert batch.order == (1, 0)
     assert batch.counted.tolist() == [[1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 1.0, 1.0]]
+
+
+def test_batches_know_where_each_answer_opens() -> None:
+    (batch,) = batch_sequences([[1, 2, 3, 4], [5, 6], [7, 8, 9]], first_answered=[2, 0, 1])
+    assert batch.order == (1, 2, 0)
+    assert batch.opens == (-1, 0, 1)
+    assert batch_sequences([[1, 2]])[0].opens == (-1,)
+
+
+def rows_of(batches: list[TokenBatch]) -> list[tuple[int, int, list[int], list[float], int]]:
+    """Everything known of each sequence, in the order of the batches."""
+    return [
+        (batch.order[row], batch.lengths[row], batch.ids[row].tolist(), batch.counted[row].tolist(), batch.opens[row])
+        for batch in batches
+        for row in range(len(batch.lengths))
+    ]
+
+
+@given(
+    st.lists(st.lists(st.integers(1, 99), min_size=2, max_size=12), min_size=1, max_size=40),
+    st.integers(1, 300),
+    st.integers(12, 60),
+)
+def test_thinned_batches_are_about_so_many_tokens_of_whole_sequences_in_order(
+    sequences: list[list[int]], tokens: int, limit: int
+) -> None:
+    firsts = [len(ids) // 2 for ids in sequences]
+    batches = batch_sequences(sequences, first_answered=firsts, tokens_per_batch=limit)
+    rows, kept = rows_of(batches), rows_of(thin_batches(batches, tokens))
+    remaining = iter(rows)
+    assert all(row in remaining for row in kept), "a part of what there was, in its order"
+    total, found = (sum(int(sum(row[3])) for row in of) for of in (rows, kept))
+    if tokens >= total:
+        assert kept == rows
+    else:
+        longest = max(map(len, sequences))
+        assert abs(found - tokens) <= 2 * longest
+        assert abs(len(kept) - len(rows) * tokens / total) < 1.001
+    places = [(index, row) for index, chosen in spread_rows(batches, tokens) for row in chosen]
+    assert [rows_of([batches[index]])[row] for index, row in places] == kept
+
+
+def test_thinning_counts_only_tokens_that_count() -> None:
+    batches = batch_sequences([[1, 2, 3, 4]] * 10, first_counted=[2] * 10)
+    assert [batch.ids.shape for batch in thin_batches(batches, 10)] == [(5, 4)]
+    assert thin_batches([], 10) == []
 
 
 def test_take_positions_counts_from_each_sequences_end() -> None:

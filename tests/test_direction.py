@@ -25,6 +25,7 @@ from aird_mlx.direction import (
     mean_differences,
     measure_direction,
     refusal_log_odds,
+    refusal_subspace,
     refusal_tokens,
     save_direction,
     score_candidates,
@@ -385,3 +386,61 @@ def test_direction_file_gives_back_what_was_saved(tmp_path: Path) -> None:
     loaded = load_direction(tmp_path / "direction.safetensors")
     assert mx.array_equal(loaded.vector, saved.vector).item()
     assert {**vars(loaded), "vector": 0} == {**vars(saved), "vector": 0}
+
+
+# --- more than one direction --------------------------------------------------------------------------------------
+
+
+def direction_at(layer: int, position: int, vector: np.ndarray) -> Direction:
+    return Direction(mx.array(vector.astype(np.float32)), layer, position, 1.0, 0.0, 0.0, 0.0, True, (1, 1), (1, 1))
+
+
+def test_second_and_third_planted_directions_are_found_in_the_order_of_their_size(tiny: ChatModel) -> None:
+    generator = np.random.default_rng(8)
+    planted = oracle.orthonormal_rows(generator, 3, HIDDEN)
+    # At the first layer a state is the embedding of its token: 10 to 59 end harmful prompts, 60 to 109 harmless ones.
+    embedding = generator.normal(size=(320, HIDDEN)) * 0.02
+    embedding[:, 0] += 1.0  # what all have in common
+    embedding[10:60] += 5 * planted[0] + generator.normal(size=(50, 2)) * [2.0, 0.7] @ planted[1:]
+    tiny.network.model.embed_tokens.weight = mx.array(embedding.astype(np.float32))
+    harmful, harmless = ([[200 + token % 7, token, 5] for token in range(at, at + 50)] for at in (10, 60))
+    found = np.array(refusal_subspace(tiny, direction_at(0, -2, planted[0]), harmful, harmless, 3))
+    assert found.shape == (3, HIDDEN)
+    np.testing.assert_array_equal(found[0], np.float32(planted[0]))
+    np.testing.assert_allclose(found @ found.T, np.eye(3), atol=1e-5)
+    assert abs(found[1] @ planted[1]) > 0.99
+    assert abs(found[2] @ planted[2]) > 0.99
+
+
+@pytest.mark.parametrize(("layer", "position", "is_difference"), [(1, -1, True), (3, -3, True), (2, -2, False)])
+def test_subspace_is_the_leading_components_of_what_sets_harmful_states_apart(
+    tiny: ChatModel, layer: int, position: int, is_difference: bool
+) -> None:
+    reference = oracle.Llama(dict(tree_flatten(tiny.network.parameters())), tiny.config)
+    harmful, harmless = prompts(14, 1, marked=True), prompts(9, 2, marked=False)
+    states = [np.stack([reference.hidden(ids)[layer][position] for ids in asked]) for asked in (harmful, harmless)]
+    apart = states[0] - states[1].mean(axis=0)
+    first = apart.mean(axis=0) / np.linalg.norm(apart.mean(axis=0)) if is_difference else planted_vector()
+    components = np.linalg.svd(apart - np.outer(apart @ first, first))[2]
+    found = np.array(refusal_subspace(tiny, direction_at(layer, position, first), harmful, harmless, 4))
+    assert found.shape == (4, HIDDEN)
+    np.testing.assert_allclose(found @ found.T, np.eye(4), atol=1e-5)
+    for mine, expected in zip(found[1:], components, strict=False):
+        assert abs(mine @ expected) > 0.999
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_subspace_has_no_more_directions_than_the_states_span(tiny: ChatModel, count: int) -> None:
+    harmful, harmless = prompts(count, 1, marked=True), prompts(9, 2, marked=False)
+    difference = mean_differences(tiny, harmful, harmless, 1)[2, -1]
+    vector = np.array(difference / mx.linalg.norm(difference))
+    found = np.array(refusal_subspace(tiny, direction_at(2, -1, vector), harmful, harmless, 5))
+    assert len(found) == count, "the mean difference is one of as many directions as there are prompts"
+    np.testing.assert_allclose(found @ found.T, np.eye(count), atol=1e-4)
+
+
+def test_subspace_of_rank_one_is_the_direction(tiny: ChatModel) -> None:
+    vector = planted_vector()
+    harmful, harmless = prompts(6, 1, marked=True), prompts(6, 2, marked=False)
+    found = np.array(refusal_subspace(tiny, direction_at(1, -1, vector), harmful, harmless, 1))
+    np.testing.assert_array_equal(found, np.float32(vector)[None])

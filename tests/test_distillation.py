@@ -14,14 +14,14 @@ from aird_mlx.evaluation import measure_utility
 from aird_mlx.model import ChatModel, load
 from aird_mlx.patch import Patch, patched
 from aird_mlx.pruning import prune_model
-from aird_mlx.repair import RepairPlan, solve_patch
+from aird_mlx.repair import RULES, RepairPlan, solve_patch
 from aird_mlx.repair.descent import descend
 from aird_mlx.repair.distillation import fits_in_memory, needed_bytes
-from aird_mlx.search import plans_for
+from aird_mlx.search import spaces_for
 
 SEQUENCES = [np.random.default_rng(seed).integers(3, 300, 10 + seed).tolist() for seed in range(30)]
 DIRECTION = mx.ones(32) / np.sqrt(32)
-PLAN = RepairPlan("distill", (0, 1, 2, 3), 0.0, steps=60)
+PLAN = RepairPlan("distill", (0, 1, 2, 3), steps=60)
 
 
 def calibration() -> list[TokenBatch]:
@@ -47,7 +47,7 @@ def distance(model: ChatModel, dense: ChatModel, patch: Patch) -> float:
 
 def test_distilling_comes_nearer_than_the_reconstruction_it_starts_from(pair: tuple[ChatModel, ChatModel]) -> None:
     model, dense = pair
-    start = solve_patch(model, dense, calibration(), DIRECTION, RepairPlan("reconstruct", PLAN.blocks, 0.0, steps=60))
+    start = solve_patch(model, dense, calibration(), DIRECTION, RepairPlan("reconstruct", PLAN.blocks, steps=60))
     patch = solve_patch(model, dense, calibration(), DIRECTION, PLAN, start=start)
     assert distance(model, dense, patch) < 0.9 * distance(model, dense, start)
     assert patch.rule == "distill"
@@ -66,7 +66,7 @@ def test_zeros_stay_and_both_models_are_left_as_found(pair: tuple[ChatModel, Cha
 
 
 def test_without_a_start_it_reconstructs_first_and_is_the_same_every_time(pair: tuple[ChatModel, ChatModel]) -> None:
-    start = solve_patch(*pair, calibration(), DIRECTION, RepairPlan("reconstruct", PLAN.blocks, 0.0, steps=60))
+    start = solve_patch(*pair, calibration(), DIRECTION, RepairPlan("reconstruct", PLAN.blocks, steps=60))
     given = solve_patch(*pair, calibration(), DIRECTION, PLAN, start=start)
     alone = solve_patch(*pair, calibration(), DIRECTION, PLAN)
     for one, other in zip(given.parts, alone.parts, strict=True):
@@ -74,7 +74,7 @@ def test_without_a_start_it_reconstructs_first_and_is_the_same_every_time(pair: 
 
 
 def test_only_the_blocks_of_the_plan_change(pair: tuple[ChatModel, ChatModel]) -> None:
-    patch = solve_patch(*pair, calibration(), DIRECTION, RepairPlan("distill", (1, 2), 0.0, steps=10))
+    patch = solve_patch(*pair, calibration(), DIRECTION, RepairPlan("distill", (1, 2), steps=10))
     assert patch.layers == [1, 2]
 
 
@@ -91,7 +91,7 @@ def test_descent_finds_the_least_squares_solution_inside_the_mask() -> None:
     def error(index: int, rows: object) -> mx.array:
         return mx.square(linear(mx.array(inputs.astype(np.float32))) - wanted).mean()
 
-    found = descend({"only": linear}, error, [(0, [0])] * 400, learning_rate=0.1, parts=[(0, 1)])["only"]
+    found = descend({"only": linear}, error, [(0, [0])] * 400, learning_rate=0.1, checked=[(0, [0])])["only"]
     for row in range(3):
         columns = np.flatnonzero(kept[row])
         solution = np.linalg.lstsq(inputs[:, columns], inputs @ target[row], rcond=None)[0]
@@ -106,7 +106,7 @@ def test_steps_that_lead_away_are_not_taken() -> None:
     start = np.array(linear.weight)
     found = descend(
         {"only": linear}, lambda index, rows: mx.square(linear.weight - mx.array(start)).sum(), [(0, [0])] * 3,
-        learning_rate=100.0, parts=[(0, 1)],
+        learning_rate=100.0, checked=[(0, [0])],
     )  # fmt: skip
     np.testing.assert_array_equal(np.array(found["only"]), start)
 
@@ -117,7 +117,10 @@ def test_memory_is_counted_before_distilling_is_planned(pair: tuple[ChatModel, C
     assert needed_bytes(model) == 2 * 4 * model.parameters + 20 * weights
     assert fits_in_memory(model)
     rules = [
-        [plan.rule for plan in plans_for("auto", source_layer=2, blocks=4, inside_mask=True, distillable=distillable)]
+        {
+            space.first.rule
+            for space in spaces_for("auto", source_layer=2, blocks=4, inside_mask=True, distillable=distillable)
+        }
         for distillable in (True, False)
     ]
-    assert rules == [["reconstruct", "distill"], ["reconstruct"]]
+    assert rules == [set(RULES), {*RULES} - {"distill"}]

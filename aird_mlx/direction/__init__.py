@@ -20,6 +20,7 @@ from aird_mlx.direction.selection import (
     score_candidates,
     select_candidate,
 )
+from aird_mlx.direction.subspace import refusal_subspace
 
 __all__ = [
     "MAXIMUM_KL",
@@ -43,6 +44,7 @@ __all__ = [
     "mean_differences",
     "measure_direction",
     "refusal_log_odds",
+    "refusal_subspace",
     "refusal_tokens",
     "resample",
     "save_direction",

@@ -5,7 +5,8 @@ in the dense and in the compressed model, on the same tokens):
 
 - ``paper``: ``W_c + alpha r r^T W_c`` on the writers of the source block (reconstructed from arXiv:2504.04215).
 - ``restore``: ``W_c + r r^T (W_o - W_c)``: what the original wrote along r is written again.
-- ``least-squares``: ``W_c + r delta^T`` with delta chosen so that ``r^T W' x'`` meets ``r^T W_o x``.
+- ``least-squares``: ``W_c + r delta^T`` with delta chosen so that ``r^T W' x'`` meets ``r^T W_o x``; inside the mask
+  its weights are chosen so that what is written across r stays.
 - ``refit``: the surviving weights of each linear chosen again so that ``W' x'`` meets ``W_o x``.
 - ``reconstruct``: the surviving weights of each block chosen together so that its output meets the dense block's.
 - ``distill``: from there, all of them chosen together so that the next-token distribution meets the dense model's.
@@ -14,18 +15,26 @@ The last three are not low-rank, and keep the mask by construction.
 Choosing among rules is not done here (see ``search``).
 """
 
-from aird_mlx.repair.closed_form import least_squares_change, refit_weight, restore_change, spread_inside_mask
+from aird_mlx.repair.closed_form import (
+    least_squares_change,
+    least_squares_inside_mask,
+    refit_weight,
+    restore_change,
+    spread_inside_mask,
+)
 from aird_mlx.repair.distillation import distill, fits_in_memory
 from aird_mlx.repair.reconstruction import reconstruct_block, reconstruction_error, token_weights
-from aird_mlx.repair.solve import RULES, STARTS_FROM, RepairPlan, paired_moments, solve_patch
+from aird_mlx.repair.solve import RULES, STARTS_FROM, TOKENS, RepairPlan, paired_moments, solve_patch
 
 __all__ = [
     "RULES",
     "STARTS_FROM",
+    "TOKENS",
     "RepairPlan",
     "distill",
     "fits_in_memory",
     "least_squares_change",
+    "least_squares_inside_mask",
     "paired_moments",
     "reconstruct_block",
     "reconstruction_error",

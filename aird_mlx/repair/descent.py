@@ -6,7 +6,7 @@ This module does not know what is minimized. Source: Kingma and Ba 2014 (Adam, a
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import mlx.core as mx
@@ -18,6 +18,8 @@ from aird_mlx.activations import TokenBatch
 # A short memory of squared gradients: there are a few hundred steps, not thousands.
 BETAS = [0.9, 0.95]
 TOKENS_PER_STEP = 1024
+# Steps are kept if they helped on so many tokens.
+TOKENS_CHECKED = 8192
 
 Key = TypeVar("Key")
 Error = Callable[[int, Sequence[int]], mx.array]
@@ -29,7 +31,7 @@ def descend(
     schedule: Sequence[tuple[int, list[int]]],
     *,
     learning_rate: float,
-    parts: Iterable[tuple[int, int]],
+    checked: Sequence[tuple[int, list[int]]],
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[Key, mx.array]:
     """Move the surviving weights of ``linears`` so that ``error`` falls: Adam, with a rate that falls to 0.
@@ -39,19 +41,18 @@ def descend(
         error: from (batch, rows of it) to a scalar, computed with the weights the linears then have.
         schedule: the (batch, rows) of each step.
         learning_rate: first step size, relative to each linear's root mean square.
-        parts: (batch, number of rows) that the whole error is summed over, before and after.
+        checked: the (batch, rows) that the error is summed over before and after.
         progress: called with (steps done, steps).
 
     Returns:
-        The new weight ``[out, in]`` float32 of every linear. Their whole error is below that of the weights found;
-        when the steps did not get there, these are returned.
+        The new weight ``[out, in]`` float32 of every linear. Their error on what is checked is below that of the
+        weights found; when the steps did not get there, these are returned.
     """
     originals = {key: linear.weight for key, linear in linears.items()}
     start = {key: weight.astype(mx.float32) for key, weight in originals.items()}
     scale = {key: step_scale(weight) for key, weight in start.items()}
     names = {str(number): key for number, key in enumerate(linears)}  # MLX's trees want strings
     change = {name: mx.zeros_like(start[key]) for name, key in names.items()}
-    everything = [(index, list(range(count))) for index, count in parts]
     optimizer = optimizers.Adam(learning_rate=learning_rate, betas=BETAS, bias_correction=True)
 
     def moved(change: dict[str, mx.array]) -> dict[Key, mx.array]:
@@ -62,19 +63,19 @@ def descend(
             linears[key].weight = weight.astype(originals[key].dtype)
         return error(index, rows)
 
-    def whole(change: dict[str, mx.array]) -> float:
-        return sum(error_of(change, index, rows).item() for index, rows in everything)
+    def check(change: dict[str, mx.array]) -> float:
+        return sum(error_of(change, index, rows).item() for index, rows in checked)
 
     gradient = mx.value_and_grad(error_of)
     try:
-        before = whole(change)
+        before = check(change)
         for step, (index, rows) in enumerate(schedule):
             optimizer.learning_rate = learning_rate * (1 - step / len(schedule))
             _, gradients = gradient(change, index, rows)
             change = optimizer.apply_gradients(gradients, change)
             mx.eval(change, optimizer.state)
             progress(step + 1, len(schedule))
-        return moved(change) if whole(change) < before else start
+        return moved(change) if check(change) < before else start
     finally:
         for key, linear in linears.items():
             linear.weight = originals[key]

@@ -18,14 +18,16 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_flatten
 
-from aird_mlx.activations import Walk, run_head
+from aird_mlx.activations import TokenBatch, Walk, run_head, spread_rows
 from aird_mlx.direction import kl_divergence
 from aird_mlx.model import ChatModel
-from aird_mlx.repair.descent import TOKENS_PER_STEP, descend, schedule_rows
+from aird_mlx.repair.descent import TOKENS_CHECKED, TOKENS_PER_STEP, descend, schedule_rows
 
 LEARNING_RATE = 0.01
 # Logits of a large vocabulary are the most a step holds, so each step compares the models at this many tokens only.
 TOKENS_COMPARED = 512
+# The token an answer opens from decides whether it refuses: one of dozens, it weighs as much as all the others.
+OPENING_WEIGHT = 30.0
 # Share of the memory that a job may plan with.
 USABLE_MEMORY = 0.6
 
@@ -53,12 +55,13 @@ def distill(
     learning_rate: float = LEARNING_RATE,
     tokens_per_step: int = TOKENS_PER_STEP,
     tokens_compared: int = TOKENS_COMPARED,
+    opening_weight: float = OPENING_WEIGHT,
     seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[tuple[int, str], mx.array]:
     """Choose the surviving weights of several blocks again, so that next-token distributions meet the dense model's.
 
-    Minimizes the mean of KL(dense || model) over counted tokens, by `descend`. The models are left as found.
+    Minimizes the weighted mean of KL(dense || model) over counted tokens, by `descend`. The models are left as found.
 
     Args:
         walk: of the compressed model, at the input of its first block.
@@ -67,7 +70,9 @@ def distill(
         steps: how many.
         learning_rate, seed, progress: see `descend`.
         tokens_per_step: sequences are added to a step up to this many tokens, padding included.
-        tokens_compared: of these, at most this many drawn tokens are compared in a step.
+        tokens_compared: of these, at most this many drawn tokens are compared in a step; those that answers open from
+            always are.
+        opening_weight: what these weigh, where others weigh 1.
 
     Returns:
         The new weight ``[out, in]`` float32 by (block, linear); on tokens drawn once, nearer to the dense model than
@@ -76,28 +81,55 @@ def distill(
     model = walk.model
     names = model.architecture.linear_names
     linears = {(block, name): model.linear(block, name) for block in blocks for name in names}
-    counted = [np.array(batch.counted) > 0 for batch in walk.batches]
+    weights = [opening_weights(batch, opening_weight) for batch in walk.batches]
 
     def error(index: int, rows: Sequence[int]) -> mx.array:
         chosen = mx.array(rows)
         hidden = walk.hidden[index][chosen]
         for block in range(len(model.blocks)):
             hidden = walk.run_block(index, hidden, block)
-        tokens = np.flatnonzero(counted[index][list(rows)]).tolist()
-        if len(tokens) > tokens_compared:
-            tokens = sorted(random.Random(f"{seed}:{index}:{rows}").sample(tokens, tokens_compared))
-        at = mx.array(tokens)
+        weight = weights[index][list(rows)].reshape(-1)
+        tokens = drawn_tokens(weight, tokens_compared, random.Random(f"{seed}:{index}:{rows}"))
+        at, weighed = mx.array(tokens), mx.array(weight[tokens])
         found, wanted = (
             run_head(one.model, states.reshape(1, -1, states.shape[-1])[:, at])
             for one, states in ((walk, hidden), (dense, dense.hidden[index][chosen]))
         )
-        return kl_divergence(mx.stop_gradient(wanted), found).mean()
+        return (weighed * kl_divergence(mx.stop_gradient(wanted), found)[0]).sum() / mx.maximum(weighed.sum(), 1e-12)
 
     return descend(
         linears,
         error,
         schedule_rows(walk.batches, steps, tokens_per_step, seed),
         learning_rate=learning_rate,
-        parts=[(index, len(batch.lengths)) for index, batch in enumerate(walk.batches)],
+        checked=spread_rows(walk.batches, TOKENS_CHECKED),
         progress=progress,
     )
+
+
+def opening_weights(batch: TokenBatch, opening_weight: float) -> np.ndarray:
+    """``[batch, token]`` float32: 0 for tokens that do not count, ``opening_weight`` where an answer opens, else 1.
+
+    >>> from aird_mlx.activations import batch_sequences
+    >>> opening_weights(batch_sequences([[1, 2, 3], [4, 5]], first_answered=[2, 0])[0], 10.0).tolist()
+    [[1.0, 1.0, 0.0], [1.0, 10.0, 1.0]]
+    """
+    weights = np.array(batch.counted)
+    for row, token in enumerate(batch.opens):
+        if token >= 0:
+            weights[row, token] *= opening_weight
+    return weights
+
+
+def drawn_tokens(weight: np.ndarray, most: int, generator: random.Random) -> list[int]:
+    """Indices of tokens with a weight: all that weigh more than 1, and of the others as many as ``most`` leaves.
+
+    >>> drawn_tokens(np.array([0.0, 1.0, 10.0, 1.0]), 3, random.Random(0))
+    [1, 2, 3]
+    >>> 2 in drawn_tokens(np.array([0.0, 1.0, 10.0, 1.0]), 2, random.Random(0))
+    True
+    """
+    always = np.flatnonzero(weight > 1).tolist()
+    others = np.flatnonzero((weight > 0) & (weight <= 1)).tolist()
+    room = max(0, most - len(always))
+    return sorted(always + (others if len(others) <= room else generator.sample(others, room)))

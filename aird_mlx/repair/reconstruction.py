@@ -14,8 +14,8 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
-from aird_mlx.activations import Walk
-from aird_mlx.repair.descent import TOKENS_PER_STEP, descend, schedule_rows
+from aird_mlx.activations import Walk, spread_rows
+from aird_mlx.repair.descent import TOKENS_CHECKED, TOKENS_PER_STEP, descend, schedule_rows
 
 # Steps are relative to each linear's root mean square weight, so that one rate serves every model and layer.
 LEARNING_RATE = 0.03
@@ -24,15 +24,15 @@ LONGEST = 4.0
 
 
 def reconstruction_error(
-    found: mx.array, wanted: mx.array, weight: mx.array, direction: mx.array | None = None, beta: float = 0.0
+    found: mx.array, wanted: mx.array, weight: mx.array, directions: mx.array | None = None, beta: float = 0.0
 ) -> mx.array:
     """Weighted sum over tokens of the squared error of a block's outputs.
 
     Args:
         found, wanted: ``[batch, token, hidden]``, any floating type.
         weight: ``[batch, token]`` float32, see `token_weights`.
-        direction: r, ``[hidden]`` float32 unit; needed with beta.
-        beta: extra weight of the error along r.
+        directions: R, ``[k, hidden]`` float32 orthonormal; needed with beta.
+        beta: extra weight of the error along R.
 
     Returns:
         A float32 scalar.
@@ -42,8 +42,8 @@ def reconstruction_error(
     """
     error = found.astype(mx.float32) - wanted.astype(mx.float32)
     squared = mx.square(error).sum(axis=-1)
-    if direction is not None and beta:
-        squared = squared + beta * mx.square(error @ direction)
+    if directions is not None and beta:
+        squared = squared + beta * mx.square(error @ directions.T).sum(axis=-1)
     return (weight * squared).sum()
 
 
@@ -83,7 +83,7 @@ def reconstruct_block(
     wanted: Sequence[mx.array],
     *,
     steps: int,
-    direction: mx.array | None = None,
+    directions: mx.array | None = None,
     beta: float = 0.0,
     learning_rate: float = LEARNING_RATE,
     tokens_per_step: int = TOKENS_PER_STEP,
@@ -97,14 +97,14 @@ def reconstruct_block(
         walk: the compressed model at the input of the block.
         wanted: the dense block's outputs, one ``[batch, token, hidden]`` array per batch of ``walk``.
         steps: how many.
-        direction, beta: see `reconstruction_error`.
+        directions, beta: see `reconstruction_error`.
         learning_rate: first step size, relative to each linear's root mean square.
         tokens_per_step: sequences are added to a step up to this many tokens, padding included.
         seed: which sequences meet in a step.
 
     Returns:
-        The new weight ``[out, in]`` float32 of every linear of the block, by name. Over all counted tokens they are
-        nearer to ``wanted`` than the weights found; when the steps did not get there, these are returned.
+        The new weight ``[out, in]`` float32 of every linear of the block, by name; nearer to ``wanted`` than the
+        weights found, or these.
     """
     linears = {name: walk.model.linear(walk.layer, name) for name in walk.model.architecture.linear_names}
     weights = token_weights(wanted, [batch.counted for batch in walk.batches])
@@ -112,12 +112,12 @@ def reconstruct_block(
     def error(index: int, rows: Sequence[int]) -> mx.array:
         chosen = mx.array(rows)
         outputs = walk.run_block(index, walk.hidden[index][chosen])
-        return reconstruction_error(outputs, wanted[index][chosen], weights[index][chosen], direction, beta)
+        return reconstruction_error(outputs, wanted[index][chosen], weights[index][chosen], directions, beta)
 
     return descend(
         linears,
         error,
         schedule_rows(walk.batches, steps, tokens_per_step, seed),
         learning_rate=learning_rate,
-        parts=[(index, array.shape[0]) for index, array in enumerate(wanted)],
+        checked=spread_rows(walk.batches, TOKENS_CHECKED),
     )

@@ -10,8 +10,14 @@ import mlx.core as mx
 from aird_mlx.activations import TokenBatch, Walk, flatten_counted
 from aird_mlx.errors import UsageError
 from aird_mlx.model import ChatModel
-from aird_mlx.patch import LinearPatch, Patch, changed_weight, patched
-from aird_mlx.repair.closed_form import least_squares_change, refit_weight, restore_change, spread_inside_mask
+from aird_mlx.patch import LinearPatch, Patch, changed_weight, patched, scaled
+from aird_mlx.repair.closed_form import (
+    least_squares_change,
+    least_squares_inside_mask,
+    refit_weight,
+    restore_change,
+    spread_inside_mask,
+)
 from aird_mlx.repair.distillation import distill
 from aird_mlx.repair.reconstruction import reconstruct_block
 
@@ -20,8 +26,12 @@ RULES = ("paper", "restore", "least-squares", "refit", "reconstruct", "distill")
 # The rule whose patch ``distill`` goes on from.
 STARTS_FROM = "reconstruct"
 
+# Sets of calibration tokens: whole dialogues and texts, or only what users say.
+TOKENS = ("all", "prompts")
+
 # Rules that see activations, and so calibration tokens, of both models.
 _CALIBRATED = ("least-squares", "refit", "reconstruct")
+_REGULARIZED = ("least-squares", "refit")
 
 
 @dataclass(frozen=True)
@@ -31,8 +41,13 @@ class RepairPlan:
     Attributes:
         rule: one of `RULES`.
         blocks: whose residual writers (``paper``, ``restore``, ``least-squares``) or linears (the others) are changed.
-        strength: alpha of ``paper``; 1 for ``restore`` and ``least-squares``; beta of the others.
+        strength: how much of the change is made; alpha of ``paper``, for the others 1 is what they solve for.
+        beta: extra weight of the error along the directions: of ``refit`` and ``reconstruct``, and of
+            ``least-squares`` inside the mask, where 0 makes the smallest edit and more the one that writes least
+            across the directions.
         ridge: of ``least-squares`` and ``refit``, relative to the mean diagonal of the inputs' second moments.
+        rank: how many of the directions given are used.
+        tokens: which calibration tokens it is solved on, a key of `TOKENS`.
         inside_mask: keep every zero of the compressed model (rules that choose linears again always do).
         steps: per block, of ``reconstruct``; ``distill`` goes on from there with as many for all blocks together.
     """
@@ -40,7 +55,10 @@ class RepairPlan:
     rule: str
     blocks: tuple[int, ...]
     strength: float = 1.0
+    beta: float = 0.0
     ridge: float = 0.01
+    rank: int = 1
+    tokens: str = "all"
     inside_mask: bool = True
     steps: int = 200
 
@@ -49,7 +67,7 @@ def solve_patch(
     model: ChatModel,
     dense: ChatModel,
     calibration: Sequence[TokenBatch],
-    direction: mx.array,
+    directions: mx.array,
     plan: RepairPlan,
     *,
     start: Patch | None = None,
@@ -58,14 +76,15 @@ def solve_patch(
     """Solve for the change of ``model`` that ``plan`` asks for; both models are left as found.
 
     Blocks and, in them, linears are walked in data order, and each solve sees the compressed model with everything
-    before it already repaired.
+    before it already repaired, at strength 1.
 
     Args:
         model: the compressed model.
         dense: the model it was made from.
         calibration: token batches whose counted tokens enter the least squares.
-        direction: r, ``[hidden]`` float32 unit, of the dense model.
-        plan: rule, blocks, strength and ridge.
+        directions: of the dense model, ``[hidden]`` or ``[k, hidden]`` float32, orthonormal; the refusal direction
+            comes first.
+        plan: what to solve for.
         start: of ``distill``, the patch it goes on from; by default what `STARTS_FROM` gives.
         progress: called with (blocks done, blocks), or with (steps done, steps) while distilling.
 
@@ -78,10 +97,32 @@ def solve_patch(
     if not all(0 <= block < count for block in plan.blocks):
         raise UsageError(f"repair: blocks are {list(plan.blocks)}; 0 to {count - 1} are needed. Choose blocks it has.")
     if plan.rule == "distill":
+        later = progress
         if start is None:
-            first = replace(plan, rule=STARTS_FROM)
-            start = solve_patch(model, dense, calibration, direction, first, progress=progress)
-        return _solve_distillation(model, dense, calibration, start, plan, progress)
+            first = replace(plan, rule=STARTS_FROM, strength=1.0)
+            start = solve_patch(model, dense, calibration, directions, first, progress=_half(progress, 0))
+            later = _half(progress, 1)
+        parts = _solve_distillation(model, dense, calibration, start, plan, later)
+    else:
+        used = directions.reshape(-1, directions.shape[-1])[: plan.rank]
+        parts = _solve_blocks(model, dense, calibration, used, plan, progress)
+    ridge = plan.ridge if plan.rule in _REGULARIZED else 0.0
+    return scaled(Patch(plan.rule, 1.0, ridge, tuple(parts), beta=plan.beta), plan.strength)
+
+
+def _half(progress: Callable[[int, int], None], half: int) -> Callable[[int, int], None]:
+    """For the progress of the first (0) or the second (1) half of the work."""
+    return lambda done, total: progress(100 * half + 100 * done // max(total, 1), 200)
+
+
+def _solve_blocks(
+    model: ChatModel,
+    dense: ChatModel,
+    calibration: Sequence[TokenBatch],
+    directions: mx.array,
+    plan: RepairPlan,
+    progress: Callable[[int, int], None],
+) -> list[LinearPatch]:
     originals: list[tuple[int, str, mx.array]] = []
     parts: list[LinearPatch] = []
 
@@ -97,15 +138,15 @@ def solve_patch(
     try:
         for block in range(max(plan.blocks, default=-1) + 1):
             if block in plan.blocks:
-                solve_block(model, dense, walks, block, direction, plan, apply)
-            if walks:
+                solve_block(model, dense, walks, block, directions, plan, apply)
+            if walks and block < max(plan.blocks):
                 walks[0].advance()
                 walks[1].advance()
             progress(block + 1, max(plan.blocks) + 1)
     finally:
         for block, name, weight in reversed(originals):
             model.linear(block, name).weight = weight
-    return Patch(plan.rule, plan.strength, plan.ridge if walks else 0.0, tuple(parts))
+    return parts
 
 
 Walks = tuple[Walk, Walk] | None
@@ -113,27 +154,31 @@ Apply = Callable[[LinearPatch], None]
 
 
 def _solve_writers(
-    model: ChatModel, dense: ChatModel, walks: Walks, block: int, direction: mx.array, plan: RepairPlan, apply: Apply
+    model: ChatModel, dense: ChatModel, walks: Walks, block: int, directions: mx.array, plan: RepairPlan, apply: Apply
 ) -> None:
     for name in model.architecture.writers:
         original, compressed = dense.linear(block, name).weight, model.linear(block, name).weight
         if plan.rule == "paper":
-            along = plan.strength * (direction @ compressed.astype(mx.float32))
+            along = directions @ compressed.astype(mx.float32)
         elif plan.rule == "restore":
-            along = restore_change(direction, original, compressed)
+            along = restore_change(directions, original, compressed)
         else:
             assert walks is not None
             moments = paired_moments(*walks, name)
-            along = least_squares_change(direction, original, compressed, *moments, plan.ridge)
+            if plan.inside_mask and plan.beta:
+                solved = least_squares_inside_mask(directions, original, compressed, *moments, plan.ridge, plan.beta)
+                apply(_replaced(model, block, name, solved))
+                continue
+            along = least_squares_change(directions, original, compressed, *moments, plan.ridge)
         if plan.inside_mask:
-            delta = spread_inside_mask(direction, along, compressed != 0)
+            delta = spread_inside_mask(directions, along, compressed != 0)
             apply(LinearPatch(block, name, delta=delta.astype(compressed.dtype)))
         else:
-            apply(LinearPatch(block, name, left=direction[:, None], right=along[None]))
+            apply(LinearPatch(block, name, left=directions.T, right=along))
 
 
 def _solve_refit(
-    model: ChatModel, dense: ChatModel, walks: Walks, block: int, direction: mx.array, plan: RepairPlan, apply: Apply
+    model: ChatModel, dense: ChatModel, walks: Walks, block: int, directions: mx.array, plan: RepairPlan, apply: Apply
 ) -> None:
     assert walks is not None
     for group in model.architecture.linears:
@@ -146,19 +191,19 @@ def _solve_refit(
                 compressed,
                 *moments,
                 plan.ridge,
-                direction=direction if is_writer else None,
-                beta=plan.strength if is_writer else 0.0,
+                directions=directions if is_writer else None,
+                beta=plan.beta if is_writer else 0.0,
             )
             apply(_replaced(model, block, name, refitted))
 
 
 def _solve_reconstruction(
-    model: ChatModel, dense: ChatModel, walks: Walks, block: int, direction: mx.array, plan: RepairPlan, apply: Apply
+    model: ChatModel, dense: ChatModel, walks: Walks, block: int, directions: mx.array, plan: RepairPlan, apply: Apply
 ) -> None:
     assert walks is not None
     wanted = [walks[0].run_block(index) for index in range(len(walks[0].batches))]
     mx.eval(wanted)
-    found = reconstruct_block(walks[1], wanted, steps=plan.steps, direction=direction, beta=plan.strength, seed=block)
+    found = reconstruct_block(walks[1], wanted, steps=plan.steps, directions=directions, beta=plan.beta, seed=block)
     for name, weight in found.items():
         apply(_replaced(model, block, name, weight))
 
@@ -170,13 +215,12 @@ def _solve_distillation(
     start: Patch,
     plan: RepairPlan,
     progress: Callable[[int, int], None],
-) -> Patch:
+) -> list[LinearPatch]:
     reference = Walk(dense, calibration)
     reference.move_to(len(dense.blocks))
     with patched(model, start):
         found = distill(Walk(model, calibration), reference, plan.blocks, steps=plan.steps, progress=progress)
-    parts = tuple(_replaced(model, block, name, weight) for (block, name), weight in found.items())
-    return Patch(plan.rule, plan.strength, 0.0, parts)
+    return [_replaced(model, block, name, weight) for (block, name), weight in found.items()]
 
 
 def _replaced(model: ChatModel, block: int, name: str, weight: mx.array) -> LinearPatch:
