@@ -127,22 +127,27 @@ class Reference:
             for prompt, answer in zip(self.inputs.contrast.part(kind, part), self.answers[kind][part], strict=True)
         ]
 
-    def calibration(self, kinds: Sequence[str]) -> list[TokenBatch]:
-        """Dialogues of these kinds and the plain calibration texts; every token counts."""
-        texts = text_sequences(self.model.tokenizer, self.inputs.texts)
-        return batch_sequences([ids for ids, _ in self.dialogues(kinds)] + texts)
+    def judged(self, part: str, tokens: int | None = None) -> tuple[list[str], list[str]]:
+        """The kind of every prompt of one part, and the class of the model's answer (or of its first ``tokens``)."""
+        asked = [(kind, answer[:tokens]) for kind in KINDS for answer in self.answers[kind][part]]
+        return [kind for kind, _ in asked], [judge_answer(decode(self.model, answer)) for _, answer in asked]
 
-    @cached_property
-    def validation(self) -> list[TokenBatch]:
-        """The model's own answers to validation prompts: what the distance of a repair is measured on."""
-        return self._utility_batches(self.dialogues(KINDS, "validate"))
+    def calibration(self, kinds: Sequence[str], tokens: str = "all") -> list[TokenBatch]:
+        """Dialogues of these kinds and the plain calibration texts; or, as ``tokens``, only the ``prompts`` of them.
+
+        Every token counts.
+        """
+        dialogues = self.dialogues(kinds)
+        if tokens == "prompts":
+            return batch_sequences([ids[:start] for ids, start in dialogues])
+        texts = [(ids, 0) for ids in text_sequences(self.model.tokenizer, self.inputs.texts)]
+        started = [*dialogues, *texts]
+        return batch_sequences([ids for ids, _ in started], first_answered=[start for _, start in started])
 
     @cached_property
     def held_out(self) -> list[TokenBatch]:
         """The tokens perplexity is measured on."""
-        return self._utility_batches(held_out_sequences(self.model.tokenizer, self.inputs))
-
-    def _utility_batches(self, sequences: Sequence[tuple[list[int], int]]) -> list[TokenBatch]:
+        sequences = held_out_sequences(self.model.tokenizer, self.inputs)
         return batch_sequences(
             [ids for ids, _ in sequences],
             first_counted=[first for _, first in sequences],

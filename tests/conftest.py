@@ -18,7 +18,10 @@ import mlx.core as mx  # noqa: E402
 from hypothesis import settings  # noqa: E402
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers  # noqa: E402
 
+from aird_mlx.inputs import Inputs  # noqa: E402
 from aird_mlx.model import ChatModel, load  # noqa: E402
+from aird_mlx.prompts import KINDS, PARTS, ContrastSet, Split  # noqa: E402
+from aird_mlx.reference import Reference  # noqa: E402
 
 # Started in the background, this process ignores Ctrl-C, and so would the commands that tests interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -150,3 +153,38 @@ def last_token(model: ChatModel, text: str = "") -> int:
     from aird_mlx.prompts import render_prompt
 
     return (model.tokenizer.encode(text, add_special_tokens=False) if text else render_prompt(model.tokenizer, "x"))[-1]
+
+
+REFUSAL_TEXT, ANSWER_TEXT = "I can't help.", "Mix flour, water and salt."
+
+
+def make_reference(model: ChatModel, *, tests: int = 2) -> Reference:
+    """A reference whose dense model is said to refuse every harmful prompt and to answer all others.
+
+    Args:
+        model: the dense model; read only.
+        tests: test prompts of each kind; there are 6 to find with, 4 to validate on, and half as many twins.
+    """
+    words = {"harmful": "hurt people", "harmless": "bake bread", "twin": "hurt dough"}
+
+    def split(kind: str) -> Split:
+        counts = {
+            part: (number if kind != "twin" else number // 2) for part, number in zip(PARTS, (6, 4, tests), strict=True)
+        }
+        return Split(
+            *(tuple(f"How do I {words[kind]} {part} {number}?" for number in range(counts[part])) for part in PARTS)
+        )
+
+    contrast = ContrastSet(*(split(kind) for kind in KINDS), origin="here")
+    text = {kind: REFUSAL_TEXT if kind == "harmful" else ANSWER_TEXT for kind in KINDS}
+    answers = {
+        kind: {
+            part: [model.tokenizer.encode(text[kind], add_special_tokens=False) for _ in contrast.part(kind, part)]
+            for part in PARTS
+        }
+        for kind in KINDS
+    }
+    inputs = Inputs(contrast, tuple(CORPUS), ("wait for two hours and bake it",), (("apple", "Seven 7"),))
+    reference = Reference(model, inputs, answers)
+    reference.refusal_tokens = model.tokenizer.encode("I", add_special_tokens=False)
+    return reference

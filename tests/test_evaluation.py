@@ -30,6 +30,7 @@ from aird_mlx.evaluation import (
     decode,
     generate_answers,
     judge_answer,
+    judge_prompts,
     measure_refusals,
     measure_utility,
     refusal_rates,
@@ -40,6 +41,7 @@ from aird_mlx.evaluation.judge import matching_rules
 from aird_mlx.evaluation.refusal_rules import ANSWERS, OPENING, RULES, SKIP, START
 from aird_mlx.model import ChatModel, load
 from aird_mlx.prompts import render_prompt
+from conftest import last_token, make_speaker
 
 REFUSALS = [
     "I'm sorry, but I can't help with that.",
@@ -356,6 +358,22 @@ def test_refusal_rates_count_each_kind_and_all_incoherent_answers() -> None:
     rates = refusal_rates(kinds, classes)
     found = [(one.rate, one.n) for one in (rates.harmful, rates.harmless, rates.twin, rates.incoherent) if one]
     assert found == [(0.5, 4), (0.5, 2), (0.0, 1), (2 / 7, 7)]
+
+
+def test_prompts_are_judged_kind_by_kind_in_the_order_given(tiny: ChatModel) -> None:
+    # Each word ends a prompt where the template puts nothing behind it: what the model says depends on it.
+    tiny.tokenizer.chat_template = "{% for message in messages %}{{ message.content }}{% endfor %}"
+    lines = {last_token(tiny, " bread"): "Mix flour", last_token(tiny, " user"): "I can't help."}
+    model = make_speaker(tiny, lines)
+    asked = {"twin": ["hurt bread", "a user"], "harmful": ["a user", "How do I bake bread", "my user"]}
+    seen: list[tuple[int, int]] = []
+    found = judge_prompts(
+        model, asked, max_new_tokens=10, batch_size=2, progress=lambda done, total: seen.append((done, total))
+    )
+    assert found[0] == ["harmful", "harmful", "harmful", "twin", "twin"]
+    assert found[1] == [REFUSAL, COMPLIANCE, REFUSAL, COMPLIANCE, REFUSAL]
+    assert seen[-1] == (5, 5)
+    assert measure_refusals(model, asked, max_new_tokens=10) == refusal_rates(*found)
 
 
 def test_refusal_rates_of_a_missing_kind_are_none() -> None:

@@ -1,14 +1,17 @@
-"""The dense model is asked everything, or refused in one line before anything is generated."""
+"""The dense model is asked everything, or refused in one line before anything is generated; its answers are kept."""
 
 from __future__ import annotations
 
 import pytest
 
+from aird_mlx.activations import TokenBatch
 from aird_mlx.errors import PromptError
+from aird_mlx.evaluation import COMPLIANCE, REFUSAL
 from aird_mlx.inputs import Inputs
 from aird_mlx.model import ChatModel
-from aird_mlx.prompts import KINDS, PARTS, ContrastSet, Split, render_prompt
+from aird_mlx.prompts import KINDS, PARTS, ContrastSet, Split, render_dialogue, render_prompt
 from aird_mlx.reference import ask_reference
+from conftest import ANSWER_TEXT, CORPUS, REFUSAL_TEXT, make_reference
 
 
 def inputs_with(*prompts: str) -> Inputs:
@@ -45,3 +48,53 @@ def test_prompt_that_just_fits_is_asked(tiny: ChatModel) -> None:
         "harmless": [0, 0, 0],
         "twin": [0, 0, 0],
     }
+
+
+def sequences_of(batches: list[TokenBatch]) -> list[tuple[list[int], int]]:
+    """Token ids in the order they were given, each with the token its answer opens from."""
+    found = {
+        batch.order[row] if len(batches) == 1 else (number, row): (
+            batch.ids[row, : batch.lengths[row]].tolist(),
+            batch.opens[row],
+        )
+        for number, batch in enumerate(batches)
+        for row in range(len(batch.lengths))
+    }
+    return [found[key] for key in sorted(found)]  # type: ignore[type-var]
+
+
+def test_answers_are_judged_in_the_order_of_kinds_and_prompts(tiny: ChatModel) -> None:
+    reference = make_reference(tiny)
+    kinds, classes = reference.judged("validate")
+    assert kinds == ["harmful"] * 4 + ["harmless"] * 4 + ["twin"] * 2
+    assert classes == [REFUSAL] * 4 + [COMPLIANCE] * 6
+
+
+def test_answers_are_judged_on_their_first_tokens_where_asked(tiny: ChatModel) -> None:
+    reference = make_reference(tiny)
+    text = f"{ANSWER_TEXT} bread {REFUSAL_TEXT}"
+    turned = tiny.tokenizer.encode(f"{REFUSAL_TEXT} {text}", add_special_tokens=False)
+    reference.answers["harmless"]["test"][0] = turned
+    short = len(tiny.tokenizer.encode(REFUSAL_TEXT, add_special_tokens=False))
+    assert reference.judged("test", short)[1][2] == REFUSAL
+    reference.answers["harmless"]["test"][0] = turned[short:]
+    assert reference.judged("test", short)[1][2] == COMPLIANCE
+
+
+def test_calibration_is_dialogues_that_know_where_they_open_and_texts(tiny: ChatModel) -> None:
+    reference = make_reference(tiny)
+    (batch,) = reference.calibration(["harmful", "twin"])
+    found = sequences_of([batch])
+    asked = [(prompt, REFUSAL_TEXT) for prompt in reference.inputs.contrast.part("harmful", "find")]
+    asked += [(prompt, ANSWER_TEXT) for prompt in reference.inputs.contrast.part("twin", "find")]
+    expected = [render_dialogue(tiny.tokenizer, *pair) for pair in asked]
+    texts = [(list(tiny.tokenizer.encode(text)), 0) for text in CORPUS]
+    assert found == [(ids, start - 1) for ids, start in (*expected, *texts)]
+    assert batch.counted.sum().item() == sum(len(ids) for ids, _ in found), "every token counts"
+
+
+def test_calibration_on_prompts_is_what_users_say_and_no_more(tiny: ChatModel) -> None:
+    reference = make_reference(tiny)
+    found = sequences_of(reference.calibration(["harmless", "twin"], "prompts"))
+    prompts = [reference.prompts(kind, "find") for kind in ("harmless", "twin")]
+    assert found == [(ids, -1) for of_kind in prompts for ids in of_kind]

@@ -7,7 +7,7 @@ from aird_mlx.evaluation.judge import COMPLIANCE, INCOHERENT, REFUSAL, judge_ans
 from aird_mlx.evaluation.judge_model import ModelJudge, judge_figures
 from aird_mlx.evaluation.multiple_choice import answer_questions, read_questions
 from aird_mlx.evaluation.paired import compare_sets, read_evaluation
-from aird_mlx.evaluation.refusals import measure_refusals, refusal_rates
+from aird_mlx.evaluation.refusals import judge_prompts, measure_refusals, refusal_rates
 from aird_mlx.evaluation.statistics import answer_rates, paired_change, wilson_rate, worst_class
 from aird_mlx.evaluation.tasks import check_tasks_available, run_tasks
 from aird_mlx.evaluation.text import cut_windows, read_text
@@ -30,6 +30,7 @@ __all__ = [
     "generate_answers",
     "judge_answer",
     "judge_figures",
+    "judge_prompts",
     "measure_refusals",
     "measure_utility",
     "paired_change",

@@ -20,7 +20,21 @@ def measure_refusals(
     batch_size: int = BATCH_SIZE,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> RefusalRates:
-    """Generate an answer to every prompt and count refusals.
+    """Generate an answer to every prompt, judge it, and count refusals; see `judge_prompts`."""
+    return refusal_rates(
+        *judge_prompts(model, prompts, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress)
+    )
+
+
+def judge_prompts(
+    model: ChatModel,
+    prompts: Mapping[str, Sequence[str]],
+    *,
+    max_new_tokens: int = 128,
+    batch_size: int = BATCH_SIZE,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[list[str], list[str]]:
+    """Generate an answer to every prompt and judge it.
 
     Args:
         model: read only.
@@ -30,16 +44,16 @@ def measure_refusals(
         progress: called with (prompts done, prompts).
 
     Returns:
-        Rates with n and Wilson 95 % intervals.
+        The kind of every prompt and the class of its answer, kind by kind, in the order given.
     """
     asked = [(kind, prompt) for kind in KINDS for prompt in prompts.get(kind, ())]
     ids = [render_prompt(model.tokenizer, prompt) for _, prompt in asked]
     answers = generate_answers(model, ids, max_new_tokens=max_new_tokens, batch_size=batch_size, progress=progress)
-    return refusal_rates([kind for kind, _ in asked], [judge_answer(decode(model, answer)) for answer in answers])
+    return [kind for kind, _ in asked], [judge_answer(decode(model, answer)) for answer in answers]
 
 
 def refusal_rates(kinds: Sequence[str], classes: Sequence[str]) -> RefusalRates:
-    """Count judged answers by kind.
+    """Count judged answers by kind: rates with n and Wilson 95 % intervals.
 
     >>> refusal_rates(["harmful", "harmless"], ["refusal", "compliance"]).harmful.rate
     1.0

@@ -1,0 +1,213 @@
+"""The search: coarse over all plans, fine among the few that none beats.
+
+Coarse: closed-form rules are solved on a part of the calibration tokens, axis by axis, and judged by one forward pass
+over validation dialogues; a solved change is tried at several strengths without being solved again. Rules that descend
+take their time once and go on from one another. Fine: the best plan of each rule, if no other rule's best beats it, is
+solved on all tokens and judged on the answers it generates. Test prompts are never seen here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import mlx.core as mx
+
+from aird_mlx.activations import TokenBatch, thin_batches
+from aird_mlx.gates import Limits
+from aird_mlx.model import ChatModel
+from aird_mlx.patch import Patch, patched, scaled
+from aird_mlx.repair import STARTS_FROM, RepairPlan, solve_patch
+from aird_mlx.report import TrialFigures
+from aird_mlx.search.spaces import PlanSpace
+from aird_mlx.search.trial import Bars, Trial, pareto_front
+from aird_mlx.search.validation import Validation
+
+# Calibration tokens that closed-form rules are compared on.
+COARSE_TOKENS = 4096
+# At most so many plans answer; their foreseen refusals are within so many standard errors of the most.
+FINALISTS, FAR = 3, 2.0
+# Rules whose solving is long and is done once, on all tokens, with its share of the work for the progress shown.
+DESCENDING = {"reconstruct": 12, "distill": 12}
+STEPS = 100
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The chosen patch, why, everything that was tried, and what none of it beats."""
+
+    patch: Patch
+    plan: RepairPlan
+    why: str
+    trials: tuple[Trial, ...]
+    front: tuple[Trial, ...]
+
+
+def choose_repair(
+    model: ChatModel,
+    dense: ChatModel,
+    spaces: Sequence[PlanSpace],
+    calibration: Mapping[str, Sequence[TokenBatch]],
+    directions: mx.array,
+    validation: Validation,
+    *,
+    limits: Limits | None = None,
+    progress: Progress = lambda done, total: None,
+) -> Choice:
+    """Search the spaces and keep the best plan on validation prompts.
+
+    Best = within the limits, then as many refusals as the dense model but for chance, then nearest to the dense model
+    (`Bars.best`).
+
+    Args:
+        model: the compressed model; left as found.
+        dense: the model it was made from.
+        spaces: at least one.
+        calibration: token batches by name (`aird_mlx.repair.TOKENS`), as far as plans ask for them.
+        directions: the dense model's, ``[k, hidden]`` float32, orthonormal, the refusal direction first.
+        validation: what plans are judged on.
+        limits: what a repair may cost.
+        progress: called with (steps done, steps).
+    """
+    search = _Search(model, dense, calibration, directions, validation, limits or Limits(), _Steps(spaces, progress))
+    return search.run(spaces)
+
+
+class _Steps:
+    """How far the search is, in `STEPS` per unit of work."""
+
+    def __init__(self, spaces: Sequence[PlanSpace], progress: Progress) -> None:
+        solves = [(DESCENDING.get(space.first.rule, 1), space) for space in spaces]
+        units = sum(cost * (1 + sum(len(values) for _, values in space.axes)) for cost, space in solves)
+        self._total = STEPS * (units + FINALISTS)
+        self._done, self._progress = 0, progress
+
+    def within(self, units: int) -> Progress:
+        """For the progress of one solve that takes ``units``."""
+        begun = self._done
+        return lambda done, total: self._progress(begun + (STEPS * units - 1) * done // max(total, 1), self._total)
+
+    def finish(self, units: int) -> None:
+        """``units`` of work are done."""
+        self._done = min(self._done + STEPS * units, self._total)
+        self._progress(self._done, self._total)
+
+    def end(self) -> None:
+        """Everything is done, whatever was not needed."""
+        self._progress(self._total, self._total)
+
+
+class _Search:
+    def __init__(
+        self,
+        model: ChatModel,
+        dense: ChatModel,
+        calibration: Mapping[str, Sequence[TokenBatch]],
+        directions: mx.array,
+        validation: Validation,
+        limits: Limits,
+        steps: _Steps,
+    ) -> None:
+        self.model, self.dense, self.directions = model, dense, directions
+        self.calibration, self.validation, self.steps = calibration, validation, steps
+        self.coarse = {name: thin_batches(batches, COARSE_TOKENS) for name, batches in calibration.items()}
+        self.sparsity = model.sparsity()
+        foreseen = validation.foresee(model)
+        answered = validation.answer(model, foreseen)
+        self.foreseen = Bars(validation.dense, foreseen, limits, validation.foreseen_counts)
+        self.answered = Bars(validation.answered, answered, limits, validation.counts)
+        self.trials: list[Trial] = []
+        self.solved: dict[RepairPlan, Patch] = {}
+
+    def run(self, spaces: Sequence[PlanSpace]) -> Choice:
+        judged = [self.judge(trial) for trial in self.finalists([self.explore(space) for space in spaces])]
+        self.steps.end()
+        chosen, patch = judged[self.answered.best([_answered(trial) for trial, _ in judged])]
+        trials = tuple(next((new for new, _ in judged if new.plan == trial.plan), trial) for trial in self.trials)
+        front = pareto_front(trials, self.target)
+        return Choice(patch, chosen.plan, self.explain(chosen, len(judged)), trials, tuple(front))
+
+    def finalists(self, best: Sequence[Trial]) -> list[Trial]:
+        """Of the best trial of each space those that none beats, unless their refusals are far from the most.
+
+        The most is that of plans within the limits: one that refuses everything is no measure.
+        """
+        within = self.foreseen.least_broken([trial.foreseen for trial in best])
+        front = [
+            trial for trial in pareto_front(best, self.target) if self.foreseen.rivals(trial.foreseen, within, FAR)
+        ]
+        return sorted(front, key=lambda trial: self.foreseen.rank(trial.foreseen))[:FINALISTS]
+
+    @property
+    def target(self) -> float:
+        """The dense model's refusals, as foreseen."""
+        return self.validation.dense.harmful
+
+    def explore(self, space: PlanSpace) -> Trial:
+        """The best foreseen trial of a space: neighbours along each axis in turn, then other strengths."""
+        best = self.tried(space.first)
+        for axis in range(len(space.axes)):
+            for plan in list(space.neighbours(best[0].plan, axis)):
+                best = self.better(best, self.tried(plan))
+        trial, patch = best
+        for strength in space.strengths:
+            if strength != trial.plan.strength:
+                best = self.better(best, self.tried(replace(trial.plan, strength=strength), scaled(patch, strength)))
+        return best[0]
+
+    def better(self, one: tuple[Trial, Patch], other: tuple[Trial, Patch]) -> tuple[Trial, Patch]:
+        return (one, other)[self.foreseen.best([one[0].foreseen, other[0].foreseen])]
+
+    def tried(self, plan: RepairPlan, patch: Patch | None = None) -> tuple[Trial, Patch]:
+        """A plan, solved if it has no patch yet, as one pass foresees it."""
+        if patch is None:
+            patch = scaled(self.solve(plan, coarse=plan.rule not in DESCENDING), plan.strength)
+            self.steps.finish(DESCENDING.get(plan.rule, 1))
+        trial = self.trial(plan, patch)
+        self.trials.append(trial)
+        return trial, patch
+
+    def solve(self, plan: RepairPlan, *, coarse: bool) -> Patch:
+        """The patch of a plan at strength 1; that of a descending rule is kept."""
+        plan = replace(plan, strength=1.0)
+        if plan in self.solved:
+            return self.solved[plan]
+        tokens = (self.coarse if coarse else self.calibration)[plan.tokens]
+        start = self.solved.get(replace(plan, rule=STARTS_FROM))
+        progress = self.steps.within(DESCENDING.get(plan.rule, 1))
+        patch = solve_patch(self.model, self.dense, tokens, self.directions, plan, start=start, progress=progress)
+        if plan.rule in DESCENDING:
+            self.solved[plan] = patch
+        return patch
+
+    def trial(self, plan: RepairPlan, patch: Patch) -> Trial:
+        with patched(self.model, patch):
+            return Trial(plan, self.validation.foresee(self.model), max(0.0, self.sparsity - self.model.sparsity()))
+
+    def judge(self, trial: Trial) -> tuple[Trial, Patch]:
+        """A finalist solved on all tokens and judged on its answers."""
+        patch = scaled(self.solve(trial.plan, coarse=False), trial.plan.strength)
+        if trial.plan.rule not in DESCENDING:
+            trial = self.trial(trial.plan, patch)
+        with patched(self.model, patch):
+            trial = replace(trial, answered=self.validation.answer(self.model, trial.foreseen))
+        self.steps.finish(1)
+        return trial, patch
+
+    def explain(self, chosen: Trial, finalists: int) -> str:
+        bars, found = self.answered, _answered(chosen)
+        praise = "is within the limits, refuses as often as any but for chance, and is nearest to the dense model"
+        return (
+            f"of {len(self.trials)} plans tried on validation prompts, {finalists} answered them, and this one "
+            f"{praise if bars.broken(found) == 0 else 'breaks the limits least'}: harmful {found.harmful:.1%} "
+            f"(dense {bars.dense.harmful:.1%}, compressed {bars.compressed.harmful:.1%}), "
+            f"harmless {found.harmless:.1%} (dense {bars.dense.harmless:.1%}), twins {found.twin:.1%} "
+            f"(dense {bars.dense.twin:.1%})"
+        )
+
+
+def _answered(trial: Trial) -> TrialFigures:
+    assert trial.answered is not None
+    return trial.answered
