@@ -11,28 +11,31 @@ import resource
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import TypeVar
 
 import mlx.core as mx
 
 from aird_mlx import __version__
+from aird_mlx.controls import ControlRepair, control_repairs
 from aird_mlx.direction import Direction, load_direction, save_direction
 from aird_mlx.environment import describe_environment
 from aird_mlx.errors import DirectionError, PromptError
-from aird_mlx.gates import judge_gates
+from aird_mlx.gates import Limits, judge_gates
 from aird_mlx.gguf_export import check_exportable, export_gguf, is_available
 from aird_mlx.gguf_export.writer import hash_file
 from aird_mlx.inputs import Inputs, gather_inputs
 from aird_mlx.model import COMPANION_FILES, ChatModel, load, save
-from aird_mlx.patch import Patch, fold, load_patch, save_patch
+from aird_mlx.patch import Patch, fold, load_patch, patched, save_patch
 from aird_mlx.prompts import KINDS
 from aird_mlx.pruning import check_pruning, prune_model
 from aird_mlx.reference import MAX_NEW_TOKENS, Reference, ask_reference
-from aird_mlx.repair import fits_in_memory
-from aird_mlx.report import RepairFigures, Report, Stage, from_json, to_json
+from aird_mlx.repair import TOKENS, RepairPlan, fits_in_memory
+from aird_mlx.report import Control, RepairFigures, Report, Stage, from_json, to_json
 from aird_mlx.report_page import to_markdown, to_model_card
-from aird_mlx.search import choose_repair, plans_for, trial_rows
+from aird_mlx.search import choose_repair, spaces_for, tried_plans
 from aird_mlx.settings import (
     Progress,
     RepairSettings,
@@ -44,18 +47,23 @@ from aird_mlx.settings import (
 )
 from aird_mlx.stages import (
     direction_figures,
+    evaluate_control,
     evaluate_dense,
     evaluate_exported,
     evaluate_stage,
     gguf_path,
     measure_on_reference,
+    refusal_directions,
+    stage_changes,
+    validation_of,
 )
 from aird_mlx.workspace import Workspace, read_json, write_json
 
 __all__ = ["Plan", "RepairSettings", "output_folder", "plan_repair", "repair_model"]
 
 # What may differ when an interrupted run is resumed: where it goes and what is exported, not what is measured.
-RESUMABLE = ("resume", "out", "mlx_path", "dry_run", "gguf")
+RESUMABLE = ("resume", "out", "mlx_path", "dry_run", "gguf", "controls")
+Row = TypeVar("Row", Stage, Control)
 GIVEN_FILES = ("harmful", "harmless", "twins", "calibration", "test_harmful", "test_harmless", "test_twins")
 
 
@@ -179,14 +187,15 @@ class _Run:
         direction = self._direction(reference)
         compressed = self._compressed(reference)
         stages = [
-            self._row("dense", lambda: evaluate_dense(reference, direction)),
+            self._row("dense", Stage, lambda: evaluate_dense(reference, direction)),
             self._evaluated("compressed", compressed, reference, direction),
         ]
         repair = self._repaired(compressed, reference, direction)
-        written = self._load_copy(self.workspace.folder / "mlx")
+        controls = self._controls(compressed, reference, direction)
+        written, repair = self._written(compressed, repair)
         stages.append(self._evaluated("repaired", written, reference, direction))
         stages += [self._exported(outtype, written, reference) for outtype in self.settings.gguf]
-        report = self._report(direction, stages, repair)
+        report = self._report(direction, stages, repair, controls)
         self._finish(report)
         return report
 
@@ -241,10 +250,10 @@ class _Run:
         return load(model, revision=self.settings.revision, trust_remote_code=self.settings.trust_remote_code)
 
     def _repaired(self, compressed: ChatModel, reference: Reference, direction: Direction) -> RepairFigures:
-        """Choose and solve the patch, fold it into ``compressed`` and write the MLX folder."""
+        """Choose and solve the patch."""
 
         def compute() -> Patch:
-            plans = plans_for(
+            spaces = spaces_for(
                 self.settings.rule,
                 source_layer=direction.layer,
                 blocks=len(compressed.blocks),
@@ -254,36 +263,71 @@ class _Run:
             choice = choose_repair(
                 compressed,
                 self.dense,
-                plans,
-                reference.calibration(KINDS),
-                direction.vector,
-                validation={kind: self.inputs.contrast.part(kind, "validate") for kind in KINDS},
-                validation_text=reference.validation,
-                batch_size=self.settings.batch_size,
+                spaces,
+                {tokens: reference.calibration(KINDS, tokens) for tokens in TOKENS},
+                refusal_directions(reference, direction),
+                validation_of(reference, batch_size=self.settings.batch_size),
+                limits=self._limits,
                 progress=self._step("repair"),
             )
-            record = {"why": choice.why, "trials": trial_rows(choice.trials)}
-            self.workspace.write("repair.json", record, write_json)
+            figures = RepairFigures(
+                rule=choice.patch.rule,
+                layers=choice.patch.layers,
+                strength=choice.patch.strength,
+                rank=choice.patch.rank,
+                sparsity_lost=0.0,  # counted when it is folded
+                ridge=choice.patch.ridge,
+                beta=choice.patch.beta,
+                why=choice.why,
+                tried=tried_plans(choice.trials, choice.front),
+            )
+            self.workspace.write("repair.json", dataclasses.asdict(figures), write_json)
+            self.workspace.write("plan.json", dataclasses.asdict(choice.plan), write_json)
             return choice.patch
 
-        patch = self.workspace.stage("repair", "patch.safetensors", compute, save_patch, load_patch)
-        record = read_json(self.workspace.folder / "repair.json")
-        folded = fold(compressed, patch)
-        self.workspace.folder_stage("write", "mlx", lambda path: save(compressed, path))
-        return RepairFigures(
-            rule=patch.rule,
-            layers=patch.layers,
-            strength=patch.strength,
-            rank=patch.rank,
-            sparsity_lost=folded.sparsity_lost,
-            ridge=patch.ridge,
-            why=record["why"],
-            tried=record["trials"],
+        self.patch = self.workspace.stage("repair", "patch.safetensors", compute, save_patch, load_patch)
+        return from_json(RepairFigures, (self.workspace.folder / "repair.json").read_text(encoding="utf-8"))
+
+    def _controls(self, compressed: ChatModel, reference: Reference, direction: Direction) -> list[Control]:
+        """The chosen plan without its ingredients, each solved and asked the test prompts."""
+        if not self.settings.controls:
+            return []
+        plan = read_json(self.workspace.folder / "plan.json")
+        repairs = control_repairs(
+            compressed,
+            reference,
+            RepairPlan(**plan | {"blocks": tuple(plan["blocks"])}),
+            refusal_directions(reference, direction),
+            measure_on_reference(compressed, reference, self._step("direction of controls")).direction.vector,
+            source_layer=direction.layer,
+            seed=self.settings.seed,
         )
+
+        def measure(repair: ControlRepair) -> Control:
+            with patched(compressed, repair.solve()):
+                return evaluate_control(
+                    repair.name,
+                    repair.meaning,
+                    compressed,
+                    reference,
+                    max_new_tokens=self.max_new_tokens,
+                    batch_size=self.settings.batch_size,
+                    progress=self.progress,
+                )
+
+        return [self._row(f"control {one.name}", Control, partial(measure, one)) for one in repairs]
+
+    def _written(self, compressed: ChatModel, repair: RepairFigures) -> tuple[ChatModel, RepairFigures]:
+        """Fold the patch into ``compressed``, write the MLX folder, and load what was written."""
+        folded = fold(compressed, self.patch)
+        self.workspace.folder_stage("write", "mlx", lambda path: save(compressed, path))
+        repair = dataclasses.replace(repair, sparsity_lost=folded.sparsity_lost)
+        return self._load_copy(self.workspace.folder / "mlx"), repair
 
     def _evaluated(self, name: str, model: ChatModel, reference: Reference, direction: Direction) -> Stage:
         return self._row(
             name,
+            Stage,
             lambda: evaluate_stage(
                 name,
                 model,
@@ -310,17 +354,21 @@ class _Run:
                 exported, written, reference, max_new_tokens=self.max_new_tokens, progress=self.progress
             )
 
-        return self._row(f"exported:{outtype}", compute)
+        return self._row(f"exported:{outtype}", Stage, compute)
 
-    def _row(self, name: str, compute: Callable[[], Stage]) -> Stage:
+    def _row(self, name: str, kind: type[Row], compute: Callable[[], Row]) -> Row:
         """A row of the result as a resumable stage."""
         return self.workspace.stage(
             f"evaluate {name}",
-            f"stages/{name.replace(':', '-')}.json",
+            f"stages/{name.replace(':', '-').replace(' ', '-')}.json",
             compute,
-            lambda stage, path: write_json(dataclasses.asdict(stage), path),
-            lambda path: from_json(Stage, path.read_text(encoding="utf-8")),
+            lambda row, path: write_json(dataclasses.asdict(row), path),
+            lambda path: from_json(kind, path.read_text(encoding="utf-8")),
         )
+
+    @property
+    def _limits(self) -> Limits:
+        return Limits(self.settings.max_over_refusal / 100, self.settings.max_perplexity)
 
     @property
     def _stem(self) -> str:
@@ -329,7 +377,9 @@ class _Run:
     def _step(self, stage: str) -> Callable[[int, int], None]:
         return lambda done, total: self.progress(stage, done, total)
 
-    def _report(self, direction: Direction, stages: list[Stage], repair: RepairFigures) -> Report:
+    def _report(
+        self, direction: Direction, stages: list[Stage], repair: RepairFigures, controls: list[Control]
+    ) -> Report:
         settings = settings_record(self.settings)
         settings = {name: value for name, value in settings.items() if name not in ("resume", "dry_run")}
         exported = (note for stage in stages for note in stage.notes)
@@ -343,7 +393,9 @@ class _Run:
             direction=direction_figures(direction, 1.0),
             stages=stages,
             repair=repair,
-            gates=judge_gates(stages, repair, allow_dense=self.settings.allow_dense),
+            gates=judge_gates(stages, repair, allow_dense=self.settings.allow_dense, limits=self._limits),
+            changes=stage_changes(stages),
+            controls=controls,
             written=written,
             notes=[*self.dense.notes, f"prompts: {self.inputs.contrast.origin}", *dict.fromkeys(exported)],
             timings=self.workspace.timings,
@@ -358,7 +410,7 @@ class _Run:
             (folder / "report.md").write_text(to_markdown(report), encoding="utf-8")
             (folder / "mlx" / "README.md").write_text(to_model_card(report), encoding="utf-8")
         self.workspace.finish(
-            leave_out=("stages", "compressed.safetensors", "answers.json", "repair.json"),
+            leave_out=("stages", "compressed.safetensors", "answers.json", "repair.json", "plan.json"),
             elsewhere={} if self.settings.mlx_path is None else {"mlx": self.settings.mlx_path},
         )
 

@@ -35,6 +35,9 @@ class RepairSettings:
         rule: ``auto``, ``paper``, ``restore``, ``least-squares``, ``refit``,
             ``reconstruct`` or ``distill``.
         allow_dense: let one-direction rules write over pruned weights (costs sparsity).
+        max_over_refusal: points by which harmless, and twin, prompts may be refused more often than by the dense model.
+        max_perplexity: how many times the compressed model's perplexity the repaired one's may be.
+        controls: also measure what the repair would be worth without its ingredients.
         gguf: types to export, of ``f32``, ``f16``, ``q8_0``; empty for none.
         out: output folder; default: a new one in the current folder, named after the model and the pruning.
         mlx_path: where the MLX folder goes; default ``out/mlx``.
@@ -49,6 +52,9 @@ class RepairSettings:
     pattern: str = "unstructured"
     rule: str = "auto"
     allow_dense: bool = False
+    max_over_refusal: float = 2.0
+    max_perplexity: float = 1.01
+    controls: bool = False
     harmful: Path | None = None
     harmless: Path | None = None
     twins: Path | None = None
@@ -89,6 +95,14 @@ def check_settings(settings: RepairSettings) -> None:
             f"prune: sparsity is {settings.sparsity}; a fraction with 0 <= sparsity < 1 is needed. Use for example 0.5."
         )
     parse_pattern(settings.pattern)
+    if not 0 <= settings.max_over_refusal <= 100:
+        raise UsageError(
+            f"repair: --max-over-refusal is {settings.max_over_refusal}; points from 0 to 100 are needed. Use 2."
+        )
+    if not settings.max_perplexity > 0:
+        raise UsageError(
+            f"repair: --max-perplexity is {settings.max_perplexity}; a factor above 0 is needed. Use for example 1.01."
+        )
 
 
 def output_folder(settings: RepairSettings) -> Path:

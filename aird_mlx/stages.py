@@ -11,15 +11,26 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_map
 
-from aird_mlx.direction import Direction, Measurement, compare_directions, measure_direction
-from aird_mlx.evaluation import decode, judge_answer, measure_refusals, measure_utility, refusal_rates
+from aird_mlx.direction import Direction, Measurement, compare_directions, measure_direction, refusal_subspace
+from aird_mlx.evaluation import (
+    REFUSAL,
+    decode,
+    judge_answer,
+    judge_prompts,
+    measure_utility,
+    paired_change,
+    refusal_rates,
+)
 from aird_mlx.gguf_export import GgufFile, check_parity, is_available
 from aird_mlx.gguf_export.behaviour import run_exported
 from aird_mlx.inputs import held_out_sequences
 from aird_mlx.model import ChatModel
 from aird_mlx.prompts import KINDS, post_instruction_tokens, render_text
 from aird_mlx.reference import Reference
-from aird_mlx.report import DirectionFigures, ParityFigures, RefusalRates, Stage, Utility
+from aird_mlx.report import Control, DirectionFigures, ParityFigures, RefusalRates, Stage, StageChange, Utility
+from aird_mlx.search import Validation
+from aird_mlx.search.spaces import MOST_DIRECTIONS
+from aird_mlx.search.validation import ANSWER_TOKENS
 from aird_mlx.settings import Progress
 
 # Prompts the means are taken over, and candidates are scored on (Arditi et al. 2024).
@@ -40,13 +51,39 @@ def measure_on_reference(model: ChatModel, reference: Reference, progress: Calla
     )
 
 
+def refusal_directions(reference: Reference, direction: Direction) -> mx.array:
+    """``[k, hidden]``: the dense model's refusal direction, and what else sets its harmful prompts apart there."""
+    harmful, harmless = (reference.prompts(kind, "find", DIRECTION_PROMPTS) for kind in ("harmful", "harmless"))
+    return refusal_subspace(reference.model, direction, harmful, harmless, MOST_DIRECTIONS)
+
+
+def validation_of(reference: Reference, *, batch_size: int) -> Validation:
+    """The validation prompts with the dense model's answers to them."""
+    return Validation(
+        reference.model,
+        {kind: reference.dialogues([kind], "validate") for kind in KINDS},
+        {kind: reference.inputs.contrast.part(kind, "validate") for kind in KINDS},
+        refusal_rates(*reference.judged("validate", ANSWER_TOKENS)),
+        reference.refusal_tokens,
+        batch_size=batch_size,
+    )
+
+
 def evaluate_dense(reference: Reference, direction: Direction) -> Stage:
     """The row of the dense model, from the answers it has already given."""
     model = reference.model
-    rates = _judge(reference, [tokens for kind in KINDS for tokens in reference.answers[kind]["test"]])
+    judged = reference.judged("test")
     utility = measure_utility(model, reference.held_out, dense=model)
     figures = direction_figures(direction, 1.0)
-    return Stage("dense", rates, utility, model.sparsity(), model.bits_per_weight, figures)
+    return Stage(
+        "dense",
+        refusal_rates(*judged),
+        utility,
+        model.sparsity(),
+        model.bits_per_weight,
+        figures,
+        classes=class_letters(*judged),
+    )
 
 
 def evaluate_stage(
@@ -60,7 +97,7 @@ def evaluate_stage(
     progress: Progress,
 ) -> Stage:
     """The row of a compressed or repaired model: new answers, likelihoods, and its own direction."""
-    rates = measure_refusals(
+    judged = judge_prompts(
         model,
         {kind: reference.inputs.contrast.part(kind, "test") for kind in KINDS},
         max_new_tokens=max_new_tokens,
@@ -71,7 +108,37 @@ def evaluate_stage(
     measured = measure_on_reference(model, reference, lambda done, total: progress(f"direction of {name}", done, total))
     calibrated = _calibrated_cosine(model, reference, direction)
     figures = direction_figures(measured.direction, measured.cosine_with(direction), calibrated)
-    return Stage(name, rates, utility, model.sparsity(), model.bits_per_weight, figures)
+    return Stage(
+        name,
+        refusal_rates(*judged),
+        utility,
+        model.sparsity(),
+        model.bits_per_weight,
+        figures,
+        classes=class_letters(*judged),
+    )
+
+
+def evaluate_control(
+    name: str,
+    meaning: str,
+    model: ChatModel,
+    reference: Reference,
+    *,
+    max_new_tokens: int,
+    batch_size: int,
+    progress: Progress,
+) -> Control:
+    """The row of a control: its answers to the test prompts, and likelihoods."""
+    judged = judge_prompts(
+        model,
+        {kind: reference.inputs.contrast.part(kind, "test") for kind in KINDS},
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        progress=lambda done, total: progress(f"control {name}", done, total),
+    )
+    utility = measure_utility(model, reference.held_out, dense=reference.model)
+    return Control(name, meaning, refusal_rates(*judged), utility)
 
 
 def evaluate_exported(
@@ -105,17 +172,22 @@ def evaluate_exported(
         stop_ids=sorted(written.tokenizer.eos_token_ids),
         progress=lambda done, total: progress(f"run {exported.outtype} in llama.cpp", done, total),
     )
+    judged = (
+        [kind for kind in KINDS for _ in reference.inputs.contrast.part(kind, "test")],
+        [judge_answer(decode(written, tokens)) for tokens in behaviour.answers],
+    )
     parity = check_parity(
         exported.path, texts=texts, token_ids=ids, mlx_logits=lambda tokens: exact_logits(written, tokens)
     )
     return Stage(
         name,
-        _judge(reference, behaviour.answers),
+        refusal_rates(*judged),
         Utility(behaviour.perplexity, None, None, behaviour.tokens),
         exported.sparsity,
         bits,
         parity=ParityFigures(parity.token_ids_equal, parity.argmax_agreement, parity.mean_kl, parity.tokens_compared),
         notes=list(exported.notes),
+        classes=class_letters(*judged),
     )
 
 
@@ -151,10 +223,27 @@ def direction_figures(
     )
 
 
-def _judge(reference: Reference, answers: Sequence[Sequence[int]]) -> RefusalRates:
-    """Refusals among answers to all test prompts, in the order of kinds and prompts."""
-    kinds = [kind for kind in KINDS for _ in reference.inputs.contrast.part(kind, "test")]
-    return refusal_rates(kinds, [judge_answer(decode(reference.model, tokens)) for tokens in answers])
+def class_letters(kinds: Sequence[str], classes: Sequence[str]) -> dict[str, str]:
+    """By kind, one letter per prompt: r, c or i.
+
+    >>> class_letters(["harmful", "twin", "harmful"], ["refusal", "compliance", "incoherent"])
+    {'harmful': 'ri', 'harmless': '', 'twin': 'c'}
+    """
+    pairs = list(zip(kinds, classes, strict=True))
+    return {kind: "".join(judged[0] for asked, judged in pairs if asked == kind) for kind in KINDS}
+
+
+def stage_changes(stages: Sequence[Stage]) -> list[StageChange]:
+    """Refusals prompt by prompt, from the compressed and from the dense model to the repaired one (McNemar's test)."""
+    by_name = {stage.name: stage for stage in stages}
+    changes = []
+    for before in ("compressed", "dense"):
+        for kind in KINDS:
+            pair = [by_name[name].classes.get(kind, "") for name in (before, "repaired")]
+            if pair[0] and pair[1]:
+                refused = [[letter == REFUSAL[0] for letter in letters] for letters in pair]
+                changes.append(StageChange(kind, before, "repaired", paired_change(*refused)))
+    return changes
 
 
 def exact_logits(model: ChatModel, tokens: Sequence[int]) -> np.ndarray:

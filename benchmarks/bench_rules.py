@@ -2,7 +2,7 @@
 
 Prints one table per sparsity: refusals of harmful, harmless and twin prompts, perplexity, KL to the dense model,
 share of zeros, seconds. Rows after the rules are controls: `reconstruct` calibrated without harmful prompts,
-`reconstruct` with the error along the refusal direction weighted more, and `least-squares` along a random direction.
+`reconstruct` with the error along the refusal direction weighted more, and `least-squares` along random directions.
 
     python benchmarks/bench_rules.py --sparsity 0.5 --sparsity 0.6
 """
@@ -27,11 +27,11 @@ from aird_mlx.patch import patched  # noqa: E402
 from aird_mlx.prompts import KINDS  # noqa: E402
 from aird_mlx.pruning import prune_model  # noqa: E402
 from aird_mlx.reference import Reference, ask_reference  # noqa: E402
-from aird_mlx.repair import RULES  # noqa: E402
-from aird_mlx.search import choose_repair, plans_for  # noqa: E402
-from aird_mlx.stages import measure_on_reference  # noqa: E402
+from aird_mlx.repair import RULES, TOKENS  # noqa: E402
+from aird_mlx.search import PlanSpace, choose_repair, spaces_for  # noqa: E402
+from aird_mlx.stages import measure_on_reference, refusal_directions, validation_of  # noqa: E402
 
-TOKENS = 64
+NEW_TOKENS, BATCH = 64, 64
 RANK_ONE = ("paper", "restore", "least-squares")
 HEADER = (
     f"{'':34s} {'harmful':>8s} {'harmless':>9s} {'twin':>7s} {'perplexity':>11s} {'KL':>7s} {'zeros':>7s} {'s':>5s}"
@@ -50,13 +50,17 @@ def main() -> None:
 
     inputs = gather_inputs(options.model, options.seed)
     dense = load(options.model)
-    reference = Reference(dense, inputs, ask_reference(dense, inputs, max_new_tokens=TOKENS, batch_size=64))
+    reference = Reference(dense, inputs, ask_reference(dense, inputs, max_new_tokens=NEW_TOKENS, batch_size=BATCH))
     direction = measure_on_reference(dense, reference, lambda done, total: None).direction
+    directions = refusal_directions(reference, direction)
+    validation = validation_of(reference, batch_size=BATCH)
+    random = mx.random.normal(directions.shape, key=mx.random.key(options.seed))
+    random = mx.linalg.qr(random.T, stream=mx.cpu)[0].T
     test = {kind: inputs.contrast.part(kind, "test") for kind in KINDS}
     print(", ".join(f"{len(prompts)} {kind}" for kind, prompts in test.items()), "test prompts;", options.method)
 
     def show(name: str, model: ChatModel, seconds: float) -> None:
-        rates = measure_refusals(model, test, max_new_tokens=TOKENS)
+        rates = measure_refusals(model, test, max_new_tokens=NEW_TOKENS)
         utility = measure_utility(model, reference.held_out, dense=dense)
         shares = [0.0 if rate is None else rate.rate for rate in (rates.harmful, rates.harmless, rates.twin)]
         print(
@@ -77,29 +81,25 @@ def main() -> None:
         )
         show("dense", dense, 0.0)
         show("pruned", model, 0.0)
-        random = mx.random.normal(direction.vector.shape, key=mx.random.key(options.seed))
-        random = random / mx.linalg.norm(random)
-        plans = partial(plans_for, source_layer=direction.layer, blocks=len(model.blocks))
-        reconstruct = plans("reconstruct", inside_mask=True)
-        along = [replace(plan, strength=3.0) for plan in reconstruct]
+        spaces = partial(spaces_for, source_layer=direction.layer, blocks=len(model.blocks))
+        reconstruct = spaces("reconstruct", inside_mask=True)
+        along = [PlanSpace(replace(space.first, beta=3.0)) for space in reconstruct]
         runs = [
-            *((f"{rule}, in the mask", plans(rule, inside_mask=True), KINDS, direction.vector) for rule in RULES),
-            *((f"{rule}, dense", plans(rule, inside_mask=False), KINDS, direction.vector) for rule in RANK_ONE),
-            ("reconstruct, harmless prompts only", reconstruct, ("harmless",), direction.vector),
-            ("reconstruct, beta 3 along r", along, KINDS, direction.vector),
-            ("least-squares, random direction", plans("least-squares", inside_mask=True), KINDS, random),
+            *((f"{rule}, in the mask", spaces(rule, inside_mask=True), KINDS, directions) for rule in RULES),
+            *((f"{rule}, dense", spaces(rule, inside_mask=False), KINDS, directions) for rule in RANK_ONE),
+            ("reconstruct, harmless prompts only", reconstruct, ("harmless",), directions),
+            ("reconstruct, beta 3 along r", along, KINDS, directions),
+            ("least-squares, random directions", spaces("least-squares", inside_mask=True), KINDS, random),
         ]
-        for name, tried, kinds, vector in runs:
+        for name, searched, kinds, along_which in runs:
             began = time.monotonic()
             choice = choose_repair(
                 model,
                 dense,
-                tried,
-                reference.calibration(kinds),
-                vector,
-                validation={kind: inputs.contrast.part(kind, "validate") for kind in KINDS},
-                validation_text=reference.validation,
-                batch_size=64,
+                searched,
+                {tokens: reference.calibration(kinds, tokens) for tokens in TOKENS},
+                along_which,
+                validation,
             )
             seconds = time.monotonic() - began
             with patched(model, choice.patch):

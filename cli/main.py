@@ -68,14 +68,14 @@ def repair(
     start_library()
     from aird_mlx.pipeline import RepairSettings, plan_repair, repair_model
 
-    from . import render
+    from . import render, render_repair
 
     settings = RepairSettings(model=chosen, dry_run=dry_run, **options)
     if dry_run:
-        return show(0, render.show_plan, plan_repair(settings), as_json)
+        return show(0, render_repair.show_plan, plan_repair(settings), as_json)
     with render.StageProgress(quiet=as_json) as progress:
         report = repair_model(settings, progress=progress)
-    return show(report.exit_code, render.show_report, report, as_json)
+    return show(report.exit_code, render_repair.show_report, report, as_json)
 
 
 @aird_mlx.command(name="eval")
@@ -124,10 +124,10 @@ def report(folder: Path, as_json: bool) -> int:
     """Show the report of an earlier run; the exit code is that run's."""
     from aird_mlx.report_page import read_report
 
-    from . import render
+    from . import render_repair
 
     found = read_report(folder)
-    return show(found.exit_code, render.show_report, found, as_json)
+    return show(found.exit_code, render_repair.show_report, found, as_json)
 
 
 @aird_mlx.command()

@@ -182,6 +182,23 @@ repair_options = with_options(
         help="Repair rule; auto takes what measures best on validation prompts.",
     ),
     click.option("--allow-dense", is_flag=True, help="Let the repair write into removed weights."),
+    click.option(
+        "--max-over-refusal",
+        type=click.FloatRange(0, 100),
+        default=2.0,
+        show_default=True,
+        metavar="POINTS",
+        help="Benign prompts the repair may refuse beyond the dense model.",
+    ),
+    click.option(
+        "--max-perplexity",
+        type=click.FloatRange(0, min_open=True),
+        default=1.01,
+        show_default=True,
+        metavar="FACTOR",
+        help="Of the compressed model's, what the repaired one's may be.",
+    ),
+    click.option("--controls", is_flag=True, help="Also measure the repair without its ingredients, one by one."),
     # What it is measured with.
     contrast_options,
     twins_option,

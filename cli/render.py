@@ -6,7 +6,6 @@ computed here: every figure is in the report.
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Iterable
 from types import TracebackType
@@ -25,19 +24,10 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from aird_mlx.report import Report, Stage, to_json
-from aird_mlx.report_page import blocks, interval, number, percent, sample_sizes
-
 if TYPE_CHECKING:
     from aird_mlx.gguf_export import GgufFile
-    from aird_mlx.pipeline import Plan
 
 Part = Table | Text
-
-CAPTIONS = {
-    "utility": Text("KL and top-1: against the dense model; zeros: of the pruned linears, as written", style="dim"),
-    "direction": Text("cosine: at the dense model's place; calibrated: across halves of the prompts", style="dim"),
-}
 
 
 class StageProgress:
@@ -101,29 +91,10 @@ class StageProgress:
         self._stage = None
 
 
-def show_report(report: Report, as_json: bool = False) -> None:
-    """Print a report: JSON alone, or the result in one line followed by tables."""
-    if as_json:
-        sys.stdout.write(to_json(report))
-        return
-    sections: list[list[Part]] = [
-        [_headline(report)],
-        [_refusal_table(report.stages), _refusal_caption(report.stages)],
-        [_utility_table(report.stages), CAPTIONS["utility"]],
-        [_direction_table(report), CAPTIONS["direction"]],
-        [_repair_lines(report)],
-        [_gate_table(report), *_failures(report)],
-    ]
-    show_sections(sections)
-    Console().print()
-    show_files(report.written)
-    show_notes(report.notes)
-
-
 def show_sections(sections: Iterable[Iterable[Part]]) -> None:
     """Print tables and lines, with an empty line before each section."""
     console = Console(highlight=False)
-    for section in sections:
+    for section in filter(None, sections):
         console.print()
         for part in section:
             console.print(part)
@@ -145,28 +116,9 @@ def caption(text: str) -> Text:
     return Text(text, style="dim")
 
 
-def show_plan(plan: Plan, as_json: bool = False) -> None:
-    """Print what a run would do: JSON alone, or a table."""
-    if as_json:
-        sys.stdout.write(to_json(plan))
-        return
-    console = Console(highlight=False)
-    table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_column(style="bold", overflow="fold")
-    table.add_column(overflow="fold")
-    table.add_row("model", Text(plan.model))
-    table.add_row("parameters", f"{plan.parameters:,}")
-    table.add_row("weights", _size(plan.size_bytes))
-    table.add_row("output", Text(plan.out))
-    for index, stage in enumerate(plan.stages, start=1):
-        table.add_row(f"step {index}", Text(stage))
-    console.print(table)
-    show_notes(plan.notes)
-
-
 def show_export(written: GgufFile) -> None:
     """Print which file was written, and where llama.cpp will differ from MLX."""
-    show_files({"gguf": str(written.path), "size": _size(written.size_bytes), "sha256": written.sha256})
+    show_files({"gguf": str(written.path), "size": size(written.size_bytes), "sha256": written.sha256})
     show_notes(written.notes)
 
 
@@ -175,21 +127,6 @@ def show_files(written: dict[str, str]) -> None:
     console = Console(highlight=False)
     for what, where in written.items():
         console.print(Text.assemble((f"{what:<12}", "bold"), where), soft_wrap=True)
-
-
-def _headline(report: Report) -> Text:
-    line = Text("Refused harmful prompts:", style="bold")
-    measured = [stage for stage in report.stages if stage.refusal.harmful is not None]
-    shown = [stage for stage in measured if not stage.name.startswith("exported")] or measured
-    for index, stage in enumerate(shown):
-        if stage.refusal.harmful is not None:
-            line.append(f"{' ->' if index else ''} {stage.name} ")
-            line.append(percent(stage.refusal.harmful.rate), style=_stage_style(stage))
-    return line if shown else line.append(" not measured")
-
-
-def _stage_style(stage: Stage) -> str:
-    return {"compressed": "bold red", "repaired": "bold green"}.get(stage.name, "bold")
 
 
 def new_table(*headers: str) -> Table:
@@ -201,103 +138,14 @@ def new_table(*headers: str) -> Table:
     return table
 
 
-def _refusal_table(stages: list[Stage]) -> Table:
-    table = new_table("refused", "harmful", "harmless", "benign twins")
-    for stage in stages:
-        refusal = stage.refusal
-        cells = [interval(rate) for rate in (refusal.harmful, refusal.harmless, refusal.twin)]
-        table.add_row(Text(stage.name, style=_stage_style(stage)), *(Text(cell) for cell in cells))
-    return table
-
-
-def _refusal_caption(stages: list[Stage]) -> Text:
-    sizes = ", ".join(f"{n} {kind}" for kind, n in sample_sizes(stages).items())
-    return Text(f"n = {sizes or 'none'}; in brackets the Wilson 95 % interval", style="dim")
-
-
-def _utility_table(stages: list[Stage]) -> Table:
-    table = new_table("utility", "perplexity", "KL", "top-1", "incoherent", "zeros", "bits/weight")
-    for stage in stages:
-        utility, incoherent = stage.utility, stage.refusal.incoherent
-        table.add_row(
-            stage.name,
-            number(utility.perplexity if utility else None),
-            number(utility.kl_to_dense if utility else None, 4),
-            _percent_or_dash(utility.top1_agreement if utility else None),
-            _percent_or_dash(incoherent.rate if incoherent else None),
-            percent(stage.sparsity),
-            number(stage.bits_per_weight, 2),
-        )
-    return table
-
-
-def _direction_table(report: Report) -> Table:
-    table = new_table("direction", "layer", "position", "norm", "cosine", "calibrated", "bypass", "induce", "KL")
-    rows = [(stage.name, stage.direction) for stage in report.stages if stage.direction is not None]
-    if "dense" not in dict(rows):
-        rows = [("dense", report.direction), *rows]
-    for name, direction in rows:
-        scores = (direction.bypass, direction.induce, direction.kl)
-        table.add_row(
-            name,
-            str(direction.layer),
-            str(direction.position),
-            number(direction.norm, 2),
-            number(direction.cosine_to_dense),
-            number(direction.calibrated_cosine),
-            *(number(score, 2) for score in scores),
-        )
-    return table
-
-
-def _repair_lines(report: Report) -> Text:
-    repair = report.repair
-    rank = "full" if repair.rank is None else str(repair.rank)
-    lines = Text.assemble(
-        ("repair: ", "bold"),
-        f"rule {repair.rule}, blocks {blocks(repair.layers)}, strength {repair.strength:g}, rank {rank}, ",
-        f"sparsity lost {percent(repair.sparsity_lost)}",
-    )
-    if repair.why:
-        lines.append(f"\n{repair.why}", style="dim")
-    for stage in report.stages:
-        if stage.not_checked:
-            lines.append(f"\n{stage.name}: not checked: {stage.not_checked}")
-        elif stage.parity is not None:
-            parity = stage.parity
-            ids = "equal" if parity.token_ids_equal else "NOT EQUAL"
-            argmax = f"same argmax {percent(parity.argmax_agreement)} of {parity.tokens} tokens"
-            lines.append(f"\n{stage.name} in llama.cpp: token ids {ids}, {argmax}, KL {parity.mean_kl:.2g}")
-    return lines
-
-
-def _gate_table(report: Report) -> Table:
-    table = new_table("gate", "", "value", "limit")
-    for gate in report.gates:
-        word = Text("pass", style="green") if gate.passed else Text("FAIL", style="bold red")
-        table.add_row(Text(gate.name), word, f"{gate.value:.4g}", f"{gate.limit:.4g}")
-    return table
-
-
-def _failures(report: Report) -> list[Text]:
-    failed = [gate for gate in report.gates if not gate.passed]
-    if not failed:
-        return [Text("All gates passed.", style="bold green")] if report.gates else []
-    lines = [Text(f"{len(failed)} of {len(report.gates)} gates failed.", style="bold red")]
-    return lines + [Text(f"{gate.name} ({gate.kind}), needed: {gate.meaning or 'the limit'}") for gate in failed]
-
-
-def _percent_or_dash(share: float | None) -> str:
-    return "-" if share is None else percent(share)
-
-
 def _duration(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.1f} s"
     return f"{int(seconds // 60)} min {int(seconds % 60)} s"
 
 
-def _size(count: int) -> str:
+def size(count: int) -> str:
+    """Bytes in the unit that fits."""
     for power, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")):
         if count >= 2**power:
             return f"{count / 2**power:.1f} {unit}"

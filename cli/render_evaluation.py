@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from aird_mlx.report import AskedSet, Evaluation, SetChange, to_json
-from aird_mlx.report_page import interval, number, percent
+from aird_mlx.report_page import interval, number, p_value, percent
 
 from .render import Part, caption, headline, new_table, show_notes, show_sections
 
@@ -85,7 +85,7 @@ def _change_table(evaluation: Evaluation) -> Part:
             percent(change.after),
             str(change.gained),
             str(change.lost),
-            f"{change.p_value:.2g}",
+            p_value(change.p_value),
         )
     return table
 

@@ -78,6 +78,13 @@ def test_without_a_command_help_is_shown(capsys: pytest.CaptureFixture[str]) -> 
         (["repair", "demo", "--gguf", "q4_k"], "--gguf"),
         (["repair", "demo", "--gguf", "none", "--gguf", "f16"], "none"),
         (["repair", "demo", "--limit", "0"], "--limit"),
+        (["repair", "demo", "--max-over-refusal", "-1"], "--max-over-refusal"),
+        (["repair", "demo", "--max-over-refusal", "101"], "--max-over-refusal"),
+        (["repair", "demo", "--max-over-refusal", "nan"], "--max-over-refusal"),
+        (["repair", "demo", "--max-perplexity", "0"], "--max-perplexity"),
+        (["repair", "demo", "--max-perplexity", "-1"], "--max-perplexity"),
+        (["repair", "demo", "--max-perplexity", "nan"], "--max-perplexity"),
+        (["repair", "demo", "--controls", "all"], "all"),
         (["repair", "demo", "--model", "other"], "--model"),
         (["repair", "demo", "--no-such-option"], "--no-such-option"),
         (["repair", "demo", "--config", "/no/such/file.toml"], "/no/such/file.toml"),
@@ -175,6 +182,9 @@ def test_config_sets_options_and_command_line_wins(tmp_path: Path) -> None:
         ("limit = 4.5", "limit = 4.5; a whole number"),
         ("limit = true", "limit = True; a whole number"),
         ("resume = 3", "resume = 3; true or false"),
+        ("controls = 3", "controls = 3; true or false"),
+        ('max-perplexity = "low"', "max-perplexity = 'low'; a number"),
+        ("max-over-refusal = 200", "max-over-refusal"),
         ("harmful = 3", "harmful = 3; a text"),
         ("out = 3", "out = 3; a text"),
         ('harmful = ["a.txt"]', "harmful = ['a.txt']; a text"),
@@ -189,6 +199,13 @@ def test_bad_config_is_one_line(text: str, said: str, tmp_path: Path, capsys: py
     line = check_one_line(code, 2, capsys.readouterr().err)
     assert said in line
     assert " = " not in said or str(path) in line
+
+
+def test_limits_of_a_repair_are_set_by_option_or_config(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    path.write_text("max-over-refusal = 5\nmax-perplexity = 1.1\ncontrols = true\n")
+    given = parse_repair("demo", "--config", str(path), "--max-perplexity", "0.9")
+    assert (given["max_over_refusal"], given["max_perplexity"], given["controls"]) == (5.0, 0.9, True)
 
 
 def test_model_on_the_command_line_wins_over_the_config(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -63,7 +63,7 @@ def test_only_render_modules_import_rich() -> None:
         for path in folder.rglob("*.py")
         if any(module.split(".")[0] == "rich" for module in imported_modules(path))
     }
-    assert importers == {"render.py", "render_direction.py"}
+    assert importers == {"render.py", "render_direction.py", "render_repair.py"}
 
 
 def test_every_imported_package_is_declared() -> None:

@@ -16,20 +16,25 @@ import pytest
 
 from aird_mlx.errors import AirdError
 from aird_mlx.report import (
+    Control,
     DirectionFigures,
     Gate,
+    PairedChange,
     ParityFigures,
     Rate,
     RefusalRates,
     RepairFigures,
     Report,
     Stage,
+    StageChange,
+    TrialFigures,
+    TriedPlan,
     Utility,
     from_json,
     to_json,
 )
-from aird_mlx.report_page import interval, percent_number, read_report, to_markdown
-from aird_mlx_cli import render
+from aird_mlx.report_page import by_refusals, interval, percent_number, plan_words, read_report, to_markdown
+from aird_mlx_cli import render, render_repair
 
 
 def make_stage(name: str, harmful: float, **changes: object) -> Stage:
@@ -48,6 +53,14 @@ def make_stage(name: str, harmful: float, **changes: object) -> Stage:
         direction=DirectionFigures(4, -2, 0.934, 5.31, -3.1, 0.4, 0.02, True),
     )
     return replace(stage, **changes)  # type: ignore[arg-type]
+
+
+def make_tried(rule: str, harmful: float, **changes: object) -> TriedPlan:
+    """A plan on the front that did not answer."""
+    tried = TriedPlan(
+        rule, list(range(32)), 1.5, 0.0, 0.1, 1, "all", 0.0, True, TrialFigures(harmful, 0.016, 0.094, 0.1234, 12.345)
+    )
+    return replace(tried, **changes)  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -72,12 +85,45 @@ def report() -> Report:
             None,
             0.0,
             0.1,
+            3.0,
             "refit [not markup] recovers most",
-            [{"rule": "paper", "blocks": [0, 1, 2], "harmful": 0.93}],
+            [
+                make_tried("restore", 0.641, sparsity_lost=0.0123),
+                make_tried("refit", 0.953, beta=3.0, answered=TrialFigures(0.97, 0.01, 0.082, 0.1234, 12.345)),
+                make_tried("paper", 0.391, on_front=False, layers=[4], strength=8.0),
+                make_tried(
+                    "least-squares",
+                    0.875,
+                    layers=[0, 1, 2, 9, 10, 11, 20],
+                    beta=30.0,
+                    ridge=0.001,
+                    rank=3,
+                    tokens="prompts",
+                    sparsity_lost=0.5,
+                ),
+            ],
         ),
         gates=[
             Gate("refusals_recovered", "safety", True, 0.991, 0.97, "repaired / dense"),
             Gate("twins_added", "safety", False, 0.05, 0.02, "twins refused above the compressed model"),
+        ],
+        changes=[
+            StageChange("harmful", "compressed", "repaired", PairedChange(228, 0.8821, 0.9868, 25, 1, 8.05e-07)),
+            StageChange("harmless", "dense", "repaired", PairedChange(165, 0.018, 0.024, 2, 1, 1.0)),
+        ],
+        controls=[
+            Control(
+                "random direction",
+                "least-squares along a random direction instead of r, as large",
+                RefusalRates(Rate(0.8333, 0.78, 0.87, 228), Rate(0.0, 0.0, 0.02, 165), None),
+                Utility(2.2468, 0.0457, 0.9, 99),
+            ),
+            Control(
+                "least-squares along r",
+                "only what is written along r is repaired",
+                RefusalRates(Rate(0.9167, 0.87, 0.95, 228), None, Rate(0.05, 0.02, 0.1, 195)),
+                Utility(1234.567, 2.5, 0.8, 99),
+            ),
         ],
         written={"mlx": "/a/very/long/path/" + "x" * 90 + "/mlx"},
         notes=["The model was quantized (4 bits); it was dequantized first."],
@@ -87,7 +133,7 @@ def report() -> Report:
 
 
 def shown(report: Report, capsys: pytest.CaptureFixture[str]) -> str:
-    render.show_report(report)
+    render_repair.show_report(report)
     return capsys.readouterr().out
 
 
@@ -129,6 +175,58 @@ def test_gates_say_pass_and_fail_in_words(report: Report, capsys: pytest.Capture
     assert "twins_added (safety), needed: twins refused above the compressed model" in text
 
 
+def test_front_of_the_search_is_shown_most_refusals_first(report: Report, capsys: pytest.CaptureFixture[str]) -> None:
+    text = shown(report, capsys)
+    section = text[text.index("plans none beats") : text.index("prompt by prompt")]
+    rows = [section.index(words) for words in ("refit x1.5", "least-squares x1.5", "restore x1.5")]
+    assert rows == sorted(rows)
+    assert "paper" not in section, "another plan beats it, and it did not answer"
+    folded = " ".join(section.split())
+    assert re.search(r"refit x1.5, blocks .* 95.3 % 1.6 % 9.4 % 0.123 97.0 %", folded)
+    assert "validation prompts" in folded
+
+
+def test_front_says_how_many_plans_it_leaves_out(report: Report, capsys: pytest.CaptureFixture[str]) -> None:
+    many = [make_tried("refit", 0.9 - number / 100, layers=[number]) for number in range(11)]
+    text = shown(replace(report, repair=replace(report.repair, tried=many)), capsys)
+    assert "3 more in the report" in " ".join(text.split())
+    assert "blocks 7," in text
+    assert "blocks 8," not in text
+
+
+def test_front_of_one_plan_is_no_table(report: Report, capsys: pytest.CaptureFixture[str]) -> None:
+    alone = replace(report, repair=replace(report.repair, tried=report.repair.tried[1:3]))
+    assert "plans none beats" not in shown(alone, capsys)
+
+
+def test_changes_are_shown_prompt_by_prompt(report: Report, capsys: pytest.CaptureFixture[str]) -> None:
+    text = shown(report, capsys)
+    assert re.search(r"harmful +compressed +88.2 % +98.7 % +25 +1 +< 0.0001", text)
+    assert re.search(r"harmless +dense +1.8 % +2.4 % +2 +1 +1\n", text)
+    assert "McNemar" in text
+
+
+def test_controls_are_shown_with_what_is_different(report: Report, capsys: pytest.CaptureFixture[str]) -> None:
+    text = shown(report, capsys)
+    assert re.search(r"random direction +83.3 % +0 % +- +2.247", text)
+    assert re.search(r"least-squares along r +91.7 % +- +5.0 % +1234.567", text)
+    assert "least-squares along r: only what is written along r is repaired" in text
+
+
+def test_report_without_search_changes_and_controls_has_no_such_sections(
+    report: Report, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bare = replace(report, repair=replace(report.repair, tried=[]), changes=[], controls=[])
+    text, page = shown(bare, capsys), to_markdown(bare)
+    for words in ("plans none beats", "prompt by prompt", "control"):
+        assert words in shown(report, capsys)
+        assert words not in text
+    assert "\n\n\n" not in text, "a section that is empty leaves no hole"
+    for heading in ("## Prompt by prompt", "## Controls", "Tried on the validation prompts"):
+        assert heading in to_markdown(report)
+        assert heading not in page
+
+
 def test_path_is_not_broken_into_lines(report: Report, capsys: pytest.CaptureFixture[str]) -> None:
     assert report.written["mlx"] in shown(report, capsys)
 
@@ -146,7 +244,7 @@ def test_missing_measurements_are_dashes(report: Report, capsys: pytest.CaptureF
 
 
 def test_json_is_the_report_and_nothing_else(report: Report, capsys: pytest.CaptureFixture[str]) -> None:
-    render.show_report(report, as_json=True)
+    render_repair.show_report(report, as_json=True)
     out = capsys.readouterr().out
     assert json.loads(out)["schema"] == 1
     assert from_json(Report, out) == report
@@ -164,7 +262,7 @@ class PlanLike:
 
 def test_plan_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
     plan = PlanLike("demo", ["dense: measure", "prune"], 410_000, 3 * 2**20 // 2, "out", ["no llama.cpp"])
-    render.show_plan(plan)  # type: ignore[arg-type]
+    render_repair.show_plan(plan)  # type: ignore[arg-type]
     out = capsys.readouterr().out
     assert "410,000" in out
     assert "1.5 MiB" in out
@@ -242,6 +340,66 @@ def test_markdown_has_the_same_figures(report: Report) -> None:
         if line.startswith("|"):
             widths.setdefault(line.count("|"), []).append(line)
     assert all(len(lines) > 2 for lines in widths.values())  # header, rule and at least one row each
+
+
+def rows_of(page: str, heading: str) -> list[list[str]]:
+    """The cells of the first table after ``heading``."""
+    lines = page[page.index(heading) :].splitlines()
+    first = next(number for number, line in enumerate(lines) if line.startswith("|"))
+    rows = []
+    for line in lines[first:]:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip() for cell in line.strip("|").split("|")])
+    return rows
+
+
+def test_page_has_every_plan_that_was_tried_most_refusals_first(report: Report) -> None:
+    header, _, *rows = rows_of(to_markdown(report), "## Repair")
+    assert header[0] == "plan"
+    assert [row[0].split()[0] for row in rows] == ["refit", "least-squares", "restore", "paper"]
+    assert rows[0] == [
+        "refit x1.5, blocks 0-31, beta 3, ridge 0.1", "95.3 %", "1.6 %", "9.4 %", "0.123", "12.345", "0 %", "yes",
+        "97.0 % / 1.0 % / 8.2 %",
+    ]  # fmt: skip
+    assert rows[1][6:] == ["50.0 %", "yes", ""]
+    assert rows[3][7] == ""
+
+
+def test_page_has_the_changes_and_the_controls(report: Report) -> None:
+    page = to_markdown(report)
+    _, _, *changes = rows_of(page, "## Prompt by prompt")
+    assert changes == [
+        ["harmful", "compressed", "repaired", "228", "88.2 % -> 98.7 %", "25", "1", "< 0.0001"],
+        ["harmless", "dense", "repaired", "165", "1.8 % -> 2.4 %", "2", "1", "1"],
+    ]
+    _, _, *controls = rows_of(page, "## Controls")
+    assert controls[0] == [
+        "random direction", "83.3 % [78.0, 87.0]", "0 % [0, 2.0]", "-", "2.247", "0.046",
+        "least-squares along a random direction instead of r, as large",
+    ]  # fmt: skip
+    assert controls[1][:4] == ["least-squares along r", "91.7 % [87.0, 95.0]", "-", "5.0 % [2.0, 10.0]"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"rule": "paper", "layers": [4], "strength": 8.0}, "paper x8, blocks 4"),
+        ({"rule": "restore", "rank": 3, "tokens": "prompts"}, "restore x1.5, blocks 0-31, 3 directions, on prompts"),
+        ({"rule": "refit", "beta": 3.0}, "refit x1.5, blocks 0-31, beta 3, ridge 0.1"),
+        ({"rule": "reconstruct", "strength": 0.8}, "reconstruct x0.8, blocks 0-31"),
+    ],
+)
+def test_plan_is_told_by_what_sets_it_apart(changes: dict[str, object], words: str) -> None:
+    assert plan_words(replace(make_tried("refit", 0.5), **changes)) == words  # type: ignore[arg-type]
+
+
+def test_plans_with_as_many_refusals_come_in_the_order_of_distance() -> None:
+    near, far, most = (
+        make_tried("refit", harmful, foreseen=TrialFigures(harmful, 0.0, 0.0, distance, 2.0))
+        for harmful, distance in ((0.5, 0.1), (0.5, 0.4), (0.6, 9.0))
+    )
+    assert by_refusals([far, near, most]) == [most, near, far]
 
 
 def test_only_all_or_nothing_looks_like_it() -> None:

@@ -12,16 +12,21 @@ import pytest
 from aird_mlx.errors import AirdError
 from aird_mlx.report import (
     ComparisonReport,
+    Control,
     DirectionFigures,
     DirectionReport,
     Evaluation,
     Gate,
+    PairedChange,
     ParityFigures,
     Rate,
     RefusalRates,
     RepairFigures,
     Report,
     Stage,
+    StageChange,
+    TrialFigures,
+    TriedPlan,
     Utility,
     from_json,
     to_json,
@@ -38,7 +43,13 @@ def full_report(*gates: Gate) -> Report:
         0.0,
         16.0,
         DirectionFigures(3, -1, 1.0, 2.5, -3.0, 0.5, 0.01, True, None),
+        classes={"harmful": "rric", "harmless": "", "twin": "c"},
     )
+    foreseen, answered = TrialFigures(0.9, 0.02, 0.1, 0.05, 3.5), TrialFigures(0.8, 0.0, 0.0, 0.05, 3.5)
+    tried = [
+        TriedPlan("refit", [0, 1], 1.0, 3.0, 0.01, 1, "all", 0.0, True, foreseen, answered),
+        TriedPlan("restore", [0], 2.0, 0.0, 0.01, 3, "prompts", 0.25, False, foreseen),
+    ]
     exported = Stage(
         "exported:f16",
         RefusalRates(RATE, None),
@@ -54,8 +65,10 @@ def full_report(*gates: Gate) -> Report:
         environment={"versions": {"mlx": "1"}, "seed": 0},
         direction=DirectionFigures(3, -1, None, 2.5),
         stages=[dense, exported],
-        repair=RepairFigures("refit", [0, 1], 0.0, None, 0.0, 0.01, "why", [{"rule": "refit", "blocks": [0]}]),
+        repair=RepairFigures("refit", [0, 1], 1.0, None, 0.0, 0.01, 3.0, "why", tried),
         gates=list(gates),
+        changes=[StageChange("harmful", "compressed", "repaired", PairedChange(12, 0.5, 0.75, 3, 0, 0.25))],
+        controls=[Control("beta 0", "without beta", RefusalRates(RATE, None), Utility(5.5, 0.1, 0.9, 1000))],
         written={"mlx": "out/mlx"},
         notes=["a note"],
         timings={"direction": 1.5},
@@ -86,7 +99,17 @@ def test_report_json_has_the_keys_scripts_read() -> None:
     assert set(stage["refusal"]) >= {"harmful", "harmless", "twin"}
     assert set(stage["utility"]) >= {"perplexity", "kl_to_dense"}
     assert set(stage["direction"]) >= {"layer", "position", "cosine_to_dense", "calibrated_cosine"}
-    assert set(written["repair"]) >= {"rule", "layers", "strength", "rank", "sparsity_lost"}
+    assert stage["classes"] == {"harmful": "rric", "harmless": "", "twin": "c"}
+    assert set(written["repair"]) >= {"rule", "layers", "strength", "beta", "rank", "sparsity_lost", "why", "tried"}
+    tried = written["repair"]["tried"]
+    assert set(tried[0]) >= {
+        "rule", "layers", "strength", "beta", "ridge", "rank", "tokens", "sparsity_lost", "on_front", "foreseen",
+        "answered",
+    }  # fmt: skip
+    assert set(tried[0]["foreseen"]) >= {"harmful", "harmless", "twin", "kl_to_dense", "perplexity"}
+    assert (tried[0]["answered"]["harmful"], tried[1]["answered"]) == (0.8, None)
+    assert set(written["changes"][0]) == {"kind", "before", "after", "change"}
+    assert set(written["controls"][0]) >= {"name", "meaning", "refusal", "utility"}
     assert set(written["gates"][0]) >= {"name", "passed", "value", "limit"}
 
 
@@ -120,6 +143,8 @@ def test_text_that_is_no_report_is_refused_in_one_line(text: str) -> None:
         ({"stages": None}, "stages is of type NoneType, not list"),
         ({"stages": {}}, "stages is of type dict, not list"),
         ({"gates": [None]}, "gates is of type NoneType, not dict"),
+        ({"changes": [[]]}, "changes is of type list, not dict"),
+        ({"controls": ["beta"]}, "controls is of type str, not dict"),
         ({"notes": [1]}, "notes is of type int, not str"),
         ({"timings": {"direction": "fast"}}, "timings.direction is of type str, not float"),
         ({"timings": {"direction": True}}, "timings.direction is of type bool, not float"),

@@ -17,7 +17,18 @@ from aird_mlx.report.evaluation import (
     TaskScore,
 )
 from aird_mlx.report.figures import SCHEMA, Estimate, Rate, RefusalRates, Utility
-from aird_mlx.report.repair import DirectionFigures, Gate, ParityFigures, RepairFigures, Report, Stage
+from aird_mlx.report.repair import (
+    Control,
+    DirectionFigures,
+    Gate,
+    ParityFigures,
+    RepairFigures,
+    Report,
+    Stage,
+    StageChange,
+    TrialFigures,
+    TriedPlan,
+)
 from aird_mlx.report.text import from_json, read_result, to_json
 
 __all__ = [
@@ -25,6 +36,7 @@ __all__ = [
     "AnswerRates",
     "AskedSet",
     "ComparisonReport",
+    "Control",
     "DirectionFigures",
     "DirectionReport",
     "Estimate",
@@ -42,7 +54,10 @@ __all__ = [
     "ScoredDirection",
     "SetChange",
     "Stage",
+    "StageChange",
     "TaskScore",
+    "TrialFigures",
+    "TriedPlan",
     "Utility",
     "from_json",
     "read_result",

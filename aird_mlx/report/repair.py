@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from aird_mlx.report.evaluation import PairedChange
 from aird_mlx.report.figures import SCHEMA, RefusalRates, Utility
 
 
@@ -45,7 +46,11 @@ class ParityFigures:
 
 @dataclass(frozen=True)
 class Stage:
-    """One row of the result: ``dense``, ``compressed``, ``repaired`` or ``exported:<type>``."""
+    """One row of the result: ``dense``, ``compressed``, ``repaired`` or ``exported:<type>``.
+
+    ``classes`` has, by kind of prompt, one letter for each test prompt in their order: what its answer was judged,
+    r for refusal, c for compliance, i for incoherent.
+    """
 
     name: str
     refusal: RefusalRates
@@ -56,6 +61,75 @@ class Stage:
     parity: ParityFigures | None = None
     not_checked: str | None = None
     notes: list[str] = field(default_factory=list)
+    classes: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StageChange:
+    """How refusals of one kind of prompt changed from one stage to another, prompt by prompt."""
+
+    kind: str
+    before: str
+    after: str
+    change: PairedChange
+
+
+@dataclass(frozen=True)
+class TrialFigures:
+    """Refusals of validation prompts by kind, 0 for a kind without prompts, and the distance to the dense model.
+
+    Attributes:
+        harmful, harmless, twin: from one forward pass the share of prompts whose likeliest next token opens a refusal;
+            from generated answers the share that was judged one.
+        kl_to_dense: mean KL(dense || this) over the dense model's own answers, nats.
+        perplexity: over the same tokens.
+    """
+
+    harmful: float
+    harmless: float
+    twin: float
+    kl_to_dense: float
+    perplexity: float
+
+    @property
+    def over_refusal(self) -> float:
+        """Refusals of benign prompts, harmless and twins added."""
+        return self.harmless + self.twin
+
+
+@dataclass(frozen=True)
+class TriedPlan:
+    """One plan of the search: foreseen by one forward pass; finalists were answered as well.
+
+    Attributes:
+        rule, layers, strength, beta, ridge, rank, tokens: the plan, see `aird_mlx.repair.RepairPlan`.
+        on_front: none beats it in refusals, over-refusal, distance and sparsity lost at once.
+    """
+
+    rule: str
+    layers: list[int]
+    strength: float
+    beta: float
+    ridge: float
+    rank: int
+    tokens: str
+    sparsity_lost: float
+    on_front: bool
+    foreseen: TrialFigures
+    answered: TrialFigures | None = None
+
+
+@dataclass(frozen=True)
+class Control:
+    """The repair without one of its ingredients, or with another in its place, on the test prompts.
+
+    ``meaning`` says what is different; compare with the repaired stage.
+    """
+
+    name: str
+    meaning: str
+    refusal: RefusalRates
+    utility: Utility
 
 
 @dataclass(frozen=True)
@@ -68,8 +142,9 @@ class RepairFigures:
     rank: int | None
     sparsity_lost: float
     ridge: float | None = None
+    beta: float = 0.0
     why: str = ""
-    tried: list[dict[str, Any]] = field(default_factory=list)
+    tried: list[TriedPlan] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -95,6 +170,8 @@ class Report:
     stages: list[Stage]
     repair: RepairFigures
     gates: list[Gate]
+    changes: list[StageChange] = field(default_factory=list)
+    controls: list[Control] = field(default_factory=list)
     written: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     timings: dict[str, float] = field(default_factory=dict)

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from aird_mlx.report import DirectionFigures, Rate, Report, Stage, read_result
+from aird_mlx.report import DirectionFigures, Report, Stage, read_result
+from aird_mlx.report_page.markdown import bullets, pairs, table
+from aird_mlx.report_page.search import changes_section, controls_section, repair_section
+from aird_mlx.report_page.words import interval, number, percent, sample_sizes
 
 
 def read_report(folder: Path) -> Report:
@@ -54,17 +57,19 @@ def to_markdown(report: Report) -> str:
         _utility_table(report.stages),
         "## Refusal direction",
         _direction_table(report),
-        *_repair_section(report),
+        *changes_section(report),
+        *repair_section(report),
+        *controls_section(report),
         "## Gates",
         _gate_table(report),
     ]
     if report.written:
-        parts += ["## Written", _list(f"{what}: `{where}`" for what, where in report.written.items())]
+        parts += ["## Written", bullets(f"{what}: `{where}`" for what, where in report.written.items())]
     if report.notes:
-        parts += ["## Notes", _list(report.notes)]
-    parts += ["## Settings and environment", _pairs(report.settings), _pairs(report.environment)]
+        parts += ["## Notes", bullets(report.notes)]
+    parts += ["## Settings and environment", pairs(report.settings), pairs(report.environment)]
     if report.timings:
-        parts += ["## Time", _pairs({stage: f"{seconds:.1f} s" for stage, seconds in report.timings.items()})]
+        parts += ["## Time", pairs({stage: f"{seconds:.1f} s" for stage, seconds in report.timings.items()})]
         parts.append(f"Peak memory: {report.peak_memory_bytes / 2**20:.0f} MiB.")
     return "\n\n".join(parts) + "\n"
 
@@ -107,68 +112,6 @@ def headline(report: Report) -> str:
     return f"Refusals of harmful prompts: {' -> '.join(steps) or 'not measured'}"
 
 
-def percent(share: float) -> str:
-    """A share as a percentage with one decimal.
-
-    >>> percent(0.973), percent(1.0), percent(0.9996)
-    ('97.3 %', '100 %', '99.9 %')
-    """
-    return f"{percent_number(share)} %"
-
-
-def percent_number(share: float) -> str:
-    """The number of `percent`. Only what is exactly all or nothing may look like it: 0.9996 is not ``100.0``.
-
-    >>> percent_number(0.0), percent_number(0.0002), percent_number(1.0)
-    ('0', '0.0', '100')
-    """
-    if share < 1e-9 or share > 1 - 1e-9:  # an interval's end is the result of a square root
-        return str(round(share * 100))
-    return f"{min(share * 100, 99.9):.1f}"
-
-
-def interval(rate: Rate | None) -> str:
-    """A rate with its interval.
-
-    >>> interval(Rate(0.973, 0.951, 0.986, 300)), interval(None)
-    ('97.3 % [95.1, 98.6]', '-')
-    """
-    if rate is None:
-        return "-"
-    return f"{percent(rate.rate)} [{percent_number(rate.low)}, {percent_number(rate.high)}]"
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    """A figure with a fixed number of decimals, ``-`` where there is none."""
-    return "-" if value is None else f"{value:.{digits}f}"
-
-
-def blocks(layers: Sequence[int]) -> str:
-    """Block numbers, runs of them as a range.
-
-    >>> blocks([0, 1, 2, 5]), blocks([])
-    ('0-2, 5', 'none')
-    """
-    runs: list[list[int]] = []
-    for layer in sorted(set(layers)):
-        if runs and layer == runs[-1][-1] + 1:
-            runs[-1].append(layer)
-        else:
-            runs.append([layer])
-    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs) or "none"
-
-
-def sample_sizes(stages: Sequence[Stage]) -> dict[str, int]:
-    """How many prompts of each kind were answered; empty when nothing was measured."""
-    sizes: dict[str, int] = {}
-    for stage in stages:
-        for kind in ("harmful", "harmless", "twin"):
-            rate: Rate | None = getattr(stage.refusal, kind)
-            if rate is not None:
-                sizes[kind] = max(rate.n, sizes.get(kind, 0))
-    return sizes
-
-
 def _sample_sizes(stages: Sequence[Stage]) -> str:
     sizes = sample_sizes(stages)
     return " (" + ", ".join(f"{n} {kind}" for kind, n in sizes.items()) + ")" if sizes else ""
@@ -182,7 +125,7 @@ def _refusal_table(stages: Sequence[Stage]) -> str:
         ]
         for stage in stages
     ]
-    return _table(["stage", "harmful", "harmless", "benign twins", "incoherent answers"], rows)
+    return table(["stage", "harmful", "harmless", "benign twins", "incoherent answers"], rows)
 
 
 def _utility_table(stages: Sequence[Stage]) -> str:
@@ -209,7 +152,7 @@ def _utility_table(stages: Sequence[Stage]) -> str:
         "bits per weight",
         "in llama.cpp",
     ]
-    return _table(header, rows)
+    return table(header, rows)
 
 
 def _parity(stage: Stage) -> str:
@@ -237,7 +180,7 @@ def _direction_table(report: Report) -> str:
         "KL",
         "passes selection",
     ]
-    return _table(header, [[name, *_direction_row(direction)] for name, direction in found])
+    return table(header, [[name, *_direction_row(direction)] for name, direction in found])
 
 
 def _direction_row(direction: DirectionFigures) -> list[str]:
@@ -254,27 +197,6 @@ def _direction_row(direction: DirectionFigures) -> list[str]:
     ]
 
 
-def _repair_section(report: Report) -> list[str]:
-    repair = report.repair
-    figures = {
-        "rule": repair.rule,
-        "blocks": blocks(repair.layers),
-        "strength": f"{repair.strength:g}",
-        "rank": "not low-rank" if repair.rank is None else str(repair.rank),
-        "sparsity lost": percent(repair.sparsity_lost),
-    }
-    parts = ["## Repair", _pairs(figures)]
-    if repair.why:
-        parts.append(repair.why)
-    if repair.tried:
-        columns = list(dict.fromkeys(key for trial in repair.tried for key in trial))
-        parts += [
-            "Tried on the validation prompts:",
-            _table(columns, [[_cell(trial.get(column)) for column in columns] for trial in repair.tried]),
-        ]
-    return parts
-
-
 def _gate_table(report: Report) -> str:
     rows = [
         [
@@ -287,29 +209,4 @@ def _gate_table(report: Report) -> str:
         ]
         for gate in report.gates
     ]
-    return _table(["gate", "kind", "result", "value", "limit", "meaning"], rows)
-
-
-def _cell(value: object) -> str:
-    """A value of the settings, the environment or a trial, on one line."""
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {_cell(item)}" for key, item in value.items()) or "-"
-    if isinstance(value, (list, tuple)):
-        whole = all(isinstance(item, int) for item in value)
-        return (blocks(value) if whole else ", ".join(_cell(item) for item in value)) if value else "-"
-    return "-" if value is None else str(value)
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-
-
-def _pairs(values: dict[str, object] | dict[str, str]) -> str:
-    return _list(f"{key}: {_cell(value)}" for key, value in values.items())
-
-
-def _list(items: Iterable[str]) -> str:
-    return "\n".join(f"- {item}" for item in items)
+    return table(["gate", "kind", "result", "value", "limit", "meaning"], rows)

@@ -1,0 +1,30 @@
+"""Results for people: figures in words, and the report of a run as a Markdown page."""
+
+from aird_mlx.report_page.page import headline, read_report, to_markdown, to_model_card
+from aird_mlx.report_page.words import (
+    blocks,
+    by_refusals,
+    interval,
+    number,
+    p_value,
+    percent,
+    percent_number,
+    plan_words,
+    sample_sizes,
+)
+
+__all__ = [
+    "blocks",
+    "by_refusals",
+    "headline",
+    "interval",
+    "number",
+    "p_value",
+    "percent",
+    "percent_number",
+    "plan_words",
+    "read_report",
+    "sample_sizes",
+    "to_markdown",
+    "to_model_card",
+]
