@@ -56,3 +56,9 @@ class ParityError(AirdError):
 
 class DependencyError(AirdError):
     """An optional package or system library that this step needs is not installed."""
+
+
+class IntegrityError(AirdError):
+    """A GGUF file is damaged, hostile, or not what was written."""
+
+    exit_code = 5

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from aird_mlx.errors import DependencyError, ParityError
+from aird_mlx.gguf_export.residual import ResidualTap
 
 MOST_SEQUENCES = 256  # LLAMA_MAX_SEQ
 PARAMETERS_PER_THREAD = 8_000_000
@@ -46,6 +47,7 @@ class LlamaRuntime:
         n_threads: threads of llama.cpp; by default one for every 8 million parameters, at most one per core. They
             wait for each other by spinning, which costs small models more than it brings, and on a busy machine
             very much more.
+        layers: where `residuals` reads the residual stream: inputs of these blocks, from 1 to the last block.
 
     Raises:
         DependencyError: llama-cpp-python is not installed.
@@ -62,12 +64,14 @@ class LlamaRuntime:
         gpu_layers: int = 0,
         vocab_only: bool = False,
         n_threads: int | None = None,
+        layers: Collection[int] = (),
     ) -> None:
         self.path = Path(path)
         self.n_ctx = n_ctx
         self.n_batch = n_batch
         self.parallel = min(parallel, MOST_SEQUENCES, n_batch)
         self._library = _load_library()
+        self.tap = ResidualTap(self._library, layers) if layers else None
         self._context: Any = None
         self._context_size = (0, 0)
         self._model: Any = None
@@ -87,6 +91,8 @@ class LlamaRuntime:
         parameters = self._library.llama_model_n_params(self._model)
         self.n_threads = n_threads or max(1, min(os.cpu_count() or 1, parameters // PARAMETERS_PER_THREAD))
         self.vocab_size: int = self._library.llama_vocab_n_tokens(self._vocab)
+        self.hidden: int = self._library.llama_model_n_embd(self._model)
+        self.blocks: int = self._library.llama_model_n_layer(self._model)
 
     def __enter__(self) -> LlamaRuntime:
         return self
@@ -176,6 +182,31 @@ class LlamaRuntime:
             ]
             rows.append(self._decode(chunk))
         return np.concatenate(rows)
+
+    def residuals(self, ids: Sequence[int]) -> tuple[np.ndarray, dict[int, np.ndarray]]:
+        """Run one sequence and read the residual stream on the way.
+
+        Args:
+            ids: 1 to ``n_batch`` token ids.
+
+        Returns:
+            Logits ``[vocab]`` after the last token, and by layer the residual stream ``[token, hidden]``, float32. A
+            layer is missing where llama.cpp names this architecture's blocks otherwise.
+
+        Raises:
+            ParityError: as for `logits`, or the sequence is longer than ``n_batch``.
+        """
+        assert self.tap is not None, "open the runtime with layers"
+        self._check_lengths([ids], 0)
+        if len(ids) > self.n_batch:
+            raise ParityError(
+                f"llama.cpp: {len(ids)} tokens at once; n_batch is {self.n_batch}. Open it with a larger n_batch."
+            )
+        self._open_context(1, self.n_ctx)
+        self.tap.clear()
+        last = len(ids) - 1
+        logits = self._decode([(int(token), at, 0, at == last) for at, token in enumerate(ids)])
+        return logits[0], self.tap.rows(self.hidden)
 
     def generate(
         self,
@@ -320,6 +351,8 @@ class LlamaRuntime:
         settings.flash_attn_type = self._library.LLAMA_FLASH_ATTN_TYPE_DISABLED
         settings.kv_unified = False  # one cache per sequence: attention does not read the others'
         settings.no_perf = True
+        if self.tap is not None:
+            settings.cb_eval = self.tap.callback
         _last_errors().clear()
         self._context = self._library.llama_init_from_model(self._model, settings)
         if not self._context:

@@ -17,6 +17,7 @@ from aird_mlx.report.evaluation import (
     TaskScore,
 )
 from aird_mlx.report.figures import SCHEMA, Estimate, Rate, RefusalRates, Utility
+from aird_mlx.report.guard import CanaryFigures, Check, SelfTest, Verification
 from aird_mlx.report.repair import (
     Control,
     DirectionFigures,
@@ -35,6 +36,8 @@ __all__ = [
     "SCHEMA",
     "AnswerRates",
     "AskedSet",
+    "CanaryFigures",
+    "Check",
     "ComparisonReport",
     "Control",
     "DirectionFigures",
@@ -52,6 +55,7 @@ __all__ = [
     "RepairFigures",
     "Report",
     "ScoredDirection",
+    "SelfTest",
     "SetChange",
     "Stage",
     "StageChange",
@@ -59,6 +63,7 @@ __all__ = [
     "TrialFigures",
     "TriedPlan",
     "Utility",
+    "Verification",
     "from_json",
     "read_result",
     "to_json",

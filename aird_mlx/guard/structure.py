@@ -1,0 +1,335 @@
+"""The layout of a GGUF file, read as if its author meant harm: every size, count and offset is checked before use.
+
+Never holds more than small strings and one line per tensor: arrays are walked, tensor data is not read. Stricter than
+llama.cpp where that costs nothing: tensors lie one behind the other, and what is between them is zero.
+Source: GGUF v3, ``docs/gguf.md`` and ``gguf.cpp`` of ggml.
+
+    magic u32 | version u32 | tensors u64 | keys u64 | keys | tensor infos | zeros to alignment | tensor data
+    key:    string name, u32 type, value          string: u64 length, bytes          array: u32 type, u64 count, values
+    tensor: string name, u32 dimensions, u64 shape..., u32 type, u64 offset into the tensor data
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from aird_mlx.errors import AirdError, IntegrityError
+
+MAGIC = b"GGUF"
+VERSIONS = (2, 3)
+STRING, ARRAY, UINT32 = 8, 9, 4
+# Value type -> how struct reads it.
+SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
+DEFAULT_ALIGNMENT = 32
+
+# What no real file comes near: files beyond are refused rather than read.
+MOST_KEYS = MOST_TENSORS = 65_536
+MOST_METADATA = 1 << 29
+LONGEST_KEY, LONGEST_NAME = 65_535, 63  # GGML_MAX_NAME counts a zero byte
+LONGEST_STRING, MOST_TEXT = 1 << 22, 1 << 24
+MOST_ALIGNMENT = 1 << 20
+DEEPEST_ARRAY = 4
+BLOCK = 1 << 16
+
+Scalar = str | int | float | bool
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One key. ``value`` is None for arrays; ``start`` and ``end`` are the bytes of the value (of a string: its text)."""
+
+    type: int
+    value: Scalar | None
+    start: int
+    end: int
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """Where a tensor's data lies; ``start`` counts from the beginning of the file, shape as GGUF has it: ``[in, out]``."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: int
+    start: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Structure:
+    """A file's layout. ``keys_end`` is where tensor infos start, ``data_start`` where tensor data does; bytes."""
+
+    version: int
+    keys: dict[str, Entry]
+    tensors: tuple[Tensor, ...]
+    keys_end: int
+    infos_end: int
+    data_start: int
+    alignment: int
+    size: int
+
+    def text(self, key: str) -> str | None:
+        """The value of a string key, None if there is none."""
+        entry = self.keys.get(key)
+        return entry.value if entry is not None and isinstance(entry.value, str) else None
+
+    def gaps(self) -> Iterator[tuple[int, int]]:
+        """The ranges ``[start, end)`` that hold nothing: before, between and after tensors."""
+        at = self.infos_end
+        for tensor in self.tensors:
+            yield at, tensor.start
+            at = tensor.start + tensor.size
+        yield at, self.size
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[int]:
+    """A file descriptor for reading; closed at the end.
+
+    Raises:
+        AirdError: there is no such file, or it may not be read.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0) | getattr(os, "O_NONBLOCK", 0))
+    except OSError as error:
+        raise _unreadable(path, error.strerror or str(error)) from error
+    try:
+        if not os.path.isfile(path):
+            raise _unreadable(path, "not a regular file")
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _unreadable(path: Path, reason: str) -> AirdError:
+    return AirdError(f"verify: {path} cannot be read ({reason}); a GGUF file is needed. Check the path.")
+
+
+def read_structure(path: Path) -> Structure:
+    """Read a file's layout; see `parse`.
+
+    Raises:
+        AirdError: it cannot be opened.
+        IntegrityError: it is no GGUF file, or one that contradicts itself.
+    """
+    with opened(path) as descriptor:
+        return parse(descriptor)
+
+
+def parse(descriptor: int) -> Structure:
+    """Read the layout of an open file: keys, tensor infos, and where the data is. No tensor data is read.
+
+    Raises:
+        IntegrityError: the first thing that is wrong, with its place in bytes.
+    """
+    cursor = _Cursor(descriptor)
+    magic = cursor.take(4, "the magic")
+    if magic != MAGIC:
+        cursor.fail(f"it starts with {magic!r}, not {MAGIC!r}", 0)
+    version = cursor.number("<I", "the version")
+    if version not in VERSIONS:
+        swapped = int.from_bytes(version.to_bytes(4, "little"), "big")
+        other = ", big-endian" if swapped in VERSIONS else ""
+        cursor.fail(f"version {version}{other}; only little-endian {' and '.join(map(str, VERSIONS))} are known", 4)
+    tensor_count = cursor.count(MOST_TENSORS, 24, "tensors")
+    key_count = cursor.count(MOST_KEYS, 13, "keys")
+    keys: dict[str, Entry] = {}
+    for _ in range(key_count):
+        name = cursor.string(LONGEST_KEY, "a key's name")
+        if not name or name in keys:
+            cursor.fail(f"the key {name!r} {'is there twice' if name else 'has no name'}")
+        keys[name] = cursor.entry(name)
+    keys_end = cursor.at
+    alignment = _alignment(cursor, keys)
+    tensors, infos_end = _tensors(cursor, tensor_count, alignment)
+    start = _padded(infos_end, alignment) if tensors else infos_end
+    placed = tuple(Tensor(one.name, one.shape, one.type, start + one.start, one.size) for one in tensors)
+    data_start = min(start, cursor.size)
+    if placed and placed[-1].start + placed[-1].size > cursor.size:
+        last = placed[-1]
+        cursor.fail(
+            f"the tensor {last.name!r} ends at byte {last.start + last.size}, the file at {cursor.size}", last.start
+        )
+    end = placed[-1].start + placed[-1].size if placed else infos_end
+    if cursor.size - end >= alignment:
+        cursor.fail(f"{cursor.size - end} bytes follow the last tensor", end)
+    return Structure(version, keys, placed, keys_end, infos_end, data_start, alignment, cursor.size)
+
+
+def _alignment(cursor: _Cursor, keys: dict[str, Entry]) -> int:
+    entry = keys.get("general.alignment")
+    if entry is None:
+        return DEFAULT_ALIGNMENT
+    alignment = entry.value
+    if entry.type != UINT32 or not isinstance(alignment, int) or alignment & (alignment - 1) or alignment == 0:
+        cursor.fail(f"general.alignment is {alignment!r:.20} of type {entry.type}; a power of two is needed")
+    if alignment > MOST_ALIGNMENT:
+        cursor.fail(f"general.alignment is {alignment}; at most {MOST_ALIGNMENT} is known")
+    return alignment
+
+
+def _tensors(cursor: _Cursor, count: int, alignment: int) -> tuple[list[Tensor], int]:
+    """Tensor infos, ``start`` counted from the beginning of the data, and where the infos end."""
+    tensors: list[Tensor] = []
+    names = set()
+    expected = 0
+    for _ in range(count):
+        name = cursor.string(LONGEST_NAME, "a tensor's name")
+        if name in names:
+            cursor.fail(f"the tensor {name!r} is there twice")
+        names.add(name)
+        dimensions = cursor.number("<I", f"the dimensions of {name!r}")
+        if not 0 < dimensions <= 4:
+            cursor.fail(f"the tensor {name!r} has {dimensions} dimensions; 1 to 4 are known")
+        shape = tuple(cursor.number("<Q", f"the shape of {name!r}") for _ in range(dimensions))
+        kind = cursor.number("<I", f"the type of {name!r}")
+        offset = cursor.number("<Q", f"the offset of {name!r}")
+        if kind not in tensor_types():
+            cursor.fail(f"the tensor {name!r} has the unknown type {kind}")
+        weights_per_block, bytes_per_block = tensor_types()[kind]
+        weights = 1
+        for length in shape:
+            weights *= length  # Python's whole numbers do not overflow
+        if not weights or shape[0] % weights_per_block:
+            cursor.fail(f"the tensor {name!r} of shape {list(shape)} does not fit its type {kind}")
+        size = weights // weights_per_block * bytes_per_block
+        if size > cursor.size:
+            cursor.fail(f"the tensor {name!r} needs {size} bytes, the file has {cursor.size}")
+        if offset != expected:
+            cursor.fail(f"the tensor {name!r} is at offset {offset}; {expected}, behind the one before, is needed")
+        tensors.append(Tensor(name, shape, kind, offset, size))
+        expected = _padded(offset + size, alignment)
+    return tensors, cursor.at
+
+
+@functools.cache
+def tensor_types() -> dict[int, tuple[int, int]]:
+    """By type: weights in a block, bytes of a block."""
+    from gguf.constants import GGML_QUANT_SIZES
+
+    return {int(kind): sizes for kind, sizes in GGML_QUANT_SIZES.items()}
+
+
+def _padded(at: int, alignment: int) -> int:
+    return -(-at // alignment) * alignment
+
+
+class _Cursor:
+    """Reads forward through the metadata of an open file, a block at a time."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.size = os.fstat(descriptor).st_size
+        self.at = 0
+        self._descriptor = descriptor
+        self._block, self._block_start = b"", 0
+        self._end = min(self.size, MOST_METADATA)
+        self._text = 0
+
+    def take(self, length: int, what: str) -> bytes:
+        """The next bytes."""
+        self._reserve(length, what)
+        start = self.at - self._block_start
+        if start < 0 or start + length > len(self._block):
+            self._block = os.pread(self._descriptor, max(length, BLOCK), self.at)
+            self._block_start, start = self.at, 0
+            if len(self._block) < length:
+                self.fail(f"it became shorter while it was read, in {what}")
+        self.at += length
+        return self._block[start : start + length]
+
+    def skip(self, length: int, what: str) -> None:
+        """Go on without reading."""
+        self._reserve(length, what)
+        self.at += length
+
+    def number(self, form: str, what: str) -> int:
+        """One number, as ``struct`` names its form."""
+        (value,) = struct.unpack(form, self.take(struct.calcsize(form), what))
+        return int(value)
+
+    def count(self, most: int, smallest: int, what: str) -> int:
+        """How many things of at least ``smallest`` bytes follow."""
+        count = self.number("<Q", f"the number of {what}")
+        if count > most or count * smallest > self._end - self.at:
+            self.fail(f"{count} {what} are announced; the file has room for {(self._end - self.at) // smallest}")
+        return count
+
+    def string(self, longest: int, what: str) -> str:
+        """A string that is kept."""
+        length = self.number("<Q", f"the length of {what}")
+        if length > longest:
+            self.fail(f"{what} has {length} bytes; at most {longest} are known")
+        self._text += length
+        if self._text > MOST_TEXT:
+            self.fail(f"more than {MOST_TEXT} bytes of text")
+        try:
+            return self.take(length, what).decode("utf-8")
+        except UnicodeDecodeError:
+            self.fail(f"{what} is not UTF-8")
+
+    def entry(self, name: str) -> Entry:
+        """The value of a key: read if it is a scalar or a string, walked over if it is an array."""
+        kind = self.number("<I", f"the type of {name!r}")
+        start = self.at
+        value: Scalar | None = None
+        if kind == STRING:
+            value = self.string(LONGEST_STRING, f"the value of {name!r}")
+            start += 8
+        elif kind == ARRAY:
+            self._walk_array(name, 1)
+        elif kind in SCALARS:
+            (value,) = struct.unpack(SCALARS[kind], self.take(struct.calcsize(SCALARS[kind]), f"the value of {name!r}"))
+        else:
+            self.fail(f"the key {name!r} has the unknown type {kind}")
+        return Entry(kind, value, start, self.at)
+
+    def _walk_array(self, name: str, depth: int) -> None:
+        what = f"the array {name!r}"
+        if depth > DEEPEST_ARRAY:
+            self.fail(f"{what} is nested more than {DEEPEST_ARRAY} deep")
+        kind = self.number("<I", what)
+        length = self.number("<Q", what)
+        if kind in SCALARS:
+            self.skip(length * struct.calcsize(SCALARS[kind]), what)
+            return
+        if kind not in (STRING, ARRAY):
+            self.fail(f"{what} has values of the unknown type {kind}")
+        if length > (self._end - self.at) // 8:  # a length of its own is the least that each value takes
+            self.fail(f"{what} announces {length} values; the file has room for {(self._end - self.at) // 8}")
+        if kind == STRING:
+            self._walk_strings(length, what)
+            return
+        for _ in range(length):
+            self._walk_array(name, depth + 1)
+
+    def _walk_strings(self, count: int, what: str) -> None:
+        # Vocabularies have hundreds of thousands of them: no call per string.
+        unpack = struct.Struct("<Q").unpack_from
+        block, start, at, end = b"", self.at, self.at, self._end
+        for _ in range(count):
+            if at + 8 > start + len(block):
+                block, start = os.pread(self._descriptor, BLOCK, at), at
+                if at + 8 > end or len(block) < 8:
+                    self.at = at
+                    self.fail(f"{what} needs 8 bytes here, and the file ends at byte {self.size}")
+            at += 8 + unpack(block, at - start)[0]
+            if at > end:
+                self.fail(f"{what} holds a string that ends at byte {at}, the file at {self.size}")
+        self.at = at
+
+    def _reserve(self, length: int, what: str) -> None:
+        if length > self._end - self.at:
+            limit = f"the file ends at byte {self.size}" if self._end == self.size else f"{self._end} bytes are read"
+            self.fail(f"{what} needs {length} bytes here, and {limit}")
+
+    def fail(self, seen: str, at: int | None = None) -> NoReturn:
+        raise IntegrityError(
+            f"structure: byte {self.at if at is None else at}: {seen}; a whole GGUF file is needed. Get it again."
+        )
