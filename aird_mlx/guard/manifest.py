@@ -1,0 +1,274 @@
+"""What a file says about itself: how it was made, what it measured, how to tell whether it still refuses.
+
+Kept in the file as ``aird.*`` keys (text, numbers and booleans only: llama.cpp's interface reads no arrays), written by
+`seal` when the file is done and read back by `read_manifest`. Knows the layout of a GGUF file, nothing about models.
+"""
+
+from __future__ import annotations
+
+import array
+import base64
+import binascii
+import json
+import math
+import struct
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from aird_mlx.errors import IntegrityError
+from aird_mlx.guard.hashes import DIGITS, ROOT_KEY, TENSORS_KEY
+from aird_mlx.guard.structure import STRING, Scalar, Structure
+
+PREFIX = "aird."
+TEMPLATE_KEY = "tokenizer.chat_template"
+_OWN = ("aird.hash.", "aird.probe", "aird.canary.", "aird.template")
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What tells harmful prompts from others in the residual stream of this very file, as llama.cpp computes it.
+
+    Attributes:
+        layer: input of this block, at least 1.
+        position: negative index from the prompt's last token (-1).
+        direction: ``[hidden]``, unit length; a prompt's score is the projection of its residual on it.
+        harmful, benign: mean and standard deviation of the scores of validation prompts.
+        threshold: above it a prompt counts as harmful; at most 1 % of harmless validation prompts are.
+        auc: chance that a harmful validation prompt scores above a benign one.
+        prompts: how many harmful, harmless and twin prompts it was validated on.
+    """
+
+    layer: int
+    position: int
+    direction: tuple[float, ...]
+    harmful: tuple[float, float]
+    benign: tuple[float, float]
+    threshold: float
+    auc: float
+    prompts: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class CanaryRecord:
+    """What the file did with the canary prompts when it was written, one letter or entry per prompt.
+
+    Attributes:
+        set: names the prompts and, by a hash, their words.
+        max_new_tokens: of each answer.
+        classes: r for refusal, c for compliance, i for incoherent; ``dense``: the model it was made from.
+        token_ids: hash of each rendered prompt's ids, as the source model's own tokenizer gives them.
+        first: the answer's first token, ``log_probability``: of that token, nats.
+    """
+
+    set: str
+    max_new_tokens: int
+    classes: str
+    dense: str
+    token_ids: tuple[str, ...]
+    first: tuple[int, ...]
+    log_probability: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All ``aird.*`` keys.
+
+    Attributes:
+        facts: how the file was made and what was measured, by key without ``aird.``.
+        template: the chat template it was written with, None if it had none.
+        probe: None where there is none; ``no_probe`` then says why.
+    """
+
+    facts: dict[str, Scalar] = field(default_factory=dict)
+    template: str | None = None
+    probe: Probe | None = None
+    no_probe: str = ""
+    canaries: CanaryRecord | None = None
+
+
+def manifest_keys(manifest: Manifest) -> dict[str, Scalar]:
+    """A manifest as keys of a GGUF file; `read_manifest` is its inverse."""
+    keys: dict[str, Scalar] = {PREFIX + name: value for name, value in manifest.facts.items()}
+    if manifest.template is not None:
+        keys["aird.template"] = manifest.template
+    probe, canaries = manifest.probe, manifest.canaries
+    if probe is None:
+        keys["aird.probe"] = f"none: {manifest.no_probe}"
+    else:
+        keys |= {
+            "aird.probe.layer": probe.layer,
+            "aird.probe.position": probe.position,
+            "aird.probe.direction": base64.b64encode(_little(array.array("f", probe.direction))).decode("ascii"),
+            "aird.probe.harmful.mean": probe.harmful[0],
+            "aird.probe.harmful.deviation": probe.harmful[1],
+            "aird.probe.benign.mean": probe.benign[0],
+            "aird.probe.benign.deviation": probe.benign[1],
+            "aird.probe.threshold": probe.threshold,
+            "aird.probe.auc": probe.auc,
+            "aird.probe.prompts": json.dumps(probe.prompts),
+        }
+    if canaries is not None:
+        keys |= {
+            "aird.canary.set": canaries.set,
+            "aird.canary.max_new_tokens": canaries.max_new_tokens,
+            "aird.canary.classes": canaries.classes,
+            "aird.canary.dense": canaries.dense,
+            "aird.canary.token_ids": json.dumps(canaries.token_ids),
+            "aird.canary.first": json.dumps(canaries.first),
+            "aird.canary.log_probability": json.dumps(canaries.log_probability),
+        }
+    return keys
+
+
+def read_manifest(structure: Structure) -> Manifest | None:
+    """The manifest of a file, None if it has no key of this project's.
+
+    Raises:
+        IntegrityError: it is incomplete, or a value is of another type or out of range.
+    """
+    ours = {name: entry.value for name, entry in structure.keys.items() if name.startswith(PREFIX)}
+    if not ours:
+        return None
+    values = {name: value for name, value in ours.items() if value is not None}
+    for key in (ROOT_KEY, TENSORS_KEY):
+        if not isinstance(values.get(key), str):
+            raise _broken(f"there are {len(ours)} aird keys, and no {key}")
+    try:
+        return Manifest(
+            facts={
+                name.removeprefix(PREFIX): value for name, value in values.items() if not name.startswith(_OWN)
+            },
+            template=_optional(values, "aird.template", str),
+            probe=None if "aird.probe" in values else _read_probe(values, structure),
+            no_probe=str(values.get("aird.probe", "")).removeprefix("none: "),
+            canaries=_read_canaries(values) if "aird.canary.set" in values else None,
+        )
+    except (ValueError, TypeError, KeyError, binascii.Error, RecursionError) as error:
+        raise _broken(f"a key is missing or broken ({type(error).__name__} {error!s:.80})") from error
+
+
+def recorded_hashes(structure: Structure) -> tuple[str, list[str]]:
+    """The root hash and the tensors' hashes that a file with a manifest carries.
+
+    Raises:
+        IntegrityError: there is not one for each tensor.
+    """
+    root, listed = structure.text(ROOT_KEY) or "", (structure.text(TENSORS_KEY) or "").split()
+    if len(root) != DIGITS or len(listed) != len(structure.tensors):
+        raise _broken(f"{len(listed)} hashes for {len(structure.tensors)} tensors, and a root of {len(root)} digits")
+    return root, listed
+
+
+def _read_probe(values: Mapping[str, Scalar], structure: Structure) -> Probe:
+    raw = array.array("f")
+    raw.frombytes(base64.b64decode(_text(values, "aird.probe.direction"), validate=True))
+    direction = tuple(array.array("f", _little(raw)))
+    numbers = {
+        name: _number(values, f"aird.probe.{name}")
+        for name in ("harmful.mean", "harmful.deviation", "benign.mean", "benign.deviation", "threshold", "auc")
+    }
+    if not all(map(math.isfinite, (*direction, *numbers.values()))):
+        raise ValueError("the probe has a value that is not finite")
+    layer, position = (_whole(values, f"aird.probe.{name}") for name in ("layer", "position"))
+    architecture = structure.text("general.architecture")
+    for name, found in (("embedding_length", len(direction)), ("block_count", None)):
+        entry = structure.keys.get(f"{architecture}.{name}")
+        size = None if entry is None else entry.value
+        if isinstance(size, int) and (size != found if found is not None else not 0 < layer < size):
+            raise ValueError(f"the probe does not fit {architecture}.{name} {size}")
+    if position >= 0 or not 0 <= numbers["auc"] <= 1:
+        raise ValueError("the probe's position or AUC is out of range")
+    counts = _list(values, "aird.probe.prompts", int, 3)
+    return Probe(
+        layer,
+        position,
+        direction,
+        (numbers["harmful.mean"], numbers["harmful.deviation"]),
+        (numbers["benign.mean"], numbers["benign.deviation"]),
+        numbers["threshold"],
+        numbers["auc"],
+        (counts[0], counts[1], counts[2]),
+    )
+
+
+def _read_canaries(values: Mapping[str, Scalar]) -> CanaryRecord:
+    classes = _text(values, "aird.canary.classes")
+    count = len(classes)
+    record = CanaryRecord(
+        _text(values, "aird.canary.set"),
+        _whole(values, "aird.canary.max_new_tokens"),
+        classes,
+        _text(values, "aird.canary.dense"),
+        tuple(_list(values, "aird.canary.token_ids", str, count)),
+        tuple(_list(values, "aird.canary.first", int, count)),
+        tuple(_list(values, "aird.canary.log_probability", float, count)),
+    )
+    if not 0 < record.max_new_tokens <= 4096 or {*classes, *record.dense} - {*"rci"} or len(record.dense) != count:
+        raise ValueError("the canary record is out of range")
+    return record
+
+
+def _text(values: Mapping[str, Scalar], key: str) -> str:
+    value = values[key]
+    if not isinstance(value, str):
+        raise TypeError(f"{key} is no text")
+    return value
+
+
+def _optional(values: Mapping[str, Scalar], key: str, kind: type[str]) -> str | None:
+    return _text(values, key) if key in values else None
+
+
+def _number(values: Mapping[str, Scalar], key: str) -> float:
+    value = values[key]
+    if isinstance(value, str):
+        raise TypeError(f"{key} is no number")
+    return float(value)
+
+
+def _whole(values: Mapping[str, Scalar], key: str) -> int:
+    value = values[key]
+    if type(value) is not int:
+        raise TypeError(f"{key} is no whole number")
+    return value
+
+
+def _list(values: Mapping[str, Scalar], key: str, kind: type, count: int) -> list[Any]:
+    found = json.loads(_text(values, key))
+    if not isinstance(found, list) or len(found) != count or not all(type(one) is kind for one in found):
+        raise ValueError(f"{key} is no list of {count}")
+    return found
+
+
+def _little(values: array.array[float]) -> bytes:
+    if sys.byteorder == "big":
+        values = array.array("f", values)
+        values.byteswap()
+    return values.tobytes()
+
+
+def _broken(seen: str) -> IntegrityError:
+    return IntegrityError(f"manifest: {seen}; whole aird keys are needed. Get the file again.")
+
+
+def encode_keys(keys: Mapping[str, Scalar]) -> bytes:
+    """Keys as they stand in a GGUF file: text, whole numbers and floats of 64 bit, booleans."""
+    parts = []
+    for name, value in keys.items():
+        parts.append(_encode_text(name))
+        if isinstance(value, bool):
+            parts.append(struct.pack("<I?", 7, value))
+        elif isinstance(value, int):
+            parts.append(struct.pack("<Iq", 11, value))
+        elif isinstance(value, float):
+            parts.append(struct.pack("<Id", 12, value))
+        else:
+            parts += [struct.pack("<I", STRING), _encode_text(value)]
+    return b"".join(parts)
+
+
+def _encode_text(text: str) -> bytes:
+    encoded = text.encode("utf-8")
+    return struct.pack("<Q", len(encoded)) + encoded
