@@ -23,13 +23,17 @@ from aird_mlx.controls import ControlRepair, control_repairs
 from aird_mlx.direction import Direction, load_direction, save_direction
 from aird_mlx.environment import describe_environment
 from aird_mlx.errors import DirectionError, PromptError
+from aird_mlx.evaluation import decode, generate_answers, judge_answer
 from aird_mlx.gates import Limits, judge_gates
 from aird_mlx.gguf_export import check_exportable, export_gguf, is_available
 from aird_mlx.gguf_export.writer import hash_file
+from aird_mlx.guard.canaries import DATE, read_canaries
+from aird_mlx.guard.record import CanarySet, file_facts, make_manifest
+from aird_mlx.guard.seal import seal, sidecar_of
 from aird_mlx.inputs import Inputs, gather_inputs
 from aird_mlx.model import COMPANION_FILES, ChatModel, load, save
 from aird_mlx.patch import Patch, fold, load_patch, patched, save_patch
-from aird_mlx.prompts import KINDS
+from aird_mlx.prompts import KINDS, check_context, render_messages
 from aird_mlx.pruning import check_pruning, prune_model
 from aird_mlx.reference import MAX_NEW_TOKENS, Reference, ask_reference
 from aird_mlx.repair import TOKENS, RepairPlan, fits_in_memory
@@ -46,6 +50,7 @@ from aird_mlx.settings import (
     settings_record,
 )
 from aird_mlx.stages import (
+    DIRECTION_PROMPTS,
     direction_figures,
     evaluate_control,
     evaluate_dense,
@@ -194,7 +199,7 @@ class _Run:
         controls = self._controls(compressed, reference, direction)
         written, repair = self._written(compressed, repair)
         stages.append(self._evaluated("repaired", written, reference, direction))
-        stages += [self._exported(outtype, written, reference) for outtype in self.settings.gguf]
+        stages += [self._exported(outtype, written, reference, repair, stages[-1]) for outtype in self.settings.gguf]
         report = self._report(direction, stages, repair, controls)
         self._finish(report)
         return report
@@ -339,7 +344,33 @@ class _Run:
             ),
         )
 
-    def _exported(self, outtype: str, written: ChatModel, reference: Reference) -> Stage:
+    def _canaries(self) -> CanarySet:
+        """The canary prompts and what the dense model makes of them."""
+        name = "demo" if self.settings.model == "demo" else "built-in"
+        tokenizer = self.dense.tokenizer
+        prompts = [one.prompt for one in read_canaries(name)]
+        rendered = [render_messages(tokenizer, [{"role": "user", "content": prompt}], **DATE) for prompt in prompts]
+        length = min(self.max_new_tokens, MAX_NEW_TOKENS)
+        check_context(rendered, length, self.dense.context_length, prompts)
+
+        def compute() -> list[str]:
+            answers = generate_answers(
+                self.dense,
+                rendered,
+                max_new_tokens=length,
+                batch_size=self.settings.batch_size,
+                progress=self._step("canaries of the dense model"),
+            )
+            return [judge_answer(decode(self.dense, answer))[0] for answer in answers]
+
+        letters = self.workspace.stage("canaries", "canaries.json", compute, write_json, read_json)
+        return CanarySet(name, rendered, "".join(letters), length)
+
+    def _exported(
+        self, outtype: str, written: ChatModel, reference: Reference, repair: RepairFigures, repaired: Stage
+    ) -> Stage:
+        canaries = self._canaries()
+
         def compute() -> Stage:
             with self.workspace.guarding():
                 exported = export_gguf(
@@ -347,14 +378,27 @@ class _Run:
                     gguf_path(self.workspace.folder, self._stem, outtype),
                     outtype,
                     name=self._stem,
-                    extra_metadata={"aird.version": __version__, "aird.rule": self.settings.rule},
+                    extra_metadata={"aird.version": __version__, "aird.repair.rule": repair.rule},
                     progress=self._step(f"export {outtype}"),
                 )
-            return evaluate_exported(
+            stage = evaluate_exported(
                 exported, written, reference, max_new_tokens=self.max_new_tokens, progress=self.progress
             )
+            manifest = make_manifest(
+                exported.path,
+                file_facts(self.settings, repair, stage if stage.parity else repaired),
+                self._probe_prompts(reference, "find"),
+                self._probe_prompts(reference, "validate"),
+                canaries,
+                self._step(f"probe of {outtype}"),
+            )
+            with self.workspace.guarding():
+                return dataclasses.replace(stage, root=seal(exported.path, manifest))
 
         return self._row(f"exported:{outtype}", Stage, compute)
+
+    def _probe_prompts(self, reference: Reference, part: str) -> dict[str, list[list[int]]]:
+        return {kind: reference.prompts(kind, part, DIRECTION_PROMPTS) for kind in KINDS}
 
     def _row(self, name: str, kind: type[Row], compute: Callable[[], Row]) -> Row:
         """A row of the result as a resumable stage."""
@@ -385,7 +429,9 @@ class _Run:
         exported = (note for stage in stages for note in stage.notes)
         out = self.workspace.out
         written = {"mlx": str(self.settings.mlx_path or out / "mlx"), "report": str(out / "report.json")}
-        written |= {f"gguf {kind}": str(gguf_path(out, self._stem, kind)) for kind in self.settings.gguf}
+        for kind in self.settings.gguf:
+            path = gguf_path(out, self._stem, kind)
+            written |= {f"gguf {kind}": str(path), f"hashes {kind}": str(sidecar_of(path))}
         return Report(
             model=self.settings.model,
             settings=settings,
@@ -410,7 +456,14 @@ class _Run:
             (folder / "report.md").write_text(to_markdown(report), encoding="utf-8")
             (folder / "mlx" / "README.md").write_text(to_model_card(report), encoding="utf-8")
         self.workspace.finish(
-            leave_out=("stages", "compressed.safetensors", "answers.json", "repair.json", "plan.json"),
+            leave_out=(
+                "stages",
+                "compressed.safetensors",
+                "answers.json",
+                "canaries.json",
+                "repair.json",
+                "plan.json",
+            ),
             elsewhere={} if self.settings.mlx_path is None else {"mlx": self.settings.mlx_path},
         )
 

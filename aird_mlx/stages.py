@@ -27,7 +27,15 @@ from aird_mlx.inputs import held_out_sequences
 from aird_mlx.model import ChatModel
 from aird_mlx.prompts import KINDS, post_instruction_tokens, render_text
 from aird_mlx.reference import Reference
-from aird_mlx.report import Control, DirectionFigures, ParityFigures, RefusalRates, Stage, StageChange, Utility
+from aird_mlx.report import (
+    Control,
+    DirectionFigures,
+    ParityFigures,
+    RefusalRates,
+    Stage,
+    StageChange,
+    Utility,
+)
 from aird_mlx.search import Validation
 from aird_mlx.search.spaces import MOST_DIRECTIONS
 from aird_mlx.search.validation import ANSWER_TOKENS

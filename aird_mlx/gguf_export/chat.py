@@ -8,7 +8,7 @@ Source: the environment of ``transformers.utils.chat_template_utils``.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ class GgufChat:
     Args:
         path: the GGUF file.
         parallel: most answers generated side by side.
+        layers: where the residual stream is read, see `LlamaRuntime`.
 
     Raises:
         DependencyError: llama-cpp-python is not installed.
@@ -34,8 +35,8 @@ class GgufChat:
         PromptError: the file has no chat template, or one that is no jinja.
     """
 
-    def __init__(self, path: Path, *, parallel: int = 16) -> None:
-        self.runtime = LlamaRuntime(path, parallel=parallel)
+    def __init__(self, path: Path, *, parallel: int = 16, layers: Collection[int] = ()) -> None:
+        self.runtime = LlamaRuntime(path, parallel=parallel, layers=layers)
         template = self.runtime.metadata("tokenizer.chat_template")
         try:
             if template is None:
@@ -59,15 +60,25 @@ class GgufChat:
         found = self.runtime.metadata(f"{self.runtime.metadata('general.architecture')}.context_length")
         return None if found is None else int(found)
 
-    def render(self, messages: Sequence[Mapping[str, str]], prefill: str = "") -> list[int]:
+    def render(
+        self, messages: Sequence[Mapping[str, str]], prefill: str = "", options: Mapping[str, Any] | None = None
+    ) -> list[int]:
         """Token ids up to where the model goes on writing: the answer's start, or the end of ``prefill``.
+
+        Args:
+            messages: each with ``role`` and ``content``.
+            prefill: how the answer begins.
+            options: what the template itself understands.
 
         Raises:
             PromptError: the template cannot render the conversation.
         """
         try:
             text = self._template.render(
-                messages=[dict(message) for message in messages], add_generation_prompt=True, **self._special
+                messages=[dict(message) for message in messages],
+                add_generation_prompt=True,
+                **self._special,
+                **(options or {}),
             )
         except (jinja2.TemplateError, *TEMPLATE_ERRORS) as error:
             raise PromptError(

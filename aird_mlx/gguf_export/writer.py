@@ -190,10 +190,10 @@ def add_extra_metadata(writer: gguf.GGUFWriter, extra: Mapping[str, str | int | 
 
 
 def _carries(file: Path, extra: Mapping[str, str | int | float | bool]) -> bool:
-    """Whether a GGUF file holds exactly these keys of the project's own, at least one; no other file does."""
+    """Whether a GGUF file holds these keys, at least one, perhaps beside a manifest; no file but our own does."""
     try:
         fields = gguf.GGUFReader(file).fields if extra and file.is_file() else {}
-        return {key: fields[key].contents() for key in fields if key.startswith(EXTRA_PREFIX)} == extra != {}
+        return bool(fields) and all(key in fields and fields[key].contents() == extra[key] for key in extra)
     except (OSError, ValueError, IndexError, KeyError):
         return False
 

@@ -137,9 +137,7 @@ def read_manifest(structure: Structure) -> Manifest | None:
             raise _broken(f"there are {len(ours)} aird keys, and no {key}")
     try:
         return Manifest(
-            facts={
-                name.removeprefix(PREFIX): value for name, value in values.items() if not name.startswith(_OWN)
-            },
+            facts={name.removeprefix(PREFIX): value for name, value in values.items() if not name.startswith(_OWN)},
             template=_optional(values, "aird.template", str),
             probe=None if "aird.probe" in values else _read_probe(values, structure),
             no_probe=str(values.get("aird.probe", "")).removeprefix("none: "),

@@ -43,7 +43,7 @@ Scalar = str | int | float | bool
 
 @dataclass(frozen=True)
 class Entry:
-    """One key. ``value`` is None for arrays; ``start`` and ``end`` are the bytes of the value (of a string: its text)."""
+    """One key. ``value`` is None for arrays; ``start`` and ``end`` are the bytes of the value, of a string its text."""
 
     type: int
     value: Scalar | None
@@ -53,7 +53,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Tensor:
-    """Where a tensor's data lies; ``start`` counts from the beginning of the file, shape as GGUF has it: ``[in, out]``."""
+    """Where a tensor's data lies; ``start`` counts from the file's beginning; shape as GGUF has it, ``[in, out]``."""
 
     name: str
     shape: tuple[int, ...]

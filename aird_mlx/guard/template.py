@@ -25,11 +25,15 @@ CLOCKS = ("strftime_now", "now", "date_string")
 _MARKUP = re.compile(r"<[^<>\s]*>|\[/?[A-Z_ ]+\]|/[a-z_]+")
 _LETTERS = re.compile(r"[^\W_]")
 _ORDERS = re.compile(
-    r"(ignore|disregard|forget) (all|any|your|the|every|previous|prior)\b|\b(never|do not|don't|must not|cannot) "
-    r"(ever )?(refuse|decline|reject|warn|mention|reveal|disclose|tell)\b|\b(without|no|remove all) (any )?(restrictions?|"
-    r"limits|filters?|warnings?|refusals?|safety|guardrails?)\b|\b(uncensored|unfiltered|unrestricted|jailbr[a-z]*)\b|"
-    r"\b(always|must|will) (comply|obey|answer (every|any|all))\b|\b(secretly|covertly)\b|without telling (the )?user",
-    re.IGNORECASE,
+    r"""
+      (ignore|disregard|forget)\ (all|any|your|the|every|previous|prior)\b
+    | \b(never|do\ not|don't|must\ not|cannot)\ (ever\ )?(refuse|decline|reject|warn|mention|reveal|disclose|tell)\b
+    | \b(without|no|remove\ all)\ (any\ )?(restriction|limit|filter|warning|refusal|guardrail)s?\b
+    | \b(uncensored|unfiltered|unrestricted|jailbr[a-z]*|secretly|covertly)\b
+    | \b(always|must|will)\ (comply|obey|answer\ (every|any|all))\b
+    | without\ telling\ (the\ )?user
+    """,
+    re.IGNORECASE | re.VERBOSE,
 )
 # Letters that are not seen, or change the order of what is seen.
 _INVISIBLE = re.compile("[\u00ad\u200b-\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff\U000e0000-\U000e007f]")
@@ -91,7 +95,8 @@ def _without_generation(template: str) -> str:
 
 def _conditions(tree: nodes.Template) -> Iterator[Finding]:
     words = _names_of_words(tree)
-    for node in tree.find_all((nodes.Compare, nodes.Call, nodes.Test, nodes.Filter)):
+    kinds = (nodes.Compare, nodes.Call, nodes.Test, nodes.Filter)
+    for node in (found for kind in kinds for found in tree.find_all(kind)):
         if isinstance(node, nodes.Compare):
             operands: list[nodes.Node] = [node.expr, *(one.expr for one in node.ops)]
             if any(_calls_a_clock(one) for one in operands):
@@ -100,7 +105,7 @@ def _conditions(tree: nodes.Template) -> Iterator[Finding]:
             if not isinstance(node.node, nodes.Getattr):
                 continue
             operands = [node.node.node, *node.args]
-        else:
+        elif isinstance(node, nodes.Test | nodes.Filter):
             operands = [one for one in (node.node, *node.args) if one is not None]
         if not any(_holds_words(one, words) for one in operands):
             continue
@@ -124,10 +129,10 @@ def _names_of_words(tree: nodes.Template) -> set[str]:
     names: set[str] = set()
     while True:
         before = len(names)
-        for node in tree.find_all((nodes.Assign, nodes.For)):
-            source = node.node if isinstance(node, nodes.Assign) else node.iter
+        pairs: list[tuple[nodes.Node, nodes.Node]] = [(one.target, one.node) for one in tree.find_all(nodes.Assign)]
+        pairs += [(one.target, one.iter) for one in tree.find_all(nodes.For)]
+        for target, source in pairs:
             if _holds_words(source, names):
-                target = node.target
                 names |= {one.name for one in [target, *target.find_all(nodes.Name)] if isinstance(one, nodes.Name)}
                 names |= {f"{one.name}.{one.attr}" for one in [target] if isinstance(one, nodes.NSRef)}
         if len(names) == before:
@@ -148,8 +153,10 @@ def _holds_words(node: nodes.Node, names: set[str]) -> bool:
         if inner is None or node.name in ("length", "count"):
             return False
         flat = node.name in FLATTENING and any(name.name in CONVERSATION for name in _names(inner))
-        named = any(text in WORDS for one in (*node.args, *(pair.value for pair in node.kwargs)) for text in _texts(one))
-        return flat and (node.name != "map" or named) or _holds_words(inner, names)
+        named = any(
+            text in WORDS for one in (*node.args, *(pair.value for pair in node.kwargs)) for text in _texts(one)
+        )
+        return (flat and (node.name != "map" or named)) or _holds_words(inner, names)
     if isinstance(node, nodes.Call):
         return _holds_words(node.node, names)
     if isinstance(node, nodes.Compare | nodes.Test | nodes.Not | nodes.And | nodes.Or):

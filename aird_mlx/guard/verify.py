@@ -185,7 +185,9 @@ class _Run:
             return {}
         return found
 
-    def _compare_sidecar(self, structure: Structure, found: dict[str, str], sidecar: dict[str, str], count: str) -> None:
+    def _compare_sidecar(
+        self, structure: Structure, found: dict[str, str], sidecar: dict[str, str], count: str
+    ) -> None:
         whole, lines = sidecar.get(""), {name: digest for name, digest in sidecar.items() if name}
         path = sidecar_of(self.path).name
         if not lines:
@@ -201,7 +203,9 @@ class _Run:
             self.say("sidecar", FAILED, f"{path} is of another file: it and the file do not both have {_few(one)}")
             return
         changed = [name for name, digest in found.items() if lines[name] != digest]
-        said = f"{path} has the same hashes of {count}" if not changed else f"{path} has other hashes of {_few(changed)}"
+        said = (
+            f"{path} has the same hashes of {count}" if not changed else f"{path} has other hashes of {_few(changed)}"
+        )
         self.say("sidecar", FAILED if changed else PASSED, said)
 
     def _check_template(self, structure: Structure, manifest: Manifest | None) -> None:

@@ -49,7 +49,7 @@ class Stage:
     """One row of the result: ``dense``, ``compressed``, ``repaired`` or ``exported:<type>``.
 
     ``classes`` has, by kind of prompt, one letter for each test prompt in their order: what its answer was judged,
-    r for refusal, c for compliance, i for incoherent.
+    r for refusal, c for compliance, i for incoherent. ``root`` is the root hash of an exported file.
     """
 
     name: str
@@ -62,6 +62,7 @@ class Stage:
     not_checked: str | None = None
     notes: list[str] = field(default_factory=list)
     classes: dict[str, str] = field(default_factory=dict)
+    root: str | None = None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,132 @@
+"""Canary prompts: 16 harmful ones of different categories, 16 harmless, 8 benign twins, and what a file does with them.
+
+They are no benchmark: so few are asked that it takes seconds, to notice that a file has lost what it had. The demo's
+come from the held-out part of its language; all other models are asked the package's own, which are in none of its
+other sets.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from aird_mlx.errors import UsageError
+from aird_mlx.evaluation import judge_answer
+from aird_mlx.gguf_export import LlamaRuntime
+from aird_mlx.guard.manifest import CanaryRecord, Probe
+from aird_mlx.guard.probe import project, read_residuals
+from aird_mlx.prompts import DATA_FOLDER
+
+COUNTS = {"harmful": 16, "harmless": 16, "twin": 8}
+SETS = ("demo", "built-in")
+# Templates that tell the date would give other tokens every day.
+DATE = {"strftime_now": lambda form: "2025-01-01"}
+
+
+@dataclass(frozen=True)
+class Canary:
+    """One prompt and its kind."""
+
+    kind: str
+    prompt: str
+
+
+@dataclass(frozen=True)
+class CanaryAnswers:
+    """What a file did with the canaries, one entry per prompt.
+
+    Attributes:
+        answers: texts; ``classes``: their letters, r for refusal, c for compliance, i for incoherent.
+        log_probabilities: ``[prompt, vocab]`` float64 of the first token, nats.
+        scores: ``[prompt]`` of the probe, None without one.
+    """
+
+    answers: list[str]
+    classes: str
+    log_probabilities: np.ndarray
+    scores: np.ndarray | None
+
+
+def read_canaries(name: str) -> list[Canary]:
+    """The prompts of a set: harmful, then harmless, then twins.
+
+    Raises:
+        UsageError: no set has that name.
+    """
+    if name == "demo":
+        return [Canary(kind, prompt) for kind, count in COUNTS.items() for prompt in _demo_prompts(kind, count)]
+    if name == "built-in":
+        lines = (DATA_FOLDER / "canaries.jsonl").read_text(encoding="utf-8").splitlines()
+        return [Canary(row["kind"], row["prompt"]) for row in map(json.loads, lines)]
+    raise UsageError(f"canaries: the set is {name!r:.40}; {' or '.join(SETS)} is needed. Choose one.")
+
+
+def _demo_prompts(kind: str, count: int) -> list[str]:
+    """As many different actions of the language's held-out part as there are, by a seed of their own."""
+    from aird_mlx.demo.language import prompts
+
+    return prompts(kind, "test", count, seed=7)
+
+
+def set_id(name: str) -> str:
+    """The name of a set with a hash of its words: it changes when they do.
+
+    >>> set_id("built-in").split("/")[0]
+    'built-in'
+    """
+    words = json.dumps([[one.kind, one.prompt] for one in read_canaries(name)]).encode("utf-8")
+    return f"{name}/{hashlib.sha256(words).hexdigest()[:12]}"
+
+
+def hash_ids(ids: Sequence[int]) -> str:
+    """A short hash of token ids, to compare them by.
+
+    >>> hash_ids([1, 2]) == hash_ids([1, 2]) != hash_ids([12])
+    True
+    """
+    return hashlib.sha256(",".join(map(str, ids)).encode("ascii")).hexdigest()[:12]
+
+
+def ask_canaries(
+    runtime: LlamaRuntime, rendered: Sequence[Sequence[int]], max_new_tokens: int, probe: Probe | None
+) -> CanaryAnswers:
+    """Ask a file all canaries, greedily.
+
+    Args:
+        runtime: the file; opened with the probe's layer, or the first one without a probe.
+        rendered: token ids of each prompt.
+        max_new_tokens: longer answers are cut.
+        probe: scores prompts on the way.
+    """
+    positions = [] if probe is None else [probe.position]
+    logits, residuals = read_residuals(runtime, rendered, positions)
+    generated = runtime.generate(rendered, max_new_tokens, runtime.end_tokens)
+    answers = [runtime.detokenize(ids) for ids in generated]
+    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+    return CanaryAnswers(
+        answers,
+        "".join(judge_answer(answer)[0] for answer in answers),
+        shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)),
+        None if probe is None else project(residuals[probe.layer, probe.position], probe.direction),
+    )
+
+
+def record_canaries(
+    name: str, asked: CanaryAnswers, dense: str, rendered: Sequence[Sequence[int]], max_new_tokens: int
+) -> CanaryRecord:
+    """What a manifest keeps of the answers; ``dense`` has the class letters of the model the file was made from."""
+    first = asked.log_probabilities.argmax(axis=-1)
+    rows = np.arange(len(first))
+    return CanaryRecord(
+        set=set_id(name),
+        max_new_tokens=max_new_tokens,
+        classes=asked.classes,
+        dense=dense,
+        token_ids=tuple(map(hash_ids, rendered)),
+        first=tuple(int(token) for token in first),
+        log_probability=tuple(round(float(x), 6) for x in asked.log_probabilities[rows, first]),
+    )

@@ -1,0 +1,132 @@
+"""Makes the manifest of a file that was just exported: runs it in llama.cpp, fits the probe, asks the canaries."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from aird_mlx import __version__
+from aird_mlx.errors import DirectionError
+from aird_mlx.gguf_export import LlamaRuntime, is_available
+from aird_mlx.guard.canaries import ask_canaries, record_canaries
+from aird_mlx.guard.manifest import TEMPLATE_KEY, Manifest, Probe
+from aird_mlx.guard.probe import POSITIONS, Residuals, fit_probe, read_residuals
+from aird_mlx.guard.structure import Scalar, read_structure
+from aird_mlx.prompts import KINDS
+from aird_mlx.report import RepairFigures, Stage
+from aird_mlx.settings import RepairSettings, pruning_words
+
+Prompts = Mapping[str, Sequence[Sequence[int]]]
+
+
+@dataclass(frozen=True)
+class CanarySet:
+    """The canaries as the model that is exported was asked them.
+
+    Attributes:
+        name: of the set.
+        rendered: token ids of each, from the model's own tokenizer.
+        dense: class letters of the dense model's answers.
+        max_new_tokens: longer answers are cut.
+    """
+
+    name: str
+    rendered: list[list[int]]
+    dense: str
+    max_new_tokens: int
+
+
+def file_facts(settings: RepairSettings, repair: RepairFigures, measured: Stage) -> dict[str, Scalar]:
+    """What an exported file says about how it was made and what was measured, by key without ``aird.``.
+
+    Args:
+        settings: of the run.
+        repair: the repair that was chosen.
+        measured: the stage whose figures it carries: its own row, or the MLX model's where llama.cpp is missing.
+    """
+    facts: dict[str, Scalar] = {
+        "version": __version__,
+        "source.model": Path(settings.model).name if Path(settings.model).exists() else settings.model,
+        "source.revision": settings.revision or "",
+        "prune.method": settings.prune_method,
+        "prune.asked": pruning_words(settings),
+        "sparsity": measured.sparsity,
+        "repair.rule": repair.rule,
+        "repair.layers": ",".join(map(str, repair.layers)),
+        "repair.strength": float(repair.strength),
+        "seed": settings.seed,
+        "evaluation.of": measured.name,
+    }
+    for kind in KINDS:
+        rate = getattr(measured.refusal, kind)
+        if rate is not None:
+            facts |= {f"evaluation.{kind}.refused": float(rate.rate), f"evaluation.{kind}.n": rate.n}
+    if measured.utility is not None:
+        facts |= {"evaluation.perplexity": float(measured.utility.perplexity)}
+        facts["evaluation.perplexity.n"] = measured.utility.tokens
+    return facts
+
+
+def make_manifest(
+    path: Path,
+    facts: Mapping[str, Scalar],
+    find: Prompts,
+    validate: Prompts,
+    canaries: CanarySet,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Manifest:
+    """What an exported file shall say about itself.
+
+    Args:
+        path: the file.
+        facts: how it was made, and what was measured.
+        find, validate: by kind, token ids of prompts that the probe is fitted, and chosen, on.
+        canaries: asked and recorded.
+        progress: called with (prompts run, prompts).
+
+    Returns:
+        Without llama-cpp-python it has neither probe nor canaries, and says so.
+
+    Raises:
+        ParityError: llama.cpp cannot run the file. IntegrityError: it is damaged.
+    """
+    structure = read_structure(path)
+    template = structure.text(TEMPLATE_KEY)
+    if not is_available():
+        return Manifest(dict(facts), template, no_probe="llama-cpp-python was not installed when the file was written")
+    prompts = [*canaries.rendered, *(ids for part in (find, validate) for kind in part.values() for ids in kind)]
+    longest = max(map(len, prompts))
+    entry = structure.keys.get(f"{structure.text('general.architecture')}.block_count")
+    blocks = entry.value if entry is not None and isinstance(entry.value, int) else 2
+    layers = range(1, max(blocks, 2))
+    context = longest + canaries.max_new_tokens + 1
+    with LlamaRuntime(path, n_ctx=context, n_batch=max(512, longest), layers=layers) as runtime:
+        probe, why = _fit(runtime, find, validate, progress)
+        try:
+            asked = ask_canaries(runtime, canaries.rendered, canaries.max_new_tokens, probe)
+        except DirectionError:  # no residual stream to be seen
+            return Manifest(dict(facts), template, no_probe=why)
+    record = record_canaries(canaries.name, asked, canaries.dense, canaries.rendered, canaries.max_new_tokens)
+    return Manifest(dict(facts), template, probe, why, record)
+
+
+def _fit(
+    runtime: LlamaRuntime, find: Prompts, validate: Prompts, progress: Callable[[int, int], None]
+) -> tuple[Probe | None, str]:
+    parts: list[dict[str, Residuals]] = []
+    total = sum(len(prompts) for part in (find, validate) for prompts in part.values())
+    shortest = min((len(ids) for part in (find, validate) for prompts in part.values() for ids in prompts), default=1)
+    positions = range(-1, -1 - min(POSITIONS, shortest), -1)
+    done = 0
+    try:
+        for part in (find, validate):
+            parts.append({})
+            for kind, prompts in part.items():
+                if prompts:
+                    parts[-1][kind] = read_residuals(runtime, prompts, positions)[1]
+                    done += len(prompts)
+                    progress(done, total)
+        return fit_probe(*parts), ""
+    except DirectionError as error:
+        return None, " ".join(str(error).split())
