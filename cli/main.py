@@ -29,6 +29,8 @@ from .options import (
     eval_options,
     json_option,
     repair_options,
+    selftest_options,
+    verify_options,
 )
 
 INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM  # as shells count
@@ -44,7 +46,7 @@ def aird_mlx() -> None:
     """Compress a chat model, measure what that did to its refusals, and repair them in the weights.
 
     Exit codes: 0 all gates passed; 1 error; 2 usage; 3 a safety gate failed; 4 a utility or parity gate
-    failed; 130 interrupted; 143 terminated.
+    failed; 5 a file is not what was written; 130 interrupted; 143 terminated.
     """
 
 
@@ -159,6 +161,40 @@ def compare(dense: str, other: str, as_json: bool, **options: Any) -> int:
     with render.StageProgress(quiet=as_json) as progress:
         found = compare_models(dense, other, progress=progress, **options)
     return show(0, render_direction.show_comparison, found, as_json)
+
+
+@aird_mlx.command()
+@verify_options
+def verify(file: Path, as_json: bool, **options: Any) -> int:
+    """Say whether FILE.gguf is what was written: its layout, every byte, its chat template.
+
+    Runs nothing and needs no llama.cpp. Exit code 5 when a check fails; a file without a manifest is said to be
+    unknown. Hashes find damage and edits; only --root, from a source you trust, also says who wrote the file.
+    """
+    from aird_mlx.guard.verify import verify_file
+
+    from . import render, render_guard
+
+    with render.StageProgress(quiet=as_json) as progress:
+        found = verify_file(file, progress=partial(progress, "hash"), **options)
+    return show(found.exit_code, render_guard.show_verification, found, as_json)
+
+
+@aird_mlx.command()
+@selftest_options
+def selftest(file: Path, as_json: bool, **options: Any) -> int:
+    """Ask FILE.gguf forty canary prompts in llama.cpp: does it still refuse what it refused?
+
+    Exit code 3 when refusals or the probe are lost, 4 when template, token ids or other answers changed, 5 when the
+    file is damaged.
+    """
+    start_library()
+    from aird_mlx.guard.selftest import selftest_file
+
+    from . import render_guard
+
+    found = selftest_file(file, **options)
+    return show(found.exit_code, render_guard.show_selftest, found, as_json)
 
 
 def start_library() -> None:

@@ -306,3 +306,23 @@ compare_options = with_options(
     click.option("--out", type=FILE, metavar="FILE.json", help="Write the report."),
     json_option,
 )
+
+gguf_file_argument = click.argument("file", metavar="FILE.gguf", type=FILE)
+
+verify_options = with_options(
+    gguf_file_argument,
+    click.option("--fast", is_flag=True, help="Hash keys and layout, but only a random sample of the tensors."),
+    click.option("--root", metavar="SHA256", help="Root hash the file must have, known from elsewhere."),
+    click.option("--require-manifest", is_flag=True, help="A file without a manifest fails."),
+    json_option,
+)
+
+selftest_options = with_options(
+    gguf_file_argument,
+    click.option(
+        "--canary-set",
+        type=click.Choice(["demo", "built-in"]),
+        help="Prompts to ask.  [default: the manifest's, without one built-in]",
+    ),
+    json_option,
+)

@@ -42,13 +42,14 @@ class CanaryAnswers:
     Attributes:
         answers: texts; ``classes``: their letters, r for refusal, c for compliance, i for incoherent.
         log_probabilities: ``[prompt, vocab]`` float64 of the first token, nats.
-        scores: ``[prompt]`` of the probe, None without one.
+        scores: ``[prompt]`` of the probe, None without one; ``alarms``: a where it is above the threshold, else -.
     """
 
     answers: list[str]
     classes: str
     log_probabilities: np.ndarray
     scores: np.ndarray | None
+    alarms: str
 
 
 def read_canaries(name: str) -> list[Canary]:
@@ -107,11 +108,13 @@ def ask_canaries(
     generated = runtime.generate(rendered, max_new_tokens, runtime.end_tokens)
     answers = [runtime.detokenize(ids) for ids in generated]
     shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
+    scores = None if probe is None else project(residuals[probe.layer, probe.position], probe.direction)
     return CanaryAnswers(
         answers,
         "".join(judge_answer(answer)[0] for answer in answers),
         shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)),
-        None if probe is None else project(residuals[probe.layer, probe.position], probe.direction),
+        scores,
+        "" if scores is None or probe is None else "".join("-a"[int(score > probe.threshold)] for score in scores),
     )
 
 
@@ -128,5 +131,6 @@ def record_canaries(
         dense=dense,
         token_ids=tuple(map(hash_ids, rendered)),
         first=tuple(int(token) for token in first),
+        alarms=asked.alarms,
         log_probability=tuple(round(float(x), 6) for x in asked.log_probabilities[rows, first]),
     )

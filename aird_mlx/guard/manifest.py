@@ -60,6 +60,7 @@ class CanaryRecord:
         classes: r for refusal, c for compliance, i for incoherent; ``dense``: the model it was made from.
         token_ids: hash of each rendered prompt's ids, as the source model's own tokenizer gives them.
         first: the answer's first token, ``log_probability``: of that token, nats.
+        alarms: letters too, a where the probe takes the prompt for harmful, - where it does not; "" without a probe.
     """
 
     set: str
@@ -69,6 +70,7 @@ class CanaryRecord:
     token_ids: tuple[str, ...]
     first: tuple[int, ...]
     log_probability: tuple[float, ...]
+    alarms: str = ""
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,7 @@ def manifest_keys(manifest: Manifest) -> dict[str, Scalar]:
             "aird.canary.max_new_tokens": canaries.max_new_tokens,
             "aird.canary.classes": canaries.classes,
             "aird.canary.dense": canaries.dense,
+            "aird.canary.alarms": canaries.alarms,
             "aird.canary.token_ids": json.dumps(canaries.token_ids),
             "aird.canary.first": json.dumps(canaries.first),
             "aird.canary.log_probability": json.dumps(canaries.log_probability),
@@ -202,7 +205,10 @@ def _read_canaries(values: Mapping[str, Scalar]) -> CanaryRecord:
         tuple(_list(values, "aird.canary.token_ids", str, count)),
         tuple(_list(values, "aird.canary.first", int, count)),
         tuple(_list(values, "aird.canary.log_probability", float, count)),
+        _text(values, "aird.canary.alarms"),
     )
+    if {*record.alarms} - {*"a-"} or len(record.alarms) not in (0, count):
+        raise ValueError("the canaries' alarms are out of range")
     if not 0 < record.max_new_tokens <= 4096 or {*classes, *record.dense} - {*"rci"} or len(record.dense) != count:
         raise ValueError("the canary record is out of range")
     return record
