@@ -28,7 +28,7 @@ from aird_mlx.gates import Limits, judge_gates
 from aird_mlx.gguf_export import check_exportable, export_gguf, is_available
 from aird_mlx.gguf_export.writer import hash_file
 from aird_mlx.guard.canaries import DATE, read_canaries
-from aird_mlx.guard.record import CanarySet, file_facts, make_manifest
+from aird_mlx.guard.record import PROBE_PROMPTS, CanarySet, file_facts, make_manifest
 from aird_mlx.guard.seal import seal, sidecar_of
 from aird_mlx.inputs import Inputs, gather_inputs
 from aird_mlx.model import COMPANION_FILES, ChatModel, load, save
@@ -50,7 +50,6 @@ from aird_mlx.settings import (
     settings_record,
 )
 from aird_mlx.stages import (
-    DIRECTION_PROMPTS,
     direction_figures,
     evaluate_control,
     evaluate_dense,
@@ -398,7 +397,7 @@ class _Run:
         return self._row(f"exported:{outtype}", Stage, compute)
 
     def _probe_prompts(self, reference: Reference, part: str) -> dict[str, list[list[int]]]:
-        return {kind: reference.prompts(kind, part, DIRECTION_PROMPTS) for kind in KINDS}
+        return {kind: reference.prompts(kind, part, PROBE_PROMPTS) for kind in KINDS}
 
     def _row(self, name: str, kind: type[Row], compute: Callable[[], Row]) -> Row:
         """A row of the result as a resumable stage."""

@@ -117,6 +117,38 @@ def tiny(model_folder: Callable[..., Path]) -> ChatModel:
     return load(model_folder())
 
 
+@pytest.fixture(scope="session")
+def tiny_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random llama as a GGUF file without a manifest; for reading only."""
+    from aird_mlx.gguf_export import export_gguf
+
+    folder = tmp_path_factory.mktemp("tiny")
+    return export_gguf(write_model(folder / "model", num_hidden_layers=2, seed=5), folder / "tiny.gguf", "f16").path
+
+
+@pytest.fixture(scope="session")
+def sealed_gguf(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with a full manifest and its sidecar; for reading only."""
+    from aird_mlx.guard.seal import seal
+
+    path = tmp_path_factory.mktemp("sealed") / "tiny.gguf"
+    path.write_bytes(tiny_gguf.read_bytes())
+    seal(path, make_manifest())
+    return path
+
+
+def make_manifest() -> Any:
+    """A manifest that fits the tiny model and has something under every key."""
+    from aird_mlx.guard.manifest import CanaryRecord, Manifest, Probe
+
+    return Manifest(
+        facts={"version": "0.1.0", "source.model": "tiny", "sparsity": 0.5, "seed": 0, "passed": True},
+        template=CHATML,
+        probe=Probe(1, -1, (0.25,) * 16 + (-0.125,) * 16, (1.0, 0.5), (0.0, 0.25), 0.5, 0.99, (4, 4, 2)),
+        canaries=CanaryRecord("demo/0", 8, "rc", "ri", ("ab", "cd"), (1, 2), (-0.5, -1.0), "a-"),
+    )
+
+
 def make_speaker(model: ChatModel, lines: dict[int, str]) -> ChatModel:
     """Make a model say fixed words: blocks write nothing, and each token calls its successor.
 

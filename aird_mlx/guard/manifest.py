@@ -18,8 +18,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aird_mlx.errors import IntegrityError
+from aird_mlx.guard.cursor import STRING, Scalar
 from aird_mlx.guard.hashes import DIGITS, ROOT_KEY, TENSORS_KEY
-from aird_mlx.guard.structure import STRING, Scalar, Structure
+from aird_mlx.guard.structure import Structure
 
 PREFIX = "aird."
 TEMPLATE_KEY = "tokenizer.chat_template"

@@ -18,7 +18,7 @@ from aird_mlx.guard.manifest import Probe
 
 FALSE_ALARMS, TWIN_ALARMS = 0.01, 0.05
 # Of the mean variance, added to each: with fewer prompts than dimensions the covariance alone would follow noise.
-RIDGE = 0.1
+RIDGE = 0.01
 POSITIONS = 3  # last tokens tried
 
 Residuals = dict[tuple[int, int], np.ndarray]

@@ -10,12 +10,16 @@ from aird_mlx import __version__
 from aird_mlx.errors import DirectionError
 from aird_mlx.gguf_export import LlamaRuntime, is_available
 from aird_mlx.guard.canaries import ask_canaries, record_canaries
+from aird_mlx.guard.cursor import Scalar
 from aird_mlx.guard.manifest import TEMPLATE_KEY, Manifest, Probe
 from aird_mlx.guard.probe import POSITIONS, Residuals, fit_probe, read_residuals
-from aird_mlx.guard.structure import Scalar, read_structure
+from aird_mlx.guard.structure import read_structure
 from aird_mlx.prompts import KINDS
 from aird_mlx.report import RepairFigures, Stage
 from aird_mlx.settings import RepairSettings, pruning_words
+
+# Of each kind, at most, that the probe is fitted on.
+PROBE_PROMPTS = 256
 
 Prompts = Mapping[str, Sequence[Sequence[int]]]
 

@@ -12,9 +12,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from aird_mlx.errors import IntegrityError
+from aird_mlx.guard.cursor import Scalar
 from aird_mlx.guard.hashes import DIGITS, ROOT_KEY, TENSORS_KEY, hash_all_data, hash_root, hash_tensors, read_range
 from aird_mlx.guard.manifest import Manifest, encode_keys, manifest_keys
-from aird_mlx.guard.structure import Scalar, opened, parse
+from aird_mlx.guard.structure import opened, parse
 from aird_mlx.workspace import whole_file
 
 COUNT_PLACE = 16

@@ -13,42 +13,22 @@ from __future__ import annotations
 
 import functools
 import os
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn
 
-from aird_mlx.errors import AirdError, IntegrityError
+from aird_mlx.errors import AirdError
+from aird_mlx.guard.cursor import UINT32, Cursor, Entry
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
-STRING, ARRAY, UINT32 = 8, 9, 4
-# Value type -> how struct reads it.
-SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 DEFAULT_ALIGNMENT = 32
 
 # What no real file comes near: files beyond are refused rather than read.
 MOST_KEYS = MOST_TENSORS = 65_536
-MOST_METADATA = 1 << 29
 LONGEST_KEY, LONGEST_NAME = 65_535, 63  # GGML_MAX_NAME counts a zero byte
-LONGEST_STRING, MOST_TEXT = 1 << 22, 1 << 24
 MOST_ALIGNMENT = 1 << 20
-DEEPEST_ARRAY = 4
-BLOCK = 1 << 16
-
-Scalar = str | int | float | bool
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One key. ``value`` is None for arrays; ``start`` and ``end`` are the bytes of the value, of a string its text."""
-
-    type: int
-    value: Scalar | None
-    start: int
-    end: int
 
 
 @dataclass(frozen=True)
@@ -129,7 +109,7 @@ def parse(descriptor: int) -> Structure:
     Raises:
         IntegrityError: the first thing that is wrong, with its place in bytes.
     """
-    cursor = _Cursor(descriptor)
+    cursor = Cursor(descriptor)
     magic = cursor.take(4, "the magic")
     if magic != MAGIC:
         cursor.fail(f"it starts with {magic!r}, not {MAGIC!r}", 0)
@@ -163,7 +143,7 @@ def parse(descriptor: int) -> Structure:
     return Structure(version, keys, placed, keys_end, infos_end, data_start, alignment, cursor.size)
 
 
-def _alignment(cursor: _Cursor, keys: dict[str, Entry]) -> int:
+def _alignment(cursor: Cursor, keys: dict[str, Entry]) -> int:
     entry = keys.get("general.alignment")
     if entry is None:
         return DEFAULT_ALIGNMENT
@@ -175,7 +155,7 @@ def _alignment(cursor: _Cursor, keys: dict[str, Entry]) -> int:
     return alignment
 
 
-def _tensors(cursor: _Cursor, count: int, alignment: int) -> tuple[list[Tensor], int]:
+def _tensors(cursor: Cursor, count: int, alignment: int) -> tuple[list[Tensor], int]:
     """Tensor infos, ``start`` counted from the beginning of the data, and where the infos end."""
     tensors: list[Tensor] = []
     names = set()
@@ -219,117 +199,3 @@ def tensor_types() -> dict[int, tuple[int, int]]:
 
 def _padded(at: int, alignment: int) -> int:
     return -(-at // alignment) * alignment
-
-
-class _Cursor:
-    """Reads forward through the metadata of an open file, a block at a time."""
-
-    def __init__(self, descriptor: int) -> None:
-        self.size = os.fstat(descriptor).st_size
-        self.at = 0
-        self._descriptor = descriptor
-        self._block, self._block_start = b"", 0
-        self._end = min(self.size, MOST_METADATA)
-        self._text = 0
-
-    def take(self, length: int, what: str) -> bytes:
-        """The next bytes."""
-        self._reserve(length, what)
-        start = self.at - self._block_start
-        if start < 0 or start + length > len(self._block):
-            self._block = os.pread(self._descriptor, max(length, BLOCK), self.at)
-            self._block_start, start = self.at, 0
-            if len(self._block) < length:
-                self.fail(f"it became shorter while it was read, in {what}")
-        self.at += length
-        return self._block[start : start + length]
-
-    def skip(self, length: int, what: str) -> None:
-        """Go on without reading."""
-        self._reserve(length, what)
-        self.at += length
-
-    def number(self, form: str, what: str) -> int:
-        """One number, as ``struct`` names its form."""
-        (value,) = struct.unpack(form, self.take(struct.calcsize(form), what))
-        return int(value)
-
-    def count(self, most: int, smallest: int, what: str) -> int:
-        """How many things of at least ``smallest`` bytes follow."""
-        count = self.number("<Q", f"the number of {what}")
-        if count > most or count * smallest > self._end - self.at:
-            self.fail(f"{count} {what} are announced; the file has room for {(self._end - self.at) // smallest}")
-        return count
-
-    def string(self, longest: int, what: str) -> str:
-        """A string that is kept."""
-        length = self.number("<Q", f"the length of {what}")
-        if length > longest:
-            self.fail(f"{what} has {length} bytes; at most {longest} are known")
-        self._text += length
-        if self._text > MOST_TEXT:
-            self.fail(f"more than {MOST_TEXT} bytes of text")
-        try:
-            return self.take(length, what).decode("utf-8")
-        except UnicodeDecodeError:
-            self.fail(f"{what} is not UTF-8")
-
-    def entry(self, name: str) -> Entry:
-        """The value of a key: read if it is a scalar or a string, walked over if it is an array."""
-        kind = self.number("<I", f"the type of {name!r}")
-        start = self.at
-        value: Scalar | None = None
-        if kind == STRING:
-            value = self.string(LONGEST_STRING, f"the value of {name!r}")
-            start += 8
-        elif kind == ARRAY:
-            self._walk_array(name, 1)
-        elif kind in SCALARS:
-            (value,) = struct.unpack(SCALARS[kind], self.take(struct.calcsize(SCALARS[kind]), f"the value of {name!r}"))
-        else:
-            self.fail(f"the key {name!r} has the unknown type {kind}")
-        return Entry(kind, value, start, self.at)
-
-    def _walk_array(self, name: str, depth: int) -> None:
-        what = f"the array {name!r}"
-        if depth > DEEPEST_ARRAY:
-            self.fail(f"{what} is nested more than {DEEPEST_ARRAY} deep")
-        kind = self.number("<I", what)
-        length = self.number("<Q", what)
-        if kind in SCALARS:
-            self.skip(length * struct.calcsize(SCALARS[kind]), what)
-            return
-        if kind not in (STRING, ARRAY):
-            self.fail(f"{what} has values of the unknown type {kind}")
-        if length > (self._end - self.at) // 8:  # a length of its own is the least that each value takes
-            self.fail(f"{what} announces {length} values; the file has room for {(self._end - self.at) // 8}")
-        if kind == STRING:
-            self._walk_strings(length, what)
-            return
-        for _ in range(length):
-            self._walk_array(name, depth + 1)
-
-    def _walk_strings(self, count: int, what: str) -> None:
-        # Vocabularies have hundreds of thousands of them: no call per string.
-        unpack = struct.Struct("<Q").unpack_from
-        block, start, at, end = b"", self.at, self.at, self._end
-        for _ in range(count):
-            if at + 8 > start + len(block):
-                block, start = os.pread(self._descriptor, BLOCK, at), at
-                if at + 8 > end or len(block) < 8:
-                    self.at = at
-                    self.fail(f"{what} needs 8 bytes here, and the file ends at byte {self.size}")
-            at += 8 + unpack(block, at - start)[0]
-            if at > end:
-                self.fail(f"{what} holds a string that ends at byte {at}, the file at {self.size}")
-        self.at = at
-
-    def _reserve(self, length: int, what: str) -> None:
-        if length > self._end - self.at:
-            limit = f"the file ends at byte {self.size}" if self._end == self.size else f"{self._end} bytes are read"
-            self.fail(f"{what} needs {length} bytes here, and {limit}")
-
-    def fail(self, seen: str, at: int | None = None) -> NoReturn:
-        raise IntegrityError(
-            f"structure: byte {self.at if at is None else at}: {seen}; a whole GGUF file is needed. Get it again."
-        )
