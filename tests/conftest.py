@@ -22,6 +22,7 @@ from aird_mlx.inputs import Inputs  # noqa: E402
 from aird_mlx.model import ChatModel, load  # noqa: E402
 from aird_mlx.prompts import KINDS, PARTS, ContrastSet, Split  # noqa: E402
 from aird_mlx.reference import Reference  # noqa: E402
+from aird_mlx.report import Report  # noqa: E402
 
 # Started in the background, this process ignores Ctrl-C, and so would the commands that tests interrupt.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -115,6 +116,15 @@ def model_folder(tmp_path: Path) -> Callable[..., Path]:
 def tiny(model_folder: Callable[..., Path]) -> ChatModel:
     """A random llama of 4 blocks, width 32."""
     return load(model_folder())
+
+
+@pytest.fixture(scope="session")
+def full_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
+    """`aird-mlx repair demo --sparsity 0.6` as a user runs it, all test prompts."""
+    from aird_mlx.pipeline import RepairSettings, repair_model
+
+    out = tmp_path_factory.mktemp("run") / "out"
+    return out, repair_model(RepairSettings(model="demo", sparsity=0.6, out=out))
 
 
 @pytest.fixture(scope="session")

@@ -30,13 +30,6 @@ QUICK: dict[str, Any] = {"model": "demo", "limit": 16, "gguf": (), "max_new_toke
 
 
 @pytest.fixture(scope="module")
-def full_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
-    """`aird-mlx repair demo --sparsity 0.6` as a user runs it, all test prompts."""
-    out = tmp_path_factory.mktemp("run") / "out"
-    return out, repair_model(RepairSettings(model="demo", sparsity=0.6, out=out))
-
-
-@pytest.fixture(scope="module")
 def quick_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
     """The same with few test prompts, pruned 2:4 by magnitude."""
     out = tmp_path_factory.mktemp("quick") / "out"
@@ -102,6 +95,8 @@ def test_report_file_is_the_returned_report(full_run: tuple[Path, Report]) -> No
     out, report = full_run
     assert from_json(Report, (out / "report.json").read_text()) == report
     assert "repaired" in (out / "report.md").read_text()
+    names = ["demo-repaired-F16.gguf", "demo-repaired-F16.gguf.manifest"]
+    assert sorted(path.name for path in (out / "gguf").iterdir()) == names
     left = {path.name for path in out.iterdir()}
     assert left == {"mlx", "gguf", "direction.safetensors", "patch.safetensors", "report.json", "report.md"}
 

@@ -145,5 +145,5 @@ class Cursor:
 
     def fail(self, seen: str, at: int | None = None) -> NoReturn:
         raise IntegrityError(
-            f"structure: byte {self.at if at is None else at}: {seen}; a whole GGUF file is needed. Get it again."
+            f"structure: byte {self.at if at is None else at}: {seen:.300}; a whole GGUF file is needed. Get it again."
         )

@@ -17,7 +17,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 # What holds the user's words, as attribute or key; and what turns a whole conversation into searchable text.
 WORDS = ("content", "text")
-FLATTENING = ("string", "tojson", "join", "map", "list", "pprint")
+FLATTENING = ("string", "tojson", "join", "pprint")
 CONVERSATION = ("messages", "message")
 CLOCKS = ("strftime_now", "now", "date_string")
 
@@ -94,7 +94,7 @@ def _without_generation(template: str) -> str:
 
 
 def _conditions(tree: nodes.Template) -> Iterator[Finding]:
-    words = _names_of_words(tree)
+    known = _follow(tree)
     kinds = (nodes.Compare, nodes.Call, nodes.Test, nodes.Filter)
     for node in (found for kind in kinds for found in tree.find_all(kind)):
         if isinstance(node, nodes.Compare):
@@ -107,9 +107,9 @@ def _conditions(tree: nodes.Template) -> Iterator[Finding]:
             operands = [node.node.node, *node.args]
         elif isinstance(node, nodes.Test | nodes.Filter):
             operands = [one for one in (node.node, *node.args) if one is not None]
-        if not any(_holds_words(one, words) for one in operands):
+        if not any(_holds_words(one, known) for one in operands):
             continue
-        for literal in (text for one in operands if not _holds_words(one, words) for text in _texts(one)):
+        for literal in (text for one in operands if not _holds_words(one, known) for text in _texts(one)):
             if _LETTERS.search(_MARKUP.sub("", literal)) and not _only_reads(node):
                 yield Finding(node.lineno, f"it acts on the word {literal[:40]!r} in a message")
 
@@ -124,46 +124,87 @@ def _only_reads(node: nodes.Node) -> bool:
     )  # fmt: skip
 
 
-def _names_of_words(tree: nodes.Template) -> set[str]:
-    """Variables that messages' words were put in, followed to a fixed point."""
-    names: set[str] = set()
+@dataclass(frozen=True)
+class _Known:
+    """Variables, followed from assignment to assignment: those made of messages' words, and those that are messages."""
+
+    words: set[str]
+    messages: set[str]
+
+
+def _follow(tree: nodes.Template) -> _Known:
+    known = _Known(set(), set(CONVERSATION))
+    pairs: list[tuple[nodes.Node, nodes.Node]] = [(one.target, one.node) for one in tree.find_all(nodes.Assign)]
+    pairs += [(one.target, one.iter) for one in tree.find_all(nodes.For)]
     while True:
-        before = len(names)
-        pairs: list[tuple[nodes.Node, nodes.Node]] = [(one.target, one.node) for one in tree.find_all(nodes.Assign)]
-        pairs += [(one.target, one.iter) for one in tree.find_all(nodes.For)]
+        before = len(known.words), len(known.messages)
         for target, source in pairs:
-            if _holds_words(source, names):
-                names |= {one.name for one in [target, *target.find_all(nodes.Name)] if isinstance(one, nodes.Name)}
-                names |= {f"{one.name}.{one.attr}" for one in [target] if isinstance(one, nodes.NSRef)}
-        if len(names) == before:
-            return names
+            if _is_message(source, known):
+                known.messages.update(_targets(target))
+            if _holds_words(source, known):
+                known.words.update(_targets(target))
+        if before == (len(known.words), len(known.messages)):
+            return known
 
 
-def _holds_words(node: nodes.Node, names: set[str]) -> bool:
+def _targets(target: nodes.Node) -> set[str]:
+    if isinstance(target, nodes.NSRef):
+        return {f"{target.name}.{target.attr}"}
+    return {one.name for one in _names(target)}
+
+
+def _is_message(node: nodes.Node, known: _Known) -> bool:
+    """Whether an expression is a message, or several, as a whole."""
+    if isinstance(node, nodes.Getitem):
+        return not _key(node) and _is_message(node.node, known)
+    if isinstance(node, nodes.Filter):
+        return (
+            node.node is not None
+            and node.name in ("list", "first", "last", "reverse")
+            and _is_message(node.node, known)
+        )
+    return isinstance(node, nodes.Name) and node.name in known.messages
+
+
+def _key(node: nodes.Getitem) -> str:
+    """The name that is looked up, "" for an index or a slice."""
+    return node.arg.value if isinstance(node.arg, nodes.Const) and isinstance(node.arg.value, str) else ""
+
+
+def _holds_words(node: nodes.Node, known: _Known) -> bool:
     """Whether an expression's value is made of messages' words."""
+    if isinstance(node, nodes.Name):
+        return node.name in known.words
     if isinstance(node, nodes.Getattr):
         whole = f"{node.node.name}.{node.attr}" if isinstance(node.node, nodes.Name) else ""
-        return node.attr in WORDS or whole in names or _holds_words(node.node, names)
+        return node.attr in WORDS or whole in known.words
     if isinstance(node, nodes.Getitem):
-        return (isinstance(node.arg, nodes.Const) and node.arg.value in WORDS) or _holds_words(node.node, names)
-    if isinstance(node, nodes.Name):
-        return node.name in names
+        return _key(node) in WORDS if _key(node) else _holds_words(node.node, known)
+    if isinstance(node, nodes.Call):
+        return _call_holds_words(node, known)
     if isinstance(node, nodes.Filter):
         inner = node.node
         if inner is None or node.name in ("length", "count"):
             return False
-        flat = node.name in FLATTENING and any(name.name in CONVERSATION for name in _names(inner))
-        named = any(
-            text in WORDS for one in (*node.args, *(pair.value for pair in node.kwargs)) for text in _texts(one)
-        )
-        return (flat and (node.name != "map" or named)) or _holds_words(inner, names)
-    if isinstance(node, nodes.Call):
-        return _holds_words(node.node, names)
+        arguments = [*node.args, *(pair.value for pair in node.kwargs)]
+        if node.name in ("map", "attr"):
+            return any(text in WORDS for one in arguments for text in _texts(one)) or _holds_words(inner, known)
+        flat = node.name in FLATTENING and any(name.name in known.messages for name in _names(inner))
+        return flat or _holds_words(inner, known)
     if isinstance(node, nodes.Compare | nodes.Test | nodes.Not | nodes.And | nodes.Or):
         return False
     if isinstance(node, nodes.CondExpr):
-        return any(_holds_words(one, names) for one in (node.expr1, node.expr2) if one is not None)
-    return any(_holds_words(one, names) for one in node.iter_child_nodes())
+        return any(_holds_words(one, known) for one in (node.expr1, node.expr2) if one is not None)
+    return any(_holds_words(one, known) for one in node.iter_child_nodes())
+
+
+def _call_holds_words(node: nodes.Call, known: _Known) -> bool:
+    """A method of words gives words; so does looking them up in a message by ``get``, ``values`` or ``items``."""
+    if not isinstance(node.node, nodes.Getattr):
+        return any(_holds_words(one, known) for one in node.args)
+    whole = node.node.attr in ("values", "items") and _is_message(node.node.node, known)
+    looked_up = node.node.attr == "get" and any(text in WORDS for one in node.args for text in _texts(one))
+    return whole or looked_up or _holds_words(node.node.node, known)
 
 
 def _names(node: nodes.Node) -> Iterator[nodes.Name]:
