@@ -28,6 +28,7 @@ FILE_TYPES = {
     "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
 }
 EXTRA_PREFIX = "aird."
+SEAL_KEY = "aird.hash.root"  # of a file whose manifest has been written
 
 
 @dataclass(frozen=True)
@@ -190,10 +191,12 @@ def add_extra_metadata(writer: gguf.GGUFWriter, extra: Mapping[str, str | int | 
 
 
 def _carries(file: Path, extra: Mapping[str, str | int | float | bool]) -> bool:
-    """Whether a GGUF file holds these keys, at least one, perhaps beside a manifest; no file but our own does."""
+    """Whether a GGUF file holds exactly these keys of the project's own, at least one, or a manifest with them."""
     try:
         fields = gguf.GGUFReader(file).fields if extra and file.is_file() else {}
-        return bool(fields) and all(key in fields and fields[key].contents() == extra[key] for key in extra)
+        ours = {key: fields[key].contents() for key in fields if key.startswith(EXTRA_PREFIX)}
+        sealed = SEAL_KEY in ours
+        return {key: value for key, value in ours.items() if key in extra or not sealed} == extra != {}
     except (OSError, ValueError, IndexError, KeyError):
         return False
 
