@@ -133,7 +133,7 @@ def plan_repair(settings: RepairSettings) -> Plan:
         f"prune by {settings.prune_method}, {pruning_words(settings)}",
         f"repair by rule {settings.rule}, chosen on {validated} validation prompts",
         "write the MLX folder and evaluate what was written",
-        *(f"export GGUF {kind} and run it in llama.cpp" for kind in settings.gguf),
+        *(f"export GGUF {kind}, run it in llama.cpp, and write its manifest" for kind in settings.gguf),
     ]
     notes = [*dense.notes, f"prompts: {contrast.origin}"]
     if settings.gguf and not is_available():

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import gguf
+import numpy as np
 import pytest
 
 from aird_mlx.errors import AirdError, UsageError
@@ -74,6 +75,25 @@ def test_a_thousand_single_byte_changes_are_all_found(copy: Path) -> None:
             out.write(content[at : at + 1])
     assert missed == []
     assert verify_file(copy).exit_code == 0
+
+
+def test_every_single_byte_of_a_file_with_gaps_is_watched(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    for name in ("a", "b", "c"):
+        writer.add_tensor(name, np.arange(5, dtype=np.float32))  # 20 bytes, and 12 of padding
+    for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file, writer.close):
+        step()
+    seal(path, Manifest(facts={"version": "1"}, no_probe="none"))
+    sidecar_of(path).unlink()
+    assert sum(end - start for start, end in read_structure(path).gaps()) >= 36
+    missed = []
+    for at in range(path.stat().st_size):
+        change(path, at, 1)
+        if verify_file(path).exit_code != 5:
+            missed.append(at)
+        change(path, at, 1)
+    assert missed == [] and verify_file(path).exit_code == 0
 
 
 def test_every_byte_of_the_manifests_own_names_matters(copy: Path) -> None:
@@ -208,14 +228,11 @@ def test_command_gives_json_and_its_exit_code(copy: Path, capsys: pytest.Capture
     assert capsys.readouterr().err.startswith("error: verify: ")
 
 
-def test_words_of_a_hostile_file_do_not_reach_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "m.gguf"
-    writer = gguf.GGUFWriter(path, "llama")
-    writer.add_chat_template("{% if '\x1b[2Jopen' in messages[0].content %}x{% endif %}")
-    for step in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file, writer.close):
-        step()
-    assert main(["verify", str(path)]) == 5
-    assert "\x1b[2J" not in capsys.readouterr().out
+def test_words_of_a_hostile_file_do_not_reach_the_terminal(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sidecar_of(copy).write_text("sha256    12  m.gguf:\x1b[2Jopen\n")
+    assert main(["verify", str(copy)]) == 5
+    said = capsys.readouterr().out
+    assert "\\x1b[2Jopen" in said and "\x1b[2Jopen" not in said
 
 
 def test_file_that_cannot_be_read_is_one_line(tmp_path: Path) -> None:
