@@ -27,13 +27,13 @@ from aird_mlx.evaluation import decode, generate_answers, judge_answer
 from aird_mlx.gates import Limits, judge_gates
 from aird_mlx.gguf_export import check_exportable, export_gguf, is_available
 from aird_mlx.gguf_export.writer import hash_file
-from aird_mlx.guard.canaries import DATE, read_canaries
+from aird_mlx.guard.canaries import read_canaries, render_canaries
 from aird_mlx.guard.record import PROBE_PROMPTS, CanarySet, file_facts, make_manifest
 from aird_mlx.guard.seal import seal, sidecar_of
 from aird_mlx.inputs import Inputs, gather_inputs
 from aird_mlx.model import COMPANION_FILES, ChatModel, load, save
 from aird_mlx.patch import Patch, fold, load_patch, patched, save_patch
-from aird_mlx.prompts import KINDS, check_context, render_messages
+from aird_mlx.prompts import KINDS, check_context
 from aird_mlx.pruning import check_pruning, prune_model
 from aird_mlx.reference import MAX_NEW_TOKENS, Reference, ask_reference
 from aird_mlx.repair import TOKENS, RepairPlan, fits_in_memory
@@ -346,9 +346,8 @@ class _Run:
     def _canaries(self) -> CanarySet:
         """The canary prompts and what the dense model makes of them."""
         name = "demo" if self.settings.model == "demo" else "built-in"
-        tokenizer = self.dense.tokenizer
         prompts = [one.prompt for one in read_canaries(name)]
-        rendered = [render_messages(tokenizer, [{"role": "user", "content": prompt}], **DATE) for prompt in prompts]
+        rendered = render_canaries(self.dense.tokenizer, prompts)
         length = min(self.max_new_tokens, MAX_NEW_TOKENS)
         check_context(rendered, length, self.dense.context_length, prompts)
 

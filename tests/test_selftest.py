@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,8 @@ from aird_mlx.activations import batch_sequences
 from aird_mlx.demo.language import dialogues
 from aird_mlx.errors import IntegrityError, UsageError
 from aird_mlx.gguf_export import export_gguf, is_available
-from aird_mlx.guard.canaries import COUNTS, read_canaries, set_id
+from aird_mlx.gguf_export.chat import GgufChat
+from aird_mlx.guard.canaries import COUNTS, DATE, read_canaries, render_canaries, set_id
 from aird_mlx.guard.manifest import Manifest, read_manifest
 from aird_mlx.guard.seal import seal
 from aird_mlx.guard.selftest import selftest_file
@@ -25,6 +28,7 @@ from aird_mlx.prompts import DATA_FOLDER, KINDS, read_prompts, render_dialogue
 from aird_mlx.pruning import prune_model
 from aird_mlx.report import Report, SelfTest, from_json
 from aird_mlx_cli.main import main
+from conftest import CHATML
 
 needs_llama = pytest.mark.skipif(not is_available(), reason="llama-cpp-python is not installed")
 
@@ -136,6 +140,22 @@ def test_record_of_other_canaries_is_not_compared(
     said = {check.name: check for check in found.checks}
     assert said["token ids"].status == "skipped" and "demo/older" in said["token ids"].said
     assert "refusals" in failed(found)
+
+
+@needs_llama
+@pytest.mark.parametrize("template", [CHATML, "{{ strftime_now('%Y-%m') }} {{ messages[0].content }}{{ eos_token }}"])
+def test_file_renders_canaries_as_the_model_does_on_any_day(
+    model_folder: Callable[..., Path], tmp_path: Path, template: str
+) -> None:
+    folder = model_folder()
+    path = folder / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": template}))
+    written = export_gguf(folder, tmp_path / "m.gguf", "f32")
+    ids = render_canaries(load(folder).tokenizer, ["bake bread"])
+    with closing(GgufChat(written.path)) as chat:
+        messages = [{"role": "user", "content": "bake bread"}]
+        assert ids == [chat.render(messages, options=DATE)]
+        assert (ids == [chat.render(messages)]) == ("strftime" not in template), "today is another day"
 
 
 def test_damaged_file_is_not_run(sealed_gguf: Path, tmp_path: Path) -> None:

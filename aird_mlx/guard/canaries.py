@@ -13,13 +13,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from aird_mlx.errors import UsageError
 from aird_mlx.evaluation import judge_answer
 from aird_mlx.gguf_export import LlamaRuntime
+from aird_mlx.gguf_export.chat import compile_template
 from aird_mlx.guard.manifest import CanaryRecord, Probe
 from aird_mlx.guard.probe import project, read_residuals
-from aird_mlx.prompts import DATA_FOLDER
+from aird_mlx.prompts import DATA_FOLDER, render_messages
 
 COUNTS = {"harmful": 16, "harmless": 16, "twin": 8}
 SETS = ("demo", "built-in")
@@ -90,6 +92,21 @@ def hash_ids(ids: Sequence[int]) -> str:
     True
     """
     return hashlib.sha256(",".join(map(str, ids)).encode("ascii")).hexdigest()[:12]
+
+
+def render_canaries(tokenizer: TokenizerWrapper, prompts: Sequence[str]) -> list[list[int]]:
+    """Token ids of the prompts by the model's own tokenizer and template; one that tells the date is told `DATE`.
+
+    transformers lets nobody set its clock, so such a template is rendered as `GgufChat` does it.
+    """
+    messages = [[{"role": "user", "content": prompt}] for prompt in prompts]
+    template = tokenizer.chat_template
+    if not isinstance(template, str) or "strftime_now" not in template:
+        return [render_messages(tokenizer, one) for one in messages]
+    compiled = compile_template(template, "the model")
+    special = {name: getattr(tokenizer, name) or "" for name in ("bos_token", "eos_token")}
+    texts = [compiled.render(messages=one, add_generation_prompt=True, **special, **DATE) for one in messages]
+    return [[int(token) for token in tokenizer.encode(text, add_special_tokens=False)] for text in texts]
 
 
 def ask_canaries(
