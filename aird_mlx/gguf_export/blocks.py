@@ -1,0 +1,212 @@
+"""GGML's block formats: float32 values to bytes and back.
+
+Array kernels that give the bytes of llama.cpp's reference quantizers; no model, no file. A row is cut into blocks of
+32, 64 or 256 neighbours that share a scale. The four-bit floats are in `microscaling`, the ternary types in `ternary`.
+Source: ``ggml/src/ggml-quants.c`` and ``ggml-common.h``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import gguf
+import numpy as np
+
+from aird_mlx.errors import ShapeError
+from aird_mlx.gguf_export import microscaling, ternary
+from aird_mlx.gguf_export.rounding import float16_bytes, float16_column, inverse_of, round_away
+
+Kind = gguf.GGMLQuantizationType
+Kernel = Callable[[np.ndarray], np.ndarray]
+
+
+def quantize(values: np.ndarray, kind: Kind) -> np.ndarray:
+    """Encode rows.
+
+    Args:
+        values: ``[..., in]`` float32, finite; ``in`` a multiple of the block.
+        kind: a float type, or one of ``BLOCK_KERNELS``.
+
+    Returns:
+        ``[..., bytes]`` uint8.
+
+    Raises:
+        ShapeError: rows do not divide into blocks.
+
+    >>> quantize(np.arange(32, dtype=np.float32)[None], Kind.Q8_0)[0, 2:6].tolist()
+    [0, 4, 8, 12]
+    """
+    values = np.ascontiguousarray(values, dtype=np.float32)
+    if kind == Kind.F32:
+        return values.view(np.uint8)
+    if kind == Kind.F16:
+        return values.astype(np.float16).view(np.uint8)
+    if kind == Kind.BF16:
+        return float_to_bfloat16(values).view(np.uint8)
+    length, size = gguf.GGML_QUANT_SIZES[kind]
+    if values.shape[-1] % length:
+        raise ShapeError(
+            f"blocks: rows of {values.shape[-1]} values; {kind.name} needs a multiple of {length}. Use another type."
+        )
+    encoded = BLOCK_KERNELS[kind][0](values.reshape(-1, length))
+    return encoded.reshape(*values.shape[:-1], values.shape[-1] // length * size)
+
+
+def dequantize(encoded: np.ndarray, kind: Kind) -> np.ndarray:
+    """Decode rows as llama.cpp does.
+
+    Args:
+        encoded: ``[..., bytes]`` uint8, whole blocks.
+        kind: any type that `quantize` writes, or one that PyPI's gguf decodes.
+
+    Returns:
+        ``[..., in]`` float32.
+    """
+    encoded = np.ascontiguousarray(encoded)
+    if kind == Kind.F32:
+        return encoded.view(np.float32)
+    if kind == Kind.F16:
+        return encoded.view(np.float16).astype(np.float32)
+    if kind == Kind.BF16:
+        return bfloat16_to_float(encoded.view(np.uint16))
+    if kind not in BLOCK_KERNELS:
+        return np.asarray(gguf.quants.dequantize(encoded, kind))
+    length, size = gguf.GGML_QUANT_SIZES[kind]
+    decoded = BLOCK_KERNELS[kind][1](encoded.reshape(-1, size))
+    return decoded.reshape(*encoded.shape[:-1], encoded.shape[-1] // size * length)
+
+
+def count_zeros(encoded: np.ndarray, kind: Kind) -> int:
+    """How many weights are exactly zero when a runtime decodes these rows.
+
+    >>> count_zeros(quantize(np.zeros((2, 32), dtype=np.float32), Kind.Q4_0), Kind.Q4_0)
+    64
+    """
+    if kind in (Kind.F16, Kind.BF16):
+        bits = np.ascontiguousarray(encoded).view(np.uint16)
+        return bits.size - int(np.count_nonzero(bits)) + int(np.count_nonzero(bits == 0x8000))
+    if kind in (Kind.Q4_1, Kind.Q5_1):  # most blocks hold no zero: look at the others only
+        rows = encoded.reshape(-1, gguf.GGML_QUANT_SIZES[kind][1])
+        scale, minimum = float16_column(rows, 0), float16_column(rows, 2)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            code = np.rint(-minimum / scale)
+            may = np.flatnonzero((code * scale + minimum == 0) | (minimum == 0))
+        encoded = rows[may]
+    decoded = dequantize(encoded, kind)
+    return decoded.size - int(np.count_nonzero(decoded))
+
+
+def float_to_bfloat16(values: np.ndarray) -> np.ndarray:
+    """The upper half of float32, rounded to nearest even; uint16 of the same shape. ``values`` must be finite."""
+    bits = values.view(np.uint32)
+    return ((bits + (((bits >> 16) & 1) + np.uint32(0x7FFF))) >> 16).astype(np.uint16)
+
+
+def bfloat16_to_float(bits: np.ndarray) -> np.ndarray:
+    """float32 of the same shape."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def pack_nibbles(codes: np.ndarray) -> np.ndarray:
+    """Two halves of a block in one byte each: code i low, code i + half high; ``[block, 2n]`` to ``[block, n]``."""
+    half = codes.shape[-1] // 2
+    return codes[:, :half] | (codes[:, half:] << 4)
+
+
+def unpack_nibbles(packed: np.ndarray) -> np.ndarray:
+    """The inverse of `pack_nibbles`."""
+    return np.concatenate([packed & 15, packed >> 4], axis=-1)
+
+
+def pack_high_bits(codes: np.ndarray) -> np.ndarray:
+    """Bit 4 of 32 codes as four bytes, first code lowest; ``[block, 32]`` to ``[block, 4]``."""
+    return np.packbits(codes >> 4, axis=-1, bitorder="little")
+
+
+def _five_bits(blocks: np.ndarray, start: int) -> np.ndarray:
+    high = np.unpackbits(blocks[:, start : start + 4], axis=-1, bitorder="little")
+    return unpack_nibbles(blocks[:, start + 4 :]) | (high << 4)
+
+
+def _extreme_of(blocks: np.ndarray) -> np.ndarray:
+    """The value that is largest without its sign, ``[block, 1]``; the first of equals."""
+    return np.take_along_axis(blocks, np.abs(blocks).argmax(axis=-1, keepdims=True), axis=-1)
+
+
+def _symmetric(blocks: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
+    """Scale and codes of q4_0 and q5_0: the extreme value becomes code 0."""
+    half = 2 ** (bits - 1)
+    scale = _extreme_of(blocks) / np.float32(-half)
+    codes = (blocks * inverse_of(scale) + np.float32(half + 0.5)).astype(np.uint8)
+    return scale, np.minimum(codes, np.uint8(2 * half - 1), out=codes)
+
+
+def _affine(blocks: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Scale, minimum and codes of q4_1 and q5_1."""
+    minimum = blocks.min(axis=-1, keepdims=True)
+    most = 2**bits - 1
+    scale = (blocks.max(axis=-1, keepdims=True) - minimum) / np.float32(most)
+    codes = ((blocks - minimum) * inverse_of(scale) + np.float32(0.5)).astype(np.uint8)
+    return scale, minimum, np.minimum(codes, np.uint8(most), out=codes)
+
+
+def _quantize_q4_0(blocks: np.ndarray) -> np.ndarray:
+    scale, codes = _symmetric(blocks, 4)
+    return np.concatenate([float16_bytes(scale), pack_nibbles(codes)], axis=-1)
+
+
+def _quantize_q4_1(blocks: np.ndarray) -> np.ndarray:
+    scale, minimum, codes = _affine(blocks, 4)
+    return np.concatenate([float16_bytes(scale), float16_bytes(minimum), pack_nibbles(codes)], axis=-1)
+
+
+def _quantize_q5_0(blocks: np.ndarray) -> np.ndarray:
+    scale, codes = _symmetric(blocks, 5)
+    return np.concatenate([float16_bytes(scale), pack_high_bits(codes), pack_nibbles(codes & 15)], axis=-1)
+
+
+def _quantize_q5_1(blocks: np.ndarray) -> np.ndarray:
+    scale, minimum, codes = _affine(blocks, 5)
+    parts = [float16_bytes(scale), float16_bytes(minimum), pack_high_bits(codes), pack_nibbles(codes & 15)]
+    return np.concatenate(parts, axis=-1)
+
+
+def _quantize_q8_0(blocks: np.ndarray) -> np.ndarray:
+    scale = np.abs(blocks).max(axis=-1, keepdims=True) / np.float32(127)
+    scaled = blocks * inverse_of(scale)
+    return np.concatenate([float16_bytes(scale), round_away(scaled).astype(np.int8).view(np.uint8)], axis=-1)
+
+
+def _dequantize_q4_0(blocks: np.ndarray) -> np.ndarray:
+    return float16_column(blocks, 0) * (unpack_nibbles(blocks[:, 2:]).astype(np.float32) - np.float32(8))
+
+
+def _dequantize_q4_1(blocks: np.ndarray) -> np.ndarray:
+    codes = unpack_nibbles(blocks[:, 4:]).astype(np.float32)
+    return float16_column(blocks, 0) * codes + float16_column(blocks, 2)
+
+
+def _dequantize_q5_0(blocks: np.ndarray) -> np.ndarray:
+    return float16_column(blocks, 0) * (_five_bits(blocks, 2).astype(np.float32) - np.float32(16))
+
+
+def _dequantize_q5_1(blocks: np.ndarray) -> np.ndarray:
+    return float16_column(blocks, 0) * _five_bits(blocks, 4).astype(np.float32) + float16_column(blocks, 2)
+
+
+def _dequantize_q8_0(blocks: np.ndarray) -> np.ndarray:
+    return float16_column(blocks, 0) * blocks[:, 2:].view(np.int8).astype(np.float32)
+
+
+# block type -> ([block, values] float32 to [block, bytes] uint8, and back)
+BLOCK_KERNELS: dict[Kind, tuple[Kernel, Kernel]] = {
+    Kind.Q4_0: (_quantize_q4_0, _dequantize_q4_0),
+    Kind.Q4_1: (_quantize_q4_1, _dequantize_q4_1),
+    Kind.Q5_0: (_quantize_q5_0, _dequantize_q5_0),
+    Kind.Q5_1: (_quantize_q5_1, _dequantize_q5_1),
+    Kind.Q8_0: (_quantize_q8_0, _dequantize_q8_0),
+    Kind.MXFP4: (microscaling.quantize_mxfp4, microscaling.dequantize_mxfp4),
+    Kind.NVFP4: (microscaling.quantize_nvfp4, microscaling.dequantize_nvfp4),
+    Kind.TQ1_0: (ternary.quantize_tq1_0, ternary.dequantize_tq1_0),
+    Kind.TQ2_0: (ternary.quantize_tq2_0, ternary.dequantize_tq2_0),
+}

@@ -1,0 +1,146 @@
+"""MLX's quantized weights as GGML blocks with the same codes and scales: no value changes.
+
+Array kernels. MLX packs the codes of a row as one little-endian stream of bits and keeps scales apart; GGML puts the
+scale before its block's codes. A group of 64 or 128 becomes two or four blocks with the same scale.
+Source: ``mx.quantize``'s documentation; ``ggml/src/ggml-common.h``.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from aird_mlx.errors import ShapeError
+from aird_mlx.gguf_export.blocks import pack_high_bits, pack_nibbles
+
+LOW = np.uint64(0x0F0F0F0F0F0F0F0F)
+BLOCK, NVFP4_BLOCK = 32, 64
+
+
+def unpack_codes(packed: np.ndarray, bits: int) -> np.ndarray:
+    """The codes of MLX's packed rows.
+
+    Args:
+        packed: ``[out, in * bits / 32]`` uint32.
+        bits: 1 to 8.
+
+    Returns:
+        ``[out, in]`` uint8.
+
+    >>> unpack_codes(np.array([[0x87654321]], dtype=np.uint32), 4).tolist()
+    [[1, 2, 3, 4, 5, 6, 7, 8]]
+    """
+    stream = np.ascontiguousarray(packed).view(np.uint8).reshape(len(packed), -1, bits)  # eight codes
+    codes = np.empty((*stream.shape[:2], 8), dtype=np.uint8)
+    for number in range(8):
+        byte, shift = divmod(number * bits, 8)
+        code = stream[..., byte] >> shift
+        if shift + bits > 8:
+            code = code | (stream[..., byte + 1] << (8 - shift))
+        codes[..., number] = code & (2**bits - 1)
+    return codes.reshape(len(packed), -1)
+
+
+def repack_affine(
+    packed: np.ndarray, scales: np.ndarray, biases: np.ndarray, *, bits: int, group_size: int
+) -> np.ndarray:
+    """Affine codes of 2, 3 or 4 bits as Q4_1, of 5 bits as Q5_1.
+
+    Args:
+        packed: ``[out, in * bits / 32]`` uint32.
+        scales: ``[out, in / group_size]``; rounded to float16 where it is not (see `inexact_in_float16`).
+        biases: like ``scales``; the value of code 0.
+        bits: 2, 3, 4 or 5.
+        group_size: a multiple of 32.
+
+    Returns:
+        ``[out, bytes]`` uint8: per 32 weights f16 scale, f16 minimum, for 5 bits four bytes of upper bits, 16 bytes.
+
+    Raises:
+        ShapeError: the group does not divide into blocks, or scales and codes do not belong together.
+
+    >>> codes = np.full((1, 4), 0x77777777, dtype=np.uint32)
+    >>> repack_affine(codes, np.ones((1, 1)), -np.ones((1, 1)), bits=4, group_size=32)[0, :5].tolist()
+    [0, 60, 0, 188, 119]
+    """
+    rows, length = len(packed), packed.shape[1] * 32 // bits
+    if bits not in (2, 3, 4, 5) or group_size % BLOCK or scales.shape != (rows, length // group_size):
+        raise ShapeError(
+            f"repack: {bits} bits, group {group_size}, scales {scales.shape} for {rows} x {length} weights; 2 to 5 "
+            f"bits, a multiple of {BLOCK} and one scale per group are needed. Dequantize these weights instead."
+        )
+    repeat = group_size // BLOCK
+    high = 4 if bits == 5 else 0
+    blocks = np.empty((rows * length // BLOCK, 20 + high), dtype=np.uint8)
+    for start, values in ((0, scales), (2, biases)):
+        halves = np.repeat(values.astype(np.float16).reshape(-1), repeat)
+        blocks[:, start : start + 2] = halves.view(np.uint8).reshape(-1, 2)
+    if bits == 4:
+        words = np.ascontiguousarray(packed).view(np.uint64).reshape(-1, 2)
+        blocks.view(np.uint32)[:, 1:] = _interleave(words)
+    else:
+        codes = unpack_codes(packed, bits).reshape(-1, BLOCK)
+        if high:
+            blocks[:, 4:8] = pack_high_bits(codes)
+            codes = codes & 15
+        blocks[:, 4 + high :] = pack_nibbles(codes)
+    return blocks.reshape(rows, -1)
+
+
+def repack_mxfp4(packed: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """MLX's mxfp4 as MXFP4.
+
+    Args:
+        packed: ``[out, in / 8]`` uint32.
+        scales: ``[out, in / 32]`` uint8, E8M0.
+
+    Returns:
+        ``[out, in / 32 * 17]`` uint8.
+    """
+    blocks = np.empty((scales.size, 17), dtype=np.uint8)
+    blocks[:, 0] = scales.reshape(-1)
+    blocks[:, 1:] = _interleave(np.ascontiguousarray(packed).view(np.uint64).reshape(-1, 2)).view(np.uint8)
+    return blocks.reshape(len(packed), -1)
+
+
+def repack_nvfp4(packed: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """MLX's nvfp4 as NVFP4.
+
+    Args:
+        packed: ``[out, in / 8]`` uint32; ``in`` a multiple of 64.
+        scales: ``[out, in / 16]`` uint8, E4M3.
+
+    Returns:
+        ``[out, in / 64 * 36]`` uint8: four scales, then their groups of 16.
+    """
+    blocks = np.empty((scales.size // 4, 36), dtype=np.uint8)
+    blocks[:, :4] = scales.reshape(-1, 4)
+    codes = unpack_codes(packed, 4).reshape(-1, 16)
+    blocks[:, 4:] = pack_nibbles(codes).reshape(-1, 32)
+    return blocks.reshape(len(packed), -1)
+
+
+def inexact_in_float16(values: np.ndarray) -> int:
+    """How many of these numbers are not the same in float16; below about 6e-5 its digits run out.
+
+    >>> inexact_in_float16(np.array([0.5, 2.0**-24, 0.1, 70000.0]))
+    2
+    """
+    with np.errstate(over="ignore"):
+        return int(np.count_nonzero(values.astype(np.float16) != values))
+
+
+def _interleave(words: np.ndarray) -> np.ndarray:
+    """From neighbours in a byte to halves of a block in a byte: 32 four-bit codes in, 32 out.
+
+    Args:
+        words: ``[block, 2]`` uint64: codes 0-15 and 16-31, two neighbours a byte, the first low.
+
+    Returns:
+        ``[block, 4]`` uint32: byte i holds code i low and code i + 16 high.
+    """
+    first, second = words[:, 0], words[:, 1]
+    even = (first & LOW) | ((second & LOW) << np.uint64(4))  # bytes 0, 2, 4, ... of the result
+    odd = ((first >> np.uint64(4)) & LOW) | (second & ~LOW)
+    result = odd.view(np.uint8).astype(np.uint16) << np.uint16(8)
+    result |= even.view(np.uint8)
+    return result.view(np.uint32).reshape(-1, 4)
