@@ -26,7 +26,7 @@ from aird_mlx.errors import DirectionError, PromptError
 from aird_mlx.evaluation import decode, generate_answers, judge_answer
 from aird_mlx.gates import Limits, judge_gates
 from aird_mlx.gguf_export import check_exportable, export_gguf, is_available
-from aird_mlx.gguf_export.writer import hash_file
+from aird_mlx.gguf_export.stream import hash_file
 from aird_mlx.guard.canaries import read_canaries, render_canaries
 from aird_mlx.guard.record import PROBE_PROMPTS, CanarySet, file_facts, make_manifest
 from aird_mlx.guard.seal import seal, sidecar_of

@@ -8,13 +8,14 @@ Source: ``llama.h`` and ``examples/batched`` of llama.cpp.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import importlib
 import importlib.util
 import os
 from collections import deque
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -70,7 +71,7 @@ class LlamaRuntime:
         self.n_ctx = n_ctx
         self.n_batch = n_batch
         self.parallel = min(parallel, MOST_SEQUENCES, n_batch)
-        self._library = _load_library()
+        self._library = load_library()
         self.tap = ResidualTap(self._library, layers) if layers else None
         self._context: Any = None
         self._context_size = (0, 0)
@@ -413,8 +414,25 @@ def _last_errors() -> deque[str]:
     return deque(maxlen=3)
 
 
+@contextlib.contextmanager
+def capture_log() -> Iterator[list[str]]:
+    """Everything llama.cpp says while it lasts, in pieces as they come."""
+    pieces: list[str] = []
+    _listeners().append(pieces)
+    try:
+        yield pieces
+    finally:
+        _listeners().remove(pieces)
+
+
 @functools.cache
-def _load_library() -> Any:
+def _listeners() -> list[list[str]]:
+    """Who wants to hear all of llama.cpp's log."""
+    return []
+
+
+@functools.cache
+def load_library() -> Any:
     """Import llama_cpp once and take over its log, which would otherwise go to stderr.
 
     Cached because llama.cpp keeps the callback's address for as long as the process lives.
@@ -429,7 +447,10 @@ def _load_library() -> Any:
 
     @library.llama_log_callback  # type: ignore[untyped-decorator]
     def collect(level: int, text: bytes, _: ctypes.c_void_p) -> None:
-        line = text.decode("utf-8", errors="replace").strip()
+        piece = text.decode("utf-8", errors="replace")
+        for listener in _listeners():
+            listener.append(piece)
+        line = piece.strip()
         if level == ERROR_LEVEL and line:
             _last_errors().append(line)
 

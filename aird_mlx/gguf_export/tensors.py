@@ -1,30 +1,26 @@
-"""Weights: from the safetensors of an MLX or Hugging Face folder to GGUF tensors, one at a time.
+"""The plan of a GGUF file: which tensor of the folder goes where, in which row order and how it is stored.
 
-A plan is made from the files' headers alone (names, shapes, types), so everything that can be refused is refused
-before a weight is read. Row order: llama.cpp rotates neighbouring pairs for its llama architecture while MLX
-rotates half against half, so q and k rows are permuted there, and only there. MLX-quantized weights are
-dequantized on the way. Source: llama.cpp's ``conversion/llama.py`` and the safetensors format.
+Made from the files' headers alone (names, shapes, types), so everything that can be refused is refused before a
+weight is read. Row order: llama.cpp rotates neighbouring pairs for its llama architecture while MLX rotates half
+against half, so q and k rows are permuted there, and only there. Source: llama.cpp's ``conversion/llama.py``.
 """
 
 from __future__ import annotations
 
-import json
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import gguf
-import mlx.core as mx
-import numpy as np
 
 from aird_mlx.errors import ExportError, ModelError
 from aird_mlx.gguf_export.metadata import Hyperparameters
+from aird_mlx.gguf_export.outtypes import EXACT, NATIVE_KINDS, Kind, block_length, scheme_of
+from aird_mlx.gguf_export.stored import ARRAYS, StoredTensor
 
-F32, F16, Q8_0 = gguf.GGMLQuantizationType.F32, gguf.GGMLQuantizationType.F16, gguf.GGMLQuantizationType.Q8_0
-OUTTYPES = {"f32": F32, "f16": F16, "q8_0": Q8_0}
-LARGEST_F16 = 65504.0
+EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
 
 # name inside a block -> (GGUF name, shape as words of `_sizes`)
 BLOCK_LINEARS = {
@@ -45,16 +41,6 @@ BLOCK_NORMS = {
 
 
 @dataclass(frozen=True)
-class StoredTensor:
-    """One entry of a safetensors header: where it is and what it looks like, not its values."""
-
-    name: str
-    file: Path
-    dtype: str
-    shape: tuple[int, ...]
-
-
-@dataclass(frozen=True)
 class PlannedTensor:
     """One tensor of the GGUF file to be.
 
@@ -70,57 +56,57 @@ class PlannedTensor:
     name: str
     source: str
     shape: tuple[int, ...]
-    type: gguf.GGMLQuantizationType
+    type: Kind
     rotated_heads: int = 0
     quantization: dict[str, Any] | None = None
 
     @property
     def parameters(self) -> int:
         """How many numbers it holds."""
-        return int(np.prod(self.shape))
+        return math.prod(self.shape)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether it takes over the codes and scales of an MLX-quantized weight."""
+        return (
+            self.quantization is not None
+            and EXACT.get(scheme_of(self.quantization)) == self.type
+            and self.shape[-1] % block_length(self.type) == 0
+        )
 
     @property
     def is_block_linear(self) -> bool:
         """Whether it is the matrix of a linear inside a block: what pruning prunes."""
-        return self.name.startswith("blk.") and len(self.shape) == 2
+        return is_block_linear(self.name, self.shape)
 
     @property
     def size_bytes(self) -> int:
         """How many bytes it takes in the file, without padding."""
-        block, size = gguf.GGML_QUANT_SIZES[self.type]
-        return self.parameters // block * size
+        return self.bytes_as(self.type)
+
+    def bytes_as(self, kind: Kind) -> int:
+        """How many bytes it would take in another type."""
+        block, size = gguf.GGML_QUANT_SIZES[kind]
+        return int(self.parameters // block * size)
 
 
-def read_stored_tensors(folder: Path) -> dict[str, StoredTensor]:
-    """Read the headers of every safetensors file of a folder; no weight is read.
+def is_block_linear(name: str, shape: tuple[int, ...]) -> bool:
+    """Whether a GGUF tensor is the matrix of a linear inside a block."""
+    return name.startswith("blk.") and len(shape) == 2
 
-    Raises:
-        ModelError: there is none, one is truncated or not safetensors, or the index names a missing file.
-    """
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        except (json.JSONDecodeError, KeyError, AttributeError, UnicodeDecodeError) as error:
-            raise ModelError(
-                f"model: {index} is not an index ({error}); a weight_map is needed. Copy the file again."
-            ) from error
-        files = [folder / name for name in names]
-    else:
-        files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise ModelError(f"model: {folder} has no *.safetensors; a model folder is needed. Check the path.")
-    stored: dict[str, StoredTensor] = {}
-    for file in files:
-        for tensor in _read_header(file):
-            stored[tensor.name] = tensor
-    return stored
+
+def common_type(plan: list[PlannedTensor]) -> str:
+    """The name of the type that most weights of a plan have."""
+    counts: dict[Kind, int] = {}
+    for planned in plan:
+        counts[planned.type] = counts.get(planned.type, 0) + planned.parameters
+    return NATIVE_KINDS[max(counts, key=lambda kind: counts[kind])]
 
 
 def plan_tensors(
     stored: Mapping[str, StoredTensor],
     hyperparameters: Hyperparameters,
-    outtype: str,
+    choose: Callable[[str, tuple[int, ...], StoredTensor, Mapping[str, Any] | None], Kind],
     quantization: Mapping[str, Any] | None = None,
 ) -> list[PlannedTensor]:
     """Decide every tensor of the GGUF file: its name, shape, type, row order and how its source is stored.
@@ -128,19 +114,17 @@ def plan_tensors(
     Args:
         stored: headers of the model folder.
         hyperparameters: of the same folder.
-        outtype: f32, f16 or q8_0. One-dimensional tensors are always f32; a matrix whose rows do not divide
-            by 32 becomes f16 instead of q8_0.
+        choose: from name, shape, header and MLX quantization of a matrix to the type it is written in.
+            One-dimensional tensors are always f32.
         quantization: the ``quantization`` entry of an MLX config, None for plain weights.
 
     Returns:
         In file order: embedding, blocks, output norm, output.
 
     Raises:
-        ExportError: unknown outtype, or a tensor in the folder has no place in the architecture.
+        ExportError: a tensor in the folder has no place in the architecture, or is stored in a type that is no number.
         ModelError: a tensor is missing or has another shape than the config says.
     """
-    if outtype not in OUTTYPES:
-        raise ExportError(f"gguf: outtype {outtype!r}; one of {', '.join(OUTTYPES)} is needed. Choose one of these.")
     sizes = _sizes(hyperparameters)
     bare = {re.sub(r"\.(scales|biases)$", ".weight", name) for name in stored}
     prefix = "" if any(name.startswith("embed_tokens.") for name in bare) else "model."
@@ -162,9 +146,15 @@ def plan_tensors(
             raise ModelError(
                 f"model: {source} has shape {shape}; config.json says {wanted}. Use the config of these weights."
             )
-        plan.append(PlannedTensor(name, source, shape, _choose_type(shape, outtype), rotated_heads, settings))
+        if settings is None and (stored[source].dtype not in ARRAYS or stored[source].dtype[0] == "U"):
+            raise ExportError(
+                f"gguf: {source} is stored as {stored[source].dtype}; F32, F16, BF16, or MLX-quantized weights are "
+                "needed. Convert the model with `mlx_lm.convert` first."
+            )
+        kind = Kind.F32 if len(shape) < 2 else choose(name, shape, stored[source], settings)
+        plan.append(PlannedTensor(name, source, shape, kind, rotated_heads, settings))
 
-    take(f"{prefix}embed_tokens.weight", "token_embd.weight", "vocab", "hidden")
+    take(f"{prefix}embed_tokens.weight", EMBEDDING, "vocab", "hidden")
     rotates = hyperparameters.architecture == "llama"
     for block in range(hyperparameters.blocks):
         for part, (name, axis) in BLOCK_NORMS.items():
@@ -181,123 +171,16 @@ def plan_tensors(
     if hyperparameters.tied:
         left_over.discard("lm_head.weight")  # a copy of the embedding that some folders still carry
     else:
-        take("lm_head.weight", "output.weight", "vocab", "hidden", optional=hyperparameters.tied is None)
+        take("lm_head.weight", OUTPUT, "vocab", "hidden", optional=hyperparameters.tied is None)
     if left_over:
         raise ExportError(
             f"gguf: {len(left_over)} tensors have no place in {hyperparameters.architecture}, first "
             f"{min(left_over)}; every weight must be written. Use llama.cpp's convert_hf_to_gguf.py for this model."
         )
-    rows = [tensor.shape[0] for tensor in plan if tensor.name in ("token_embd.weight", "output.weight")]
+    rows = [tensor.shape[0] for tensor in plan if tensor.name in (EMBEDDING, OUTPUT)]
     if len(set(rows)) > 1:
         raise ModelError(f"model: embedding and output have {rows} rows; they must agree. Use a consistent folder.")
     return plan
-
-
-class TensorReader:
-    """Reads planned tensors one by one as float32; holds lazy handles, never two tensors' values."""
-
-    def __init__(self, stored: Mapping[str, StoredTensor]) -> None:
-        self._stored = stored
-        self._lazy: dict[Path, dict[str, mx.array]] = {}
-
-    def read(self, planned: PlannedTensor) -> np.ndarray:
-        """The values in GGUF row order, ``planned.shape`` float32.
-
-        Each tensor can be read once: its handle is dropped, so that its memory can go.
-
-        Raises:
-            ModelError: the file cannot be read.
-            ExportError: a value is not finite, or too large for the type it is to be written in.
-        """
-        try:
-            if planned.quantization is None:
-                values = np.array(self._take(planned.source).astype(mx.float32))
-            else:
-                values = np.array(self._dequantize(planned).astype(mx.float32))
-        except RuntimeError as error:
-            file = self._stored[planned.source].file
-            reason = str(error).splitlines()[0]
-            raise ModelError(
-                f"model: {planned.source} in {file} cannot be read ({reason}); the whole file is needed. Copy it again."
-            ) from error
-        _check_range(planned, values)
-        return permute_rows(values, planned.rotated_heads) if planned.rotated_heads else values
-
-    def _take(self, name: str) -> mx.array:
-        file = self._stored[name].file
-        if file not in self._lazy:
-            self._lazy[file] = dict(mx.load(str(file)))
-        return self._lazy[file].pop(name)
-
-    def _dequantize(self, planned: PlannedTensor) -> mx.array:
-        stem = planned.source.removesuffix(".weight")
-        scales = self._take(f"{stem}.scales")
-        biases = self._take(f"{stem}.biases") if f"{stem}.biases" in self._stored else None
-        if biases is not None:  # affine: float32 keeps code * scale + bias exact
-            scales, biases = scales.astype(mx.float32), biases.astype(mx.float32)
-        assert planned.quantization is not None
-        return mx.dequantize(self._take(planned.source), scales, biases, **planned.quantization)
-
-
-def permute_rows(values: np.ndarray, heads: int) -> np.ndarray:
-    """Reorder the rows of q or k from half-against-half to neighbouring pairs.
-
-    Args:
-        values: ``[heads * head_dim, in]``, or a bias ``[heads * head_dim]``.
-        heads: of this matrix (key-value heads for k).
-
-    Returns:
-        A new array of the same shape.
-
-    >>> permute_rows(np.arange(8), 2).tolist()
-    [0, 2, 1, 3, 4, 6, 5, 7]
-    """
-    halves = values.reshape(heads, 2, values.shape[0] // heads // 2, *values.shape[1:])
-    return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(values.shape))
-
-
-def encode_tensor(values: np.ndarray, kind: gguf.GGMLQuantizationType) -> np.ndarray:
-    """The bytes of a tensor: float32 or float16 values, or q8_0 blocks of 34 bytes (f16 scale, 32 int8).
-
-    Args:
-        values: float32, ``[out, in]`` or ``[out]``.
-        kind: F32, F16 or Q8_0.
-    """
-    if kind == F32:
-        return values.astype(np.float32, copy=False)
-    if kind == F16:
-        return values.astype(np.float16)
-    return np.asarray(gguf.quants.quantize(values, kind))
-
-
-def count_zeros(encoded: np.ndarray, kind: gguf.GGMLQuantizationType) -> int:
-    """How many weights are exactly zero when a runtime decodes what `encode_tensor` gave."""
-    return int((np.asarray(gguf.quants.dequantize(encoded, kind)) == 0).sum())
-
-
-def _check_range(planned: PlannedTensor, values: np.ndarray) -> None:
-    if not values.size:
-        return
-    largest = max(float(values.max()), -float(values.min()))  # NaN and inf come through
-    if not np.isfinite(largest):
-        count = int(values.size - np.isfinite(values).sum())
-        raise ExportError(
-            f"gguf: {planned.source} holds {count} values that are not finite; finite weights are needed. "
-            "Repair or compress the model again."
-        )
-    limit = {F16: LARGEST_F16, Q8_0: LARGEST_F16 * 127}.get(planned.type)
-    if limit is not None and largest > limit:
-        raise ExportError(
-            f"gguf: {planned.source} reaches {largest:.6g}; {planned.type.name.lower()} holds at most {limit:g}. "
-            "Use outtype f32."
-        )
-
-
-def _choose_type(shape: tuple[int, ...], outtype: str) -> gguf.GGMLQuantizationType:
-    if len(shape) < 2:
-        return F32
-    kind = OUTTYPES[outtype]
-    return F16 if kind == Q8_0 and shape[-1] % 32 else kind
 
 
 def _sizes(hyperparameters: Hyperparameters) -> dict[str, int]:
@@ -339,24 +222,15 @@ def _plain_shape(
     shape = stored[source].shape
     if quantization is None:
         return shape
-    return (*shape[:-1], shape[-1] * 32 // int(quantization["bits"]))  # codes are packed into uint32
-
-
-def _read_header(file: Path) -> list[StoredTensor]:
-    """Parse 8 bytes of length and that much JSON; check that the file is as long as its offsets say."""
-    try:
-        with file.open("rb") as opened:
-            length = int.from_bytes(opened.read(8), "little")
-            size = file.stat().st_size
-            if length > size:
-                raise ValueError(f"header of {length} bytes in a file of {size}")
-            header = json.loads(opened.read(length))
-        entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
-        end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
-        if size < 8 + length + end:
-            raise ValueError(f"{size} bytes, its header says {8 + length + end}")
-        return [StoredTensor(name, file, entry["dtype"], tuple(entry["shape"])) for name, entry in entries.items()]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(
-            f"model: {file} cannot be read ({error}); a whole safetensors file is needed. Copy it again."
-        ) from error
+    plain = (*shape[:-1], shape[-1] * 32 // int(quantization["bits"]))  # codes are packed into uint32
+    mode, _ = scheme_of(quantization)
+    group = int(quantization.get("group_size", 64))
+    for part in ("scales", "biases") if mode == "affine" else ("scales",):
+        found = stored.get(f"{source.removesuffix('.weight')}.{part}")
+        if found is None or found.shape != (*plain[:-1], plain[-1] // group) or found.dtype not in ARRAYS:
+            seen = "missing" if found is None else f"{found.shape} {found.dtype}"
+            raise ModelError(
+                f"model: {part} of {source} are {seen}; {mode} weights {plain} in groups of {group} need one for each "
+                "group. Use the config of these weights."
+            )
+    return plain

@@ -1,0 +1,69 @@
+"""What a user has to know about the weights of an exported file, in sentences."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from aird_mlx.gguf_export.choice import TypeChoice
+from aird_mlx.gguf_export.encoding import Tally
+from aird_mlx.gguf_export.outtypes import NEAREST, OUTTYPES, OutType, block_length, scheme_of
+from aird_mlx.gguf_export.tensors import PlannedTensor
+
+PRUNED = 0.05  # fewer zeros than this are no pruning
+KEPT = 0.98  # share of the zeros that must be left
+
+
+def notes_on_plan(plan: Sequence[PlannedTensor], choice: TypeChoice, wanted: OutType) -> list[str]:
+    """Which MLX-quantized weights are taken over exactly, which are not, and which rows do not fit the type."""
+    notes = []
+    groups = Counter(
+        (planned.is_exact, *scheme_of(planned.quantization), planned.type.name.lower())
+        for planned in plan
+        if planned.quantization is not None
+    )
+    for (exact, mode, bits, kind), count in groups.items():
+        scheme = mode if mode.endswith(str(bits)) else f"{mode} {bits}-bit"
+        if exact:
+            notes.append(f"{count} MLX-quantized tensors ({scheme}) keep their codes and scales, as {kind}")
+        else:
+            notes.append(
+                f"{count} MLX-quantized tensors ({scheme}) were dequantized and written as "
+                f"{kind if wanted.native else wanted.name}"
+            )
+    for (mode, bits), (nearest, error) in choice.nearest.items():
+        tried = ", ".join(one.name.lower() for one in NEAREST)
+        notes.append(
+            f"no block holds {mode} {bits}-bit codes exactly: {nearest.name.lower()} is the nearest of {tried} "
+            f"(relative error {error:.2g} on a sample)"
+        )
+    length = block_length(wanted.kind)
+    odd = [planned.name for planned in plan if len(planned.shape) == 2 and planned.shape[-1] % length]
+    if odd and not wanted.native:
+        notes.append(
+            f"{len(odd)} tensors have rows that do not divide into blocks of {length}; llama.cpp gives them a larger "
+            f"type, first {odd[0]}"
+        )
+    if choice.fallbacks:
+        notes.append(
+            f"{len(choice.fallbacks)} tensors have rows that do not divide into the blocks of their type and are f16, "
+            f"first {choice.fallbacks[0]}"
+        )
+    return notes
+
+
+def notes_on_writing(tally: Tally, wanted: OutType) -> list[str]:
+    """Scales that were rounded, and zeros that pruning made and the type does not keep."""
+    notes = []
+    if tally.inexact_scales:
+        notes.append(
+            f"{tally.inexact_scales} of {tally.scales} scales and biases are no float16 numbers and were rounded: the "
+            "weights are not bit for bit MLX's"
+        )
+    if tally.sparsity_before >= PRUNED and tally.sparsity < KEPT * tally.sparsity_before:
+        keep = ", ".join(one.name for one in OUTTYPES.values() if one.keeps_zeros)
+        notes.append(
+            f"{wanted.name} undoes the pruning: {100 * tally.sparsity:.1f} % of the weights are zero, of "
+            f"{100 * tally.sparsity_before:.1f} % before; {keep} keep the zeros"
+        )
+    return notes

@@ -1,0 +1,138 @@
+"""Writing a GGUF file: whole under its name or not there at all, tensor by tensor, hashed on the way.
+
+Knows no model: it gets a `gguf.GGUFWriter` whose keys and tensor headers are complete, and the bytes of the tensors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import shutil
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import BinaryIO
+
+import gguf
+import numpy as np
+
+from aird_mlx.errors import ExportError
+
+CHUNKS_AHEAD = 4  # that may wait for the hash; more would only take memory
+
+
+@contextlib.contextmanager
+def whole_file(outfile: Path, needed: int) -> Iterator[Path]:
+    """A path to write to, renamed to ``outfile`` at the end; removed, with folders made for it, if anything fails.
+
+    Args:
+        outfile: the file to be.
+        needed: bytes that must be free.
+
+    Raises:
+        ExportError: there is no room, or the folder cannot be written.
+    """
+    partial = outfile.with_name(outfile.name + ".partial")
+    new_folders = [folder for folder in outfile.parents if not folder.exists()]  # the innermost first
+    try:
+        outfile.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(outfile.parent).free
+        if free < needed:
+            raise OSError(errno.ENOSPC, f"{free} bytes free")
+        yield partial
+        partial.replace(outfile)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
+            raise ExportError(
+                f"gguf: the disk of {outfile.parent} is full, or a size limit is reached ({error}); "
+                f"{needed} bytes are needed. "
+                "Free space, or choose a smaller type."
+            ) from error
+        raise ExportError(f"gguf: {partial} cannot be written ({error}); a writable folder is needed. "
+                          "Choose another outfile.") from error  # fmt: skip
+    finally:  # also after KeyboardInterrupt
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+            for created in new_folders:
+                created.rmdir()  # fails, and ends this, where the file was written
+
+
+def write_tensors(
+    writer: gguf.GGUFWriter,
+    path: Path,
+    tensors: Iterable[Iterable[np.ndarray]],
+    progress: Callable[[int], None] = lambda done: None,
+) -> str:
+    """Write header, keys and tensors to ``path``.
+
+    Args:
+        writer: with every key and tensor header, nothing written yet; closed at the end, come what may.
+        path: of the file.
+        tensors: for each header, in order, the bytes in pieces.
+        progress: called with the number of tensors written.
+
+    Returns:
+        The sha256 of the file, hexadecimal.
+
+    Raises:
+        OSError: what writing raises, and whatever the pieces raise.
+    """
+    digest = hashlib.sha256()
+    waiting: deque[Future[None]] = deque()
+    try:
+        with ThreadPoolExecutor(1) as pool:  # hashing is half of the work, and lets go of the interpreter
+            file = _write_header(writer, path)
+            with path.open("rb") as header:
+                digest.update(header.read(file.tell()))
+
+            def put(data: memoryview) -> None:
+                waiting.append(pool.submit(digest.update, data))
+                file.write(data)
+                while len(waiting) > CHUNKS_AHEAD:
+                    waiting.popleft().result()
+
+            def align() -> None:
+                put(memoryview(bytes(-file.tell() % writer.data_alignment)))
+
+            align()
+            for done, pieces in enumerate(tensors, start=1):
+                for piece in pieces:
+                    put(np.ascontiguousarray(piece).data.cast("B"))
+                align()
+                progress(done)
+            for hashed in waiting:
+                hashed.result()
+        writer.close()
+        return digest.hexdigest()
+    finally:
+        with contextlib.suppress(OSError):  # closing flushes, which fails again on a full disk
+            writer.close()
+
+
+def write_outline(writer: gguf.GGUFWriter, path: Path, size: int) -> None:
+    """Write header and keys, and let the file be ``size`` bytes longer without a tensor in it (a sparse file)."""
+    try:
+        file = _write_header(writer, path)
+        file.truncate(file.tell() + writer.data_alignment + size)
+    finally:
+        writer.close()
+
+
+def _write_header(writer: gguf.GGUFWriter, path: Path) -> BinaryIO:
+    writer.write_header_to_file(path)
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    assert writer.fout is not None
+    file: BinaryIO = writer.fout[0]
+    return file
+
+
+def hash_file(path: Path) -> str:
+    """The sha256 of a file's bytes, hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as opened:
+        while chunk := opened.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
