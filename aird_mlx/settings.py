@@ -12,12 +12,13 @@ from aird_mlx.errors import OutputError, PromptError, UsageError
 from aird_mlx.evaluation import check_tasks_available
 from aird_mlx.evaluation.attacks import PREFILL, SYSTEM_PROMPT
 from aird_mlx.evaluation.judge_model import style_of
+from aird_mlx.gguf_export.outtypes import OUTTYPES
 from aird_mlx.model import find_folder
 from aird_mlx.pruning import METHODS, parse_pattern
 from aird_mlx.repair import RULES
 from aird_mlx.workspace import check_new_folder, check_started, partial_of
 
-GGUF_TYPES = ("f32", "f16", "q8_0")
+GGUF_TYPES = tuple(OUTTYPES)
 
 # How a long job says how far it is: stage, steps done, steps.
 Progress = Callable[[str, int, int], None]
@@ -38,7 +39,7 @@ class RepairSettings:
         max_over_refusal: points by which harmless, and twin, prompts may be refused more often than by the dense model.
         max_perplexity: how many times the compressed model's perplexity the repaired one's may be.
         controls: also measure what the repair would be worth without its ingredients.
-        gguf: types to export, of ``f32``, ``f16``, ``q8_0``; empty for none.
+        gguf: types to export, of `GGUF_TYPES`; empty for none.
         out: output folder; default: a new one in the current folder, named after the model and the pruning.
         mlx_path: where the MLX folder goes; default ``out/mlx``.
         max_new_tokens: answers are judged on this many tokens.

@@ -27,6 +27,7 @@ from .options import (
     compare_options,
     direction_options,
     eval_options,
+    export_options,
     json_option,
     repair_options,
     selftest_options,
@@ -100,23 +101,41 @@ def evaluate(
 
 
 @aird_mlx.command()
-@click.argument("model_folder", type=FILE)
-@click.option("--outfile", help="File to write; {ftype} in it becomes f16, {FTYPE} F16.  [default: beside the weights]")
-@click.option("--outtype", type=click.Choice(["f32", "f16", "q8_0"]), default="f16", show_default=True)
-def export(model_folder: Path, outfile: str | None, outtype: str) -> int:
-    """Write MODEL_FOLDER (MLX or Hugging Face format) as one GGUF file."""
+@export_options
+@click.pass_context
+def export(
+    context: click.Context,
+    /,
+    model_argument: str | None,
+    model: str | None,
+    outfile: str | None,
+    outtype: tuple[str, ...],
+    dry_run: bool,
+    revision: str | None,
+    embedding_type: str | None,
+    output_type: str | None,
+) -> int:
+    """Write MODEL as GGUF files: a hub id, a folder (MLX or Hugging Face format), or `demo`."""
+    chosen = choose_model(context, model_argument, model)
     start_library()
-    from aird_mlx.gguf_export import export_gguf
+    from aird_mlx.gguf_export import export_gguf, name_files, plan_export
+    from aird_mlx.model import find_folder
 
     from . import render
 
-    name = outfile or str(model_folder / f"{model_folder.resolve().name}-{{FTYPE}}.gguf")
-    path = Path(name.replace("{ftype}", outtype).replace("{FTYPE}", outtype.upper()))
-    if path.is_dir():
-        raise click.UsageError(f"--outfile {name!r} is a folder; the name of a file is needed.")
-    with render.StageProgress() as progress:
-        written = export_gguf(model_folder, path, outtype, progress=partial(progress, "export"))
-    return show(0, render.show_export, written)
+    folder = find_folder(chosen, revision=revision)
+    types = {"embedding_type": embedding_type, "output_type": output_type}
+    files = name_files(chosen, folder, outfile, outtype)
+    if dry_run:
+        return show(0, render.show_export_plans, [plan_export(folder, kind, **types) for kind in files])
+    for kind, path in files.items():
+        with render.StageProgress() as progress:
+            step = partial(progress, f"export {kind}")
+            written = export_gguf(
+                folder, path, kind, embedding_type=embedding_type, output_type=output_type, progress=step
+            )
+        show(0, render.show_export, written)
+    return 0
 
 
 @aird_mlx.command()

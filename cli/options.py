@@ -23,6 +23,11 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 FILE = click.Path(path_type=Path)
 SHARE = click.FloatRange(0, 1, max_open=True)
 
+GGUF_TYPES = (
+    *("f32", "f16", "bf16", "q8_0", "q5_0", "q5_1", "q4_0", "q4_1", "mxfp4", "nvfp4", "tq1_0", "tq2_0"),
+    *("q6_k", "q5_k_m", "q5_k_s", "q4_k_m", "q4_k_s", "q3_k_l", "q3_k_m", "q3_k_s", "q2_k", "iq4_nl", "iq4_xs"),
+)
+
 MODEL_HELP = "Hub id or local folder, instead of the argument MODEL."
 
 
@@ -90,6 +95,19 @@ def choose_gguf_types(_context: click.Context, _parameter: click.Parameter, type
     if "none" in chosen and len(chosen) > 1:
         raise click.BadParameter("'none' cannot be combined with another type.")
     return () if chosen == ("none",) else chosen
+
+
+def choose_outtypes(context: click.Context, parameter: click.Parameter, text: str) -> tuple[str, ...]:
+    """The types of a list with commas, each once.
+
+    Raises:
+        click.BadParameter: one is unknown.
+    """
+    chosen = tuple(dict.fromkeys(word.strip().lower() for word in text.split(",")))
+    for word in chosen:
+        if word not in ("auto", *GGUF_TYPES):
+            raise click.BadParameter(f"{word!r} is none of auto, {', '.join(GGUF_TYPES)}.", context, parameter)
+    return chosen
 
 
 def choose_model(context: click.Context, argument: str | None, option: str | None) -> str:
@@ -213,12 +231,13 @@ repair_options = with_options(
     # What is written, and how the run goes.
     click.option(
         "--gguf",
-        type=click.Choice(["f32", "f16", "q8_0", "none"]),
+        type=click.Choice([*GGUF_TYPES, "none"]),
+        metavar="TYPE|none",
         multiple=True,
         default=("f16",),
         show_default=True,
         callback=choose_gguf_types,
-        help="GGUF type to write; may be repeated.",
+        help="GGUF type to write, as of `export --outtype`; may be repeated.",
     ),
     click.option("--out", type=FILE, metavar="DIR", help="Output folder; must not exist.  [default: by model name]"),
     click.option("--mlx-path", type=FILE, metavar="DIR", help="Where the MLX folder goes.  [default: OUT/mlx]"),
@@ -226,6 +245,24 @@ repair_options = with_options(
     click.option("--dry-run", is_flag=True, help="Check everything, say what would be done, write nothing."),
     config_option,
     json_option,
+)
+
+export_options = with_options(
+    click.argument("model_argument", metavar="MODEL", required=False),
+    click.option("--model", "--hf-path", "model", metavar="MODEL", help=MODEL_HELP),
+    revision_option,
+    click.option("--outfile", help="File to write; {ftype} in it becomes f16, {FTYPE} F16.  [default: by model name]"),
+    click.option(
+        "--outtype",
+        metavar="TYPE[,TYPE...]",
+        default="f16",
+        show_default=True,
+        callback=choose_outtypes,
+        help=f"{', '.join(GGUF_TYPES)}; or auto: what MODEL holds, quantized weights with their own codes and scales.",
+    ),
+    click.option("--embedding-type", metavar="TYPE", help="Of the token embedding.  [default: as the others]"),
+    click.option("--output-type", metavar="TYPE", help="Of the output matrix.  [default: as the others]"),
+    click.option("--dry-run", is_flag=True, help="List the tensors with type and bytes, write nothing."),
 )
 
 SET = "FILE|HUB-ID"

@@ -7,7 +7,7 @@ computed here: every figure is in the report.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -25,7 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from aird_mlx.gguf_export import GgufFile
+    from aird_mlx.gguf_export import ExportPlan, GgufFile
 
 Part = Table | Text
 
@@ -118,8 +118,22 @@ def caption(text: str) -> Text:
 
 def show_export(written: GgufFile) -> None:
     """Print which file was written, and where llama.cpp will differ from MLX."""
-    show_files({"gguf": str(written.path), "size": size(written.size_bytes), "sha256": written.sha256})
+    zeros = f"{100 * written.sparsity:.1f} % of the linears' weights, {100 * written.sparsity_before:.1f} % before"
+    figures = {"gguf": str(written.path), "size": size(written.size_bytes), "sha256": written.sha256, "zeros": zeros}
+    show_files(figures)
     show_notes(written.notes)
+
+
+def show_export_plans(plans: Sequence[ExportPlan]) -> None:
+    """Print every tensor that would be written, with its type and bytes, and the total."""
+    console = Console(highlight=False)
+    for plan in plans:
+        table = new_table(plan.outtype, "shape", "type", "bytes")
+        for tensor in plan.tensors:
+            table.add_row(tensor.name, " x ".join(map(str, tensor.shape)), tensor.type, f"{tensor.size_bytes:,}")
+        table.add_row("total", "", "", f"{plan.size_bytes:,}", style="bold")
+        console.print(table)
+        show_notes(plan.notes)
 
 
 def show_files(written: dict[str, str]) -> None:

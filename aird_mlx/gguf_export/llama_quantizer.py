@@ -60,9 +60,9 @@ def quantize_file(
         ExportError: it failed.
     """
     check_quantizer(outtype)
-    kinds = tuple(None if name is None else find_outtype(name).kind for name in (embedding_type, output_type))
+    embedding, output = (None if name is None else find_outtype(name).kind for name in (embedding_type, output_type))
     run = _run_library if is_available() else _run_program
-    text = run(source, target, outtype, kinds[0], kinds[1], dry_run)
+    text = run(source, target, outtype, embedding, output, dry_run)
     if not dry_run:
         return {}
     kinds = {one.name.lower(): one for one in Kind}

@@ -1,0 +1,47 @@
+"""Where the files of an export go: one name for each type."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from aird_mlx.errors import UsageError
+from aird_mlx.gguf_export.writer import resolve_outtype
+
+
+def name_files(model: str, folder: Path, outfile: str | None, outtypes: Sequence[str]) -> dict[str, Path]:
+    """A file for each type; ``auto`` becomes the type it means for this folder.
+
+    Args:
+        model: as given: ``demo``, a folder or a hub id.
+        folder: where that is.
+        outfile: a pattern, ``{ftype}`` in it stands for the type, ``{FTYPE}`` for it in capitals; None: a name made
+            of the model's, in its folder, or in the current one where the folder is not the user's.
+        outtypes: the types, each once.
+
+    Returns:
+        From the type as given (``auto`` stays ``auto``) to its file.
+
+    Raises:
+        UsageError: two types would go into one file, or the name is a folder's.
+        ModelError, ExportError, DependencyError: the model cannot be exported.
+    """
+    named = {outtype: resolve_outtype(folder, outtype) for outtype in outtypes}
+    own = Path(model).expanduser().is_dir()
+    pattern = outfile or str((folder if own else Path()) / f"{_base_name(model, folder)}-{{FTYPE}}.gguf")
+    files = {
+        outtype: Path(pattern.replace("{ftype}", kind).replace("{FTYPE}", kind.upper()))
+        for outtype, kind in named.items()
+    }
+    if len(set(files.values())) < len(files):
+        raise UsageError(
+            f"export: {len(files)} types and --outfile {pattern!r}; a name for each is needed. Put {{ftype}} in it."
+        )
+    for path in files.values():
+        if path.is_dir():
+            raise UsageError(f"export: --outfile {str(path)!r} is a folder; the name of a file is needed. Add one.")
+    return files
+
+
+def _base_name(model: str, folder: Path) -> str:
+    return folder.resolve().name if Path(model).expanduser().is_dir() else Path(model).name
