@@ -22,7 +22,7 @@ from aird_mlx.gguf_export.outtypes import NATIVE_KINDS, Kind
 from aird_mlx.gguf_export.stored import StoredTensor
 from aird_mlx.gguf_export.tensors import PlannedTensor
 
-VALUES_AT_A_TIME = 1 << 20
+VALUES_AT_A_TIME = 1 << 19  # of float16: 1 MiB, which stays in the cache while it is hashed and written
 LARGEST_F16 = 65504.0
 # Largest absolute value: what the f16 scale of a block, times its largest code, can reach.
 LARGEST = {

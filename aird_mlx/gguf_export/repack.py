@@ -10,10 +10,11 @@ from __future__ import annotations
 import numpy as np
 
 from aird_mlx.errors import ShapeError
-from aird_mlx.gguf_export.blocks import pack_high_bits, pack_nibbles
+from aird_mlx.gguf_export.blocks import Q4_1_BLOCK, Q5_1_BLOCK, pack_high_bits, pack_nibbles
 
 LOW = np.uint64(0x0F0F0F0F0F0F0F0F)
-BLOCK, NVFP4_BLOCK = 32, 64
+BLOCK = 32
+MXFP4_BLOCK = np.dtype([("scale", "u1"), ("codes", "V16")])
 
 
 def unpack_codes(packed: np.ndarray, bits: int) -> np.ndarray:
@@ -68,22 +69,21 @@ def repack_affine(
             f"repack: {bits} bits, group {group_size}, scales {scales.shape} for {rows} x {length} weights; 2 to 5 "
             f"bits, a multiple of {BLOCK} and one scale per group are needed. Dequantize these weights instead."
         )
-    repeat = group_size // BLOCK
-    high = 4 if bits == 5 else 0
-    blocks = np.empty((rows * length // BLOCK, 20 + high), dtype=np.uint8)
-    for start, values in ((0, scales), (2, biases)):
-        halves = np.repeat(values.astype(np.float16).reshape(-1), repeat)
-        blocks[:, start : start + 2] = halves.view(np.uint8).reshape(-1, 2)
+    blocks = np.empty(rows * length // BLOCK, dtype=Q5_1_BLOCK if bits == 5 else Q4_1_BLOCK)
+    for name, values in (("scale", scales), ("minimum", biases)):
+        with np.errstate(over="ignore"):  # refused before, where the folder is read
+            halves = values.astype(np.float16).reshape(-1, 1)
+        blocks[name].reshape(-1, group_size // BLOCK)[:] = halves
     if bits == 4:
-        words = np.ascontiguousarray(packed).view(np.uint64).reshape(-1, 2)
-        blocks.view(np.uint32)[:, 1:] = _interleave(words)
+        nibbles = _interleave(np.ascontiguousarray(packed).view(np.uint64).reshape(-1, 2))
     else:
         codes = unpack_codes(packed, bits).reshape(-1, BLOCK)
-        if high:
-            blocks[:, 4:8] = pack_high_bits(codes)
+        if bits == 5:
+            blocks["high"] = pack_high_bits(codes).view("V4").reshape(-1)
             codes = codes & 15
-        blocks[:, 4 + high :] = pack_nibbles(codes)
-    return blocks.reshape(rows, -1)
+        nibbles = pack_nibbles(codes)
+    blocks["codes"] = nibbles.view("V16").reshape(-1)
+    return blocks.view(np.uint8).reshape(rows, -1)
 
 
 def repack_mxfp4(packed: np.ndarray, scales: np.ndarray) -> np.ndarray:
@@ -96,10 +96,10 @@ def repack_mxfp4(packed: np.ndarray, scales: np.ndarray) -> np.ndarray:
     Returns:
         ``[out, in / 32 * 17]`` uint8.
     """
-    blocks = np.empty((scales.size, 17), dtype=np.uint8)
-    blocks[:, 0] = scales.reshape(-1)
-    blocks[:, 1:] = _interleave(np.ascontiguousarray(packed).view(np.uint64).reshape(-1, 2)).view(np.uint8)
-    return blocks.reshape(len(packed), -1)
+    blocks = np.empty(scales.size, dtype=MXFP4_BLOCK)
+    blocks["scale"] = scales.reshape(-1)
+    blocks["codes"] = _interleave(np.ascontiguousarray(packed).view(np.uint64).reshape(-1, 2)).view("V16").reshape(-1)
+    return blocks.view(np.uint8).reshape(len(packed), -1)
 
 
 def repack_nvfp4(packed: np.ndarray, scales: np.ndarray) -> np.ndarray:

@@ -1,0 +1,151 @@
+"""How fast is an export beside copying a file, and how much memory does it take?
+
+Writes a random llama of the given size into a temporary folder: float16, bfloat16, and quantized by MLX (affine, 4 bits,
+groups of 64). Exports each in a process of its own: float16 and bfloat16 as f16, the quantized one as q4_1 with its
+codes and scales. Beside each it copies the file that came out. Prints seconds (the best of ``--repeat``), the
+throughput as a share of the copy's, and the peak memory beside 3 times the largest tensor + 300 MB.
+
+Both end where the operating system has the bytes, not the disk. A copy within the page cache never leaves the
+kernel; the export reads, converts and hashes each byte as well.
+
+    python benchmarks/bench_export.py --gigabytes 1
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from aird_mlx.gguf_export import export_gguf
+from aird_mlx.model.find import DEMO_FOLDER
+
+HIDDEN, VOCABULARY = 2048, 32768
+PER_BLOCK = 4 * HIDDEN**2 + 3 * HIDDEN * 4 * HIDDEN
+SHARE, FIXED_BYTES, TENSORS = 0.3, 300 * 10**6, 3
+CASES = {
+    "float16 as f16": ("float16", "f16"),
+    "bfloat16 as f16": ("bfloat16", "f16"),
+    "affine 4-bit as q4_1": ("q4", "auto"),
+}
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--gigabytes", type=float, default=1.0, help="of the 16-bit model")
+    parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--folder", type=Path, help="where the temporary files go")
+    parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.child:
+        print(json.dumps(run_export(*options.child)))
+        return
+    with tempfile.TemporaryDirectory(dir=options.folder) as temporary:
+        print(f"{'':22s}   file MB   export s   copy s   share   peak MB   limit MB")
+        for name, (stored, outtype) in CASES.items():
+            folder = Path(temporary) / stored
+            largest = write_llama(folder, int(options.gigabytes * 1e9), stored)
+            measured = [measure(folder, outtype) for _ in range(options.repeat)]
+            export, copy = (min(one[key] for one in measured) for key in ("export", "copy"))
+            peak, limit = max(one["peak"] for one in measured), TENSORS * largest + FIXED_BYTES
+            passed = "" if copy / export >= SHARE and peak <= limit else "   missed"
+            print(
+                f"{name:22s} {measured[0]['bytes'] / 1e6:9.0f} {export:10.2f} {copy:8.2f} {copy / export:7.2f}"
+                f" {peak / 1e6:9.0f} {limit / 1e6:10.0f}{passed}",
+                flush=True,
+            )
+            shutil.rmtree(folder)
+
+
+def measure(folder: Path, outtype: str) -> dict[str, float]:
+    """Export in a fresh process, then copy what came out."""
+    outfile = folder / "model.gguf"
+    command = [sys.executable, __file__, "--child", str(folder), str(outfile), outtype]
+    found: dict[str, float] = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    began = time.perf_counter()
+    shutil.copyfile(outfile, folder / "copy.gguf")
+    found["copy"] = time.perf_counter() - began
+    for file in folder.glob("*.gguf"):
+        file.unlink()
+    return found
+
+
+def run_export(folder: str, outfile: str, outtype: str) -> dict[str, float]:
+    """Seconds, bytes written and peak memory of one export in this process."""
+    began = time.perf_counter()
+    written = export_gguf(Path(folder), Path(outfile), outtype)
+    seconds = time.perf_counter() - began
+    return {"export": seconds, "bytes": written.size_bytes, "peak": peak_memory()}
+
+
+def peak_memory() -> int:
+    """Bytes; from /proc where there is one, since getrusage begins with what the parent process had."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        return 1024 * int(re.findall(r"VmHWM:\s*(\d+) kB", status.read_text())[0])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def write_llama(folder: Path, size: int, stored: str) -> int:
+    """A random llama with the demo's tokenizer; gives the bytes of its largest tensor as stored."""
+    folder.mkdir()
+    for file in DEMO_FOLDER.glob("*token*"):
+        shutil.copy(file, folder / file.name)
+    blocks = max(1, round((size / 2 - VOCABULARY * HIDDEN) / PER_BLOCK))
+    config: dict[str, Any] = {
+        "model_type": "llama",
+        "hidden_size": HIDDEN,
+        "num_hidden_layers": blocks,
+        "intermediate_size": 4 * HIDDEN,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 16,
+        "rms_norm_eps": 1e-5,
+        "vocab_size": VOCABULARY,
+        "max_position_embeddings": 512,
+        "tie_word_embeddings": True,
+    }
+    if stored == "q4":
+        config["quantization"] = {"group_size": 64, "bits": 4}
+    (folder / "config.json").write_text(json.dumps(config))
+    largest, names = 0, {}
+    parts = {"model": {"model.embed_tokens": (VOCABULARY, HIDDEN), "model.norm": (HIDDEN,)}}
+    for block in range(blocks):
+        prefix = f"model.layers.{block}"
+        parts[prefix] = {
+            **{f"{prefix}.self_attn.{name}_proj": (HIDDEN, HIDDEN) for name in "qkvo"},
+            **{f"{prefix}.mlp.{name}_proj": (4 * HIDDEN, HIDDEN) for name in ("gate", "up")},
+            f"{prefix}.mlp.down_proj": (HIDDEN, 4 * HIDDEN),
+            **{f"{prefix}.{name}_layernorm": (HIDDEN,) for name in ("input", "post_attention")},
+        }
+    for prefix, shapes in parts.items():  # one file for each block, so that this takes little memory too
+        weights = {}
+        for name, shape in shapes.items():
+            values = mx.array(np.random.default_rng(0).standard_normal(shape, dtype=np.float32) * 0.02)
+            if stored == "q4" and len(shape) == 2:
+                quantized = mx.quantize(values.astype(mx.bfloat16), group_size=64, bits=4)
+                found = dict(zip(("weight", "scales", "biases"), quantized, strict=True))
+            else:
+                found = {"weight": values.astype(mx.bfloat16 if stored == "bfloat16" else mx.float16)}
+            weights |= {f"{name}.{part}": array for part, array in found.items()}
+            largest = max(largest, sum(array.nbytes for array in found.values()))
+        file = f"{prefix}.safetensors"
+        mx.save_safetensors(str(folder / file), weights)
+        names |= dict.fromkeys(weights, file)
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
+    return largest
+
+
+if __name__ == "__main__":
+    main()
