@@ -9,9 +9,9 @@ from aird_mlx.report import Gate, Rate, RepairFigures, Stage
 
 # Points by which refusals of the exported file may differ from MLX's.
 MARGIN = 0.02
-# Share of tokens where the exported file must find the same next one likeliest. Measured on the demo, dense and repaired
-# at 50 % zeros (4,035 tokens; the lower of the two), less what another model may lose; small models lose most. A broken
-# file scores below a tenth.
+# Share of tokens where the exported file must find the same next one likeliest. Measured on the demo, dense and
+# repaired at 50 % zeros (4,035 tokens; the lower of the two), less what another model may lose; small models lose
+# most. A broken file scores below a tenth.
 ARGMAX_AGREEMENT = {
     **{"f32": 0.99, "f16": 0.99, "bf16": 0.97, "q8_0": 0.95},  # measured 1.000, 0.999, 0.991, 0.973
     **{"q6_k": 0.93, "q5_k_m": 0.90, "q5_k_s": 0.88, "q5_1": 0.86, "q5_0": 0.86},  # 0.960, 0.934, 0.916, 0.912, 0.902

@@ -1,8 +1,8 @@
 """How fast is an export beside copying a file, and how much memory does it take?
 
-Writes a random llama of the given size into a temporary folder: float16, bfloat16, and quantized by MLX (affine, 4 bits,
-groups of 64). Exports each in a process of its own: float16 and bfloat16 as f16, the quantized one as q4_1 with its
-codes and scales. Beside each it copies the file that came out. Prints seconds (the best of ``--repeat``), the
+Writes a random llama of the given size into a temporary folder: float16, bfloat16, and quantized by MLX (affine, 4
+bits, groups of 64). Exports each in a process of its own: float16 and bfloat16 as f16, the quantized one as q4_1 with
+its codes and scales. Beside each it copies the file that came out. Prints seconds (the best of ``--repeat``), the
 throughput as a share of the copy's, and the peak memory beside 3 times the largest tensor + 300 MB.
 
 Both end where the operating system has the bytes, not the disk. A copy within the page cache never leaves the

@@ -89,7 +89,7 @@ def test_without_a_command_help_is_shown(capsys: pytest.CaptureFixture[str]) -> 
         (["repair", "demo", "--no-such-option"], "--no-such-option"),
         (["repair", "demo", "--config", "/no/such/file.toml"], "/no/such/file.toml"),
         (["ablate", "demo"], "ablate"),
-        (["export", "somewhere", "--outtype", "q4_k_m"], "--outtype"),
+        (["export", "somewhere", "--outtype", "q8_0,q4_k_x"], "--outtype"),
         (["eval"], "MODEL is missing"),
         (["eval", "demo", "--attack", "jailbreak"], "--attack"),
         (["eval", "demo", "--attack", "suffix"], "--suffixes"),

@@ -109,7 +109,7 @@ def _count_zeros_q4_1(blocks: np.ndarray) -> int:
     different |= np.where(may, np.uint64(0), ~np.uint64(0))
     each = different.view(np.uint8)
     low, high = np.count_nonzero(each & np.uint8(15)), np.count_nonzero(each > 15)
-    return 32 * nothing + 2 * each.size - low - high
+    return 32 * nothing + 2 * each.size - int(low) - int(high)
 
 
 def float_to_bfloat16(values: np.ndarray) -> np.ndarray:
