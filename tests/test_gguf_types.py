@@ -293,13 +293,13 @@ def test_failed_quantizer_leaves_nothing(wide: Path, tmp_path: Path, monkeypatch
     program.chmod(0o755)
     monkeypatch.setattr("aird_mlx.gguf_export.llama_quantizer.is_available", lambda: False)
     monkeypatch.setenv("PATH", f"{program.parent}:/bin:/usr/bin")
-    with pytest.raises(ExportError, match="cannot write q4_k_m .*no luck"):
+    with pytest.raises(ExportError, match=r"cannot write q4_k_m .*no luck"):
         export_gguf(wide, tmp_path / "out" / "m.gguf", "q4_k_m")
     assert not (tmp_path / "out").exists()
 
 
 def test_two_types_need_two_names(wide: Path) -> None:
-    with pytest.raises(UsageError, match="2 types and --outfile 'm.gguf'"):
+    with pytest.raises(UsageError, match=r"2 types and --outfile 'm.gguf'"):
         name_files(str(wide), wide, "m.gguf", ["q4_1", "f16"])
     files = name_files("demo", DEMO_FOLDER, None, ["q4_1", "f16"])
     assert files == {"q4_1": Path("demo-Q4_1.gguf"), "f16": Path("demo-F16.gguf")}
