@@ -285,3 +285,45 @@ def wanda_masks(
                 llama.weights[key] = np.where(masks[f"{block}.{name}"], 0.0, llama.weights[key])
         states = [llama.block(block, hidden) for hidden in states]
     return masks
+
+
+def sparsegpt(
+    weight: Array,
+    second_moment: Array,
+    sparsity: float = 0.5,
+    groups: tuple[int, int] | None = None,
+    damping: float = 0.01,
+    block: int = 128,
+) -> Array:
+    """Algorithm 1 of arXiv:2301.00774 as its authors write it: invert, factor, and walk column by column."""
+    weight, moment = np.array(weight, dtype=np.float64), np.array(second_moment, dtype=np.float64)
+    dead = np.diag(moment) == 0
+    moment[dead, dead] = 1.0
+    weight[:, dead] = 0.0
+    moment += damping * np.mean(np.diag(moment)) * np.eye(len(moment))
+    factor = np.linalg.cholesky(np.linalg.inv(moment)).T
+    for start in range(0, weight.shape[1], block):
+        stop = min(start + block, weight.shape[1])
+        part, own = weight[:, start:stop].copy(), factor[start:stop, start:stop]
+        errors = np.zeros_like(part)
+        if groups is None:
+            scores = part**2 / np.diag(own) ** 2
+            mask = lowest_mask(scores.reshape(1, -1), int(scores.size * sparsity + 1e-9)).reshape(scores.shape)
+        else:
+            mask = np.zeros(part.shape, dtype=bool)
+        for column in range(stop - start):
+            if groups and column % groups[1] == 0:
+                now = slice(column, column + groups[1])
+                mask[:, now] = lowest_mask(part[:, now] ** 2 / np.diag(own)[now] ** 2, groups[0])
+            errors[:, column] = np.where(mask[:, column], part[:, column], 0.0) / own[column, column]
+            part[:, column][mask[:, column]] = 0.0
+            part[:, column + 1 :] -= np.outer(errors[:, column], own[column, column + 1 :])
+        weight[:, start:stop] = part
+        weight[:, stop:] -= errors @ factor[start:stop, stop:]
+    return weight
+
+
+def layer_objective(pruned: Array, original: Array, second_moment: Array) -> float:
+    """``sum |(W' - W) x|^2`` over the tokens that H is of."""
+    change = np.asarray(pruned, dtype=np.float64) - np.asarray(original, dtype=np.float64)
+    return float(np.sum((change @ second_moment) * change))

@@ -1,7 +1,8 @@
 """Which weights a pruning method removes: arrays in, masks out.
 
 True = remove. Ties are broken by index (the lower index goes first), so the same input gives the same mask on
-every run. Patterns: ``unstructured`` removes the same number per row; ``N:M`` removes N of each M consecutive inputs.
+every run. Patterns: ``unstructured`` removes the same number per row, or the lowest of the matrix; ``N:M`` removes N of
+each M consecutive inputs.
 """
 
 from __future__ import annotations
@@ -9,6 +10,9 @@ from __future__ import annotations
 import mlx.core as mx
 
 from aird_mlx.errors import ShapeError, UsageError
+
+# Among which weights the lowest are looked for.
+SCOPES = ("row", "matrix")
 
 
 def parse_pattern(pattern: str) -> tuple[int, int] | None:
@@ -58,28 +62,62 @@ def wanda_scores(weight: mx.array, input_norm: mx.array) -> mx.array:
     return mx.abs(weight.astype(mx.float32)) * input_norm
 
 
-def lowest_mask(scores: mx.array, sparsity: float) -> mx.array:
-    """Mark the ``floor(in * sparsity)`` lowest scores of each row, lower index first among equals.
+def random_scores(weight: mx.array, key: mx.array) -> mx.array:
+    """Scores that know nothing of the weight, float32 ``[out, in]`` in [0, 1): the control of every method."""
+    return mx.random.uniform(shape=weight.shape, key=key)
+
+
+def lowest_mask(scores: mx.array, sparsity: float, *, scope: str = "row") -> mx.array:
+    """Mark the lowest scores of each row, or of the whole matrix, lower index first among equals.
 
     Args:
         scores: ``[out, in]`` float32, not negative.
-        sparsity: fraction of each row to remove, ``0 <= sparsity < 1``.
+        sparsity: fraction to remove, ``0 <= sparsity < 1``.
+        scope: ``row``: ``floor(in * sparsity)`` of each row; ``matrix``: ``floor(out * in * sparsity)`` of all, counted
+            row after row.
 
     Returns:
         ``[out, in]`` bool, True = remove.
 
     Raises:
-        UsageError: sparsity outside [0, 1).
+        UsageError: sparsity outside [0, 1), or another scope.
 
     >>> lowest_mask(mx.array([[1.0, 2.0, 3.0, 1.0]]), 0.5).tolist()
     [[True, False, False, True]]
+    >>> lowest_mask(mx.array([[1.0, 2.0], [4.0, 3.0]]), 0.5, scope="matrix").tolist()
+    [[True, True], [False, False]]
     """
     if not 0 <= sparsity < 1:
         raise UsageError(
             f"prune: sparsity is {sparsity}; a fraction with 0 <= sparsity < 1 is needed. Use for example 0.5."
         )
-    removed = int(scores.shape[1] * sparsity + 1e-9)
-    return _rank(scores) < removed
+    if scope not in SCOPES:
+        raise UsageError(f"prune: scope is {scope!r}; one of {', '.join(SCOPES)} is needed. Choose one of them.")
+    competing = scores if scope == "row" else scores.reshape(1, -1)
+    removed = int(competing.shape[1] * sparsity + 1e-9)
+    if removed == 0:
+        return mx.zeros(scores.shape, dtype=mx.bool_)
+    threshold = mx.partition(competing, removed - 1, axis=-1)[:, removed - 1 : removed]
+    mask = competing <= threshold
+    if mask.sum().item() > removed * competing.shape[0]:  # several at a threshold: the first of them
+        below = competing < threshold
+        level = mask & ~below
+        room = removed - below.sum(axis=-1, keepdims=True)
+        mask = below | (level & (mx.cumsum(level.astype(mx.int32), axis=-1) <= room))
+    return mask.reshape(scores.shape)
+
+
+def check_pattern_width(width: int, removed: int, group: int) -> None:
+    """Refuse a pattern whose groups do not divide the ``width`` inputs of a linear.
+
+    Raises:
+        UsageError: they do not.
+    """
+    if width % group:
+        raise UsageError(
+            f"prune: pattern {removed}:{group} does not divide the {width} inputs of a linear; a width divisible by "
+            f"{group} is needed. Use another pattern, or unstructured."
+        )
 
 
 def n_of_m_mask(scores: mx.array, removed: int, group: int) -> mx.array:
@@ -92,27 +130,11 @@ def n_of_m_mask(scores: mx.array, removed: int, group: int) -> mx.array:
     [[False, True, False, True]]
     """
     rows, width = scores.shape
-    if width % group:
-        raise UsageError(
-            f"prune: pattern {removed}:{group} does not divide the {width} inputs of a linear; a width divisible by "
-            f"{group} is needed. Use another pattern, or unstructured."
-        )
+    check_pattern_width(width, removed, group)
     grouped = scores.reshape(rows, width // group, group)
-    return (_rank(grouped) < removed).reshape(rows, width)
-
-
-def _rank(scores: mx.array) -> mx.array:
-    """Rank of each score along the last axis, 0 = lowest; equal scores are ranked by index.
-
-    A merge sort on the pair (score, index) would do; MLX's argsort does not promise stability, so positions among
-    equals are settled by a second sort on integers: the rank of the score's value, then its index.
-    """
-    order = mx.argsort(scores, axis=-1)
-    ordered = mx.take_along_axis(scores, order, axis=-1)
-    is_new = mx.concatenate([mx.zeros_like(ordered[..., :1]), ordered[..., 1:] != ordered[..., :-1]], axis=-1)
-    level_in_order = mx.cumsum(is_new.astype(mx.int32), axis=-1)
-    inverse = mx.argsort(order, axis=-1)
-    level = mx.take_along_axis(level_in_order, inverse, axis=-1)
-    width = scores.shape[-1]
-    key = level.astype(mx.int64) * width + mx.arange(width)
-    return mx.argsort(mx.argsort(key, axis=-1), axis=-1)
+    index = mx.arange(group)
+    rank = mx.zeros(grouped.shape, dtype=mx.int32)
+    for other in range(group):  # how many go before each: lower ones, and equal ones of lower index
+        score = grouped[..., other : other + 1]
+        rank = rank + ((score < grouped) | ((score == grouped) & (other < index)))
+    return (rank < removed).reshape(rows, width)
