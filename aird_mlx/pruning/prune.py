@@ -7,40 +7,40 @@ and the output head are left alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import mlx.core as mx
 
-from aird_mlx.activations import TokenBatch, Walk, flatten_counted
-from aird_mlx.errors import UsageError
+from aird_mlx.activations import TokenBatch, Walk
+from aird_mlx.errors import PromptError, UsageError
 from aird_mlx.model import ChatModel
-from aird_mlx.pruning.masks import lowest_mask, magnitude_scores, n_of_m_mask, parse_pattern, wanda_scores
+from aird_mlx.pruning.allocation import ALLOCATIONS, Allocation
+from aird_mlx.pruning.masks import (
+    SCOPES,
+    lowest_mask,
+    magnitude_scores,
+    n_of_m_mask,
+    parse_pattern,
+    random_scores,
+    wanda_scores,
+)
+from aird_mlx.pruning.moments import input_squares, second_moments
+from aird_mlx.pruning.sparsegpt import DAMPING, sparsify_weight
+from aird_mlx.report import PruningReport, TensorSparsity
 
-METHODS = ("wanda", "magnitude")
+METHODS = ("wanda", "sparsegpt", "magnitude", "random")
+# Those that look at the inputs of the linears.
+CALIBRATED = ("wanda", "sparsegpt")
 
 
-@dataclass(frozen=True)
-class PruningResult:
-    """What was done: ``sparsity`` is the share of exact zeros among the pruned linears' weights, counted."""
-
-    method: str
-    pattern: str
-    sparsity: float
-    linears: int
-
-
-def check_pruning(model: ChatModel, method: str, sparsity: float, pattern: str) -> None:
+def check_pruning(
+    model: ChatModel, method: str, sparsity: float, pattern: str, scope: str = "row", allocation: str = "uniform"
+) -> None:
     """Refuse settings that cannot work on this model before anything is computed.
 
     Raises:
-        UsageError: unknown method, sparsity outside [0, 1), or a pattern that does not divide a linear's width.
+        UsageError: see `check_words`, or a pattern that does not divide a linear's width.
     """
-    if method not in METHODS:
-        raise UsageError(f"prune: method is {method!r}; one of {', '.join(METHODS)} is needed. Choose one of them.")
-    if not 0 <= sparsity < 1:
-        raise UsageError(
-            f"prune: sparsity is {sparsity}; a fraction with 0 <= sparsity < 1 is needed. Use for example 0.5."
-        )
+    check_words(method, sparsity, pattern, scope, allocation)
     groups = parse_pattern(pattern)
     if groups is None:
         return
@@ -52,6 +52,35 @@ def check_pruning(model: ChatModel, method: str, sparsity: float, pattern: str) 
             )
 
 
+def check_words(method: str, sparsity: float, pattern: str, scope: str, allocation: str) -> None:
+    """Refuse settings that no model could be pruned with.
+
+    Raises:
+        UsageError: unknown method, pattern, scope or allocation, sparsity outside [0, 1), or words that exclude
+            each other.
+    """
+    for what, word, known in (("method", method, METHODS), ("scope", scope, SCOPES)):
+        if word not in known:
+            raise UsageError(f"prune: {what} is {word!r}; one of {', '.join(known)} is needed. Choose one of them.")
+    if allocation not in ALLOCATIONS:
+        raise UsageError(f"prune: allocation is {allocation!r}; one of {', '.join(ALLOCATIONS)} is needed. Choose one.")
+    if not 0 <= sparsity < 1:
+        raise UsageError(
+            f"prune: sparsity is {sparsity}; a fraction with 0 <= sparsity < 1 is needed. Use for example 0.5."
+        )
+    if parse_pattern(pattern) is not None and (scope != "row" or allocation != "uniform"):
+        other = f"scope {scope}" if scope != "row" else f"allocation {allocation}"
+        raise UsageError(
+            f"prune: pattern {pattern} with {other}; each M consecutive inputs of every row lose N, so scope row and "
+            "allocation uniform are needed. Leave one of the two out."
+        )
+    if method == "sparsegpt" and scope != "row":
+        raise UsageError(
+            "prune: scope matrix with sparsegpt, whose weights compete in blocks of 128 columns, all rows together; "
+            "magnitude, wanda or random is needed for it. Leave --scope out."
+        )
+
+
 def prune_model(
     model: ChatModel,
     calibration: Sequence[TokenBatch],
@@ -59,48 +88,98 @@ def prune_model(
     method: str = "wanda",
     sparsity: float = 0.5,
     pattern: str = "unstructured",
+    scope: str = "row",
+    allocation: Allocation | None = None,
+    seed: int = 0,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> PruningResult:
+) -> PruningReport:
     """Prune every linear of every block in place.
 
     Args:
         model: changed in place.
-        calibration: token batches; their input norms weigh the weights (Wanda). Ignored by ``magnitude``.
-        method: ``wanda`` or ``magnitude``.
-        sparsity: fraction of each row to remove; with an ``N:M`` pattern N/M rules instead.
+        calibration: token batches; the inputs they give weigh the weights (Wanda, SparseGPT). Else ignored.
+        method: ``wanda``, ``sparsegpt`` (which also changes the weights that stay), ``magnitude`` or ``random``.
+        sparsity: fraction to remove; with an ``N:M`` pattern N/M rules instead.
         pattern: ``unstructured`` or ``N:M``.
+        scope: ``row``: every row loses that fraction; ``matrix``: every linear. SparseGPT's weights compete in blocks
+            of 128 columns.
+        allocation: what each linear is to lose, see `allocate_sparsity`; default: all the same.
+        seed: of ``random``.
         progress: called with (blocks done, blocks).
 
     Raises:
         UsageError: settings that do not fit this model.
+        PromptError: no calibration for a method that needs some.
 
     Source:
-        Wanda: Sun et al. 2023, arXiv:2306.11695. The order of blocks is theirs.
+        Wanda: Sun et al. 2023, arXiv:2306.11695. The order of blocks is theirs. SparseGPT: arXiv:2301.00774.
     """
-    check_pruning(model, method, sparsity, pattern)
+    kind = allocation.kind if allocation else "uniform"
+    check_pruning(model, method, sparsity, pattern, scope, kind)
     groups = parse_pattern(pattern)
-    walk = Walk(model, calibration) if method == "wanda" else None
+    asked = groups[0] / groups[1] if groups else sparsity
+    notes = _notes(model, calibration, method)
+    walk = Walk(model, calibration) if method in CALIBRATED else None
     names = model.architecture.linear_names
+    keys = mx.random.split(mx.random.key(seed), len(model.blocks) * len(names))
+    tensors = []
     for block in range(len(model.blocks)):
-        squares = _input_squares(walk, names) if walk else {}
-        for name in names:
+        squares = input_squares(walk, names) if walk and method == "wanda" else {}
+        moments = second_moments(walk, names) if walk and method == "sparsegpt" else {}
+        for index, name in enumerate(names):
             linear = model.linear(block, name)
-            scores = wanda_scores(linear.weight, mx.sqrt(squares[name])) if walk else magnitude_scores(linear.weight)
-            mask = n_of_m_mask(scores, *groups) if groups else lowest_mask(scores, sparsity)
-            linear.weight = mx.where(mask, mx.zeros_like(linear.weight), linear.weight)
-            mx.eval(linear.weight)
+            own = allocation.sparsities[block, name] if allocation else asked
+            damping = None
+            if method == "sparsegpt":
+                done = sparsify_weight(linear.weight, moments[name], sparsity=own, groups=groups)
+                linear.weight, damping = done.weight, done.damping
+            else:
+                if method == "wanda":
+                    scores = wanda_scores(linear.weight, mx.sqrt(squares[name]))
+                elif method == "magnitude":
+                    scores = magnitude_scores(linear.weight)
+                else:
+                    scores = random_scores(linear.weight, keys[block * len(names) + index])
+                mask = n_of_m_mask(scores, *groups) if groups else lowest_mask(scores, own, scope=scope)
+                linear.weight = mx.where(mask, mx.zeros_like(linear.weight), linear.weight)
+            zeros = (linear.weight == 0).sum().item()
+            size = linear.weight.size
+            tensors.append(TensorSparsity(block, name, size, own, zeros / size, damping))
         if walk:
             walk.advance()
         progress(block + 1, len(model.blocks))
-    return PruningResult(method, pattern, model.sparsity(), len(names) * len(model.blocks))
+    return PruningReport(
+        method, pattern, scope, kind, asked, model.sparsity(), tensors, [*notes, *_damping_notes(tensors)]
+    )
 
 
-def _input_squares(walk: Walk, names: Sequence[str]) -> dict[str, mx.array]:
-    """Per linear of the current block the sum of x^2 per input feature, ``[in]`` float32, over the counted tokens."""
-    totals: dict[str, mx.array] = {}
-    for index, batch in enumerate(walk.batches):
-        for name, value in walk.inputs_of(index, names).items():
-            squares = mx.square(flatten_counted(value, batch.counted)).sum(axis=0)
-            totals[name] = totals[name] + squares if name in totals else squares
-        mx.eval(totals)
-    return totals
+def _notes(model: ChatModel, calibration: Sequence[TokenBatch], method: str) -> list[str]:
+    """What should be known beforehand: a model that is pruned already, a calibration that is short."""
+    notes = []
+    before = model.sparsity()
+    if before > 0.01:
+        notes.append(f"{before:.1%} of the pruned linears' weights were zero already; they are removed again first")
+    if method not in CALIBRATED:
+        return notes
+    tokens = int(sum(batch.counted.sum().item() for batch in calibration))
+    widest = max(linear.weight.shape[1] for _, _, linear in model.linears())
+    if tokens == 0:
+        raise PromptError(
+            f"calibration: 0 tokens; {method} needs some, best {widest} or more, the most inputs a linear has. Give "
+            "texts or dialogues to calibrate on."
+        )
+    if method == "sparsegpt" and tokens < widest:
+        notes.append(
+            f"sparsegpt: {tokens} calibration tokens are fewer than the {widest} inputs of the widest linear, so its "
+            f"Hessian is singular but for the damping; {widest} or more are needed for a sound one"
+        )
+    return notes
+
+
+def _damping_notes(tensors: Sequence[TensorSparsity]) -> list[str]:
+    return [
+        f"sparsegpt: the Hessian of {one.name} in block {one.block} is singular; it was damped by {one.damping:g} of "
+        f"its mean diagonal instead of {DAMPING:g}"
+        for one in tensors
+        if one.damping is not None and one.damping > DAMPING
+    ]

@@ -18,6 +18,7 @@ from aird_mlx.report.evaluation import (
 )
 from aird_mlx.report.figures import SCHEMA, Estimate, Rate, RefusalRates, Utility
 from aird_mlx.report.guard import CanaryFigures, Check, SelfTest, Verification
+from aird_mlx.report.pruning import PruningReport, TensorSparsity
 from aird_mlx.report.repair import (
     Control,
     DirectionFigures,
@@ -50,6 +51,7 @@ __all__ = [
     "PairedChange",
     "ParityFigures",
     "PlaceFigures",
+    "PruningReport",
     "Rate",
     "RefusalRates",
     "RepairFigures",
@@ -60,6 +62,7 @@ __all__ = [
     "Stage",
     "StageChange",
     "TaskScore",
+    "TensorSparsity",
     "TrialFigures",
     "TriedPlan",
     "Utility",
