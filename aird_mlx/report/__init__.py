@@ -19,6 +19,7 @@ from aird_mlx.report.evaluation import (
 from aird_mlx.report.figures import SCHEMA, Estimate, Rate, RefusalRates, Utility
 from aird_mlx.report.guard import CanaryFigures, Check, SelfTest, Verification
 from aird_mlx.report.pruning import PruningReport, TensorSparsity
+from aird_mlx.report.quantization import QuantizationReport, TensorQuantization
 from aird_mlx.report.repair import (
     Control,
     DirectionFigures,
@@ -52,6 +53,7 @@ __all__ = [
     "ParityFigures",
     "PlaceFigures",
     "PruningReport",
+    "QuantizationReport",
     "Rate",
     "RefusalRates",
     "RepairFigures",
@@ -62,6 +64,7 @@ __all__ = [
     "Stage",
     "StageChange",
     "TaskScore",
+    "TensorQuantization",
     "TensorSparsity",
     "TrialFigures",
     "TriedPlan",

@@ -1,0 +1,168 @@
+"""Quantize a model's linears and embeddings in place, in any mode of MLX, one module at a time.
+
+Affine modules that hold zeros go through our kernel, which keeps them; everything else is `mx.quantize`. The result is
+what mlx-lm itself would build: its quantized modules, and its ``quantization`` in the config, per layer where modules
+differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from aird_mlx.errors import ModelError, UsageError
+from aird_mlx.model import ChatModel
+from aird_mlx.quantization.affine import BITS, GROUP_SIZES, quantize_with_zeros
+from aird_mlx.report import QuantizationReport, TensorQuantization
+
+# Mode -> (bits, group sizes) that MLX has, the default first.
+MODES: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
+    "affine": ((4, *(bits for bits in BITS if bits != 4)), (64, *(size for size in GROUP_SIZES if size != 64))),
+    "mxfp4": ((4,), (32,)),
+    "mxfp8": ((8,), (32,)),
+    "nvfp4": ((4,), (16,)),
+}
+
+# What mlx-lm calls a quant predicate: True, False, or the parameters of one module.
+Recipe = Callable[[str, nn.Module], bool | Mapping[str, Any]]
+
+
+def check_quantization(mode: str, bits: int | None, group_size: int | None) -> tuple[int, int]:
+    """Bits and group size, the mode's own where they are None.
+
+    Raises:
+        UsageError: a mode, bits or a group size that MLX lacks.
+
+    >>> check_quantization("affine", None, 32), check_quantization("nvfp4", None, None)
+    ((4, 32), (4, 16))
+    """
+    if mode not in MODES:
+        raise UsageError(f"quantize: mode is {mode!r}; one of {', '.join(MODES)} is needed. Choose one of them.")
+    chosen = []
+    for word, value, known in zip(("bits", "group_size"), (bits, group_size), MODES[mode], strict=True):
+        if value is not None and value not in known:
+            raise UsageError(
+                f"quantize: {word} is {value}; mode {mode} in MLX has {', '.join(map(str, sorted(known)))}. Choose "
+                f"{'one of them' if len(known) > 1 else 'that, or another mode'}."
+            )
+        chosen.append(known[0] if value is None else value)
+    return chosen[0], chosen[1]
+
+
+def quantize_model(
+    model: ChatModel,
+    *,
+    mode: str = "affine",
+    bits: int | None = None,
+    group_size: int | None = None,
+    recipe: Recipe | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> QuantizationReport:
+    """Quantize every linear and embedding of the network in place, and say so in the model's config.
+
+    Args:
+        model: changed in place, its config too, so that `save` writes a folder that ``mlx_lm.load`` reads.
+        mode: of `MODES`.
+        bits, group_size: None for the mode's own.
+        recipe: as mlx-lm's quant predicates: (path, module) -> True, False (leave it), or a mapping with ``bits``,
+            ``group_size`` and ``mode`` of this module; what it lacks is as given above.
+        progress: called with (modules done, modules).
+
+    Raises:
+        UsageError: settings that MLX lacks, or a group size that does not divide a linear's width.
+        ModelError: the network is quantized already.
+    """
+    whole = dict(zip(("bits", "group_size"), check_quantization(mode, bits, group_size), strict=True))
+    plan, skipped = _plan(model, {**whole, "mode": mode}, recipe)
+    tensors = []
+    for done, (path, parameters) in enumerate(plan.items(), start=1):
+        owner, name, module = _find(model.network, path)
+        quantized, figures = _quantize_module(path, module, **parameters)
+        owner[name] = quantized
+        tensors.append(figures)
+        progress(done, len(plan))
+    default = {"group_size": whole["group_size"], "bits": whole["bits"], "mode": mode}
+    layers = {path: dict(sorted(own.items())) for path, own in plan.items() if own != {**whole, "mode": mode}}
+    layers |= {path: False for path in skipped}  # type: ignore[misc]
+    # mlx-lm reads the first; the second is what the hub shows.
+    model.config["quantization"] = default | layers
+    model.config["quantization_config"] = default | layers
+    return QuantizationReport(mode, whole["bits"], whole["group_size"], model.bits_per_weight, tensors, skipped)
+
+
+def _plan(
+    model: ChatModel, default: Mapping[str, Any], recipe: Recipe | None
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """By path the parameters of each module to quantize, and the paths of those that stay; nothing is changed yet."""
+    plan: dict[str, dict[str, Any]] = {}
+    skipped = []
+    for path, module in tree_flatten(model.network.leaf_modules(), is_leaf=nn.Module.is_module):
+        if isinstance(module, (nn.QuantizedLinear, nn.QuantizedEmbedding)):
+            raise ModelError(
+                f"quantize: {path} of {model.name} is quantized already ({module.bits} bits, group "
+                f"{module.group_size}); a model that is not quantized is needed. Quantize the original."
+            )
+        if not hasattr(module, "to_quantized"):
+            continue
+        wanted = True if recipe is None else recipe(path, module)
+        if wanted is False:
+            skipped.append(path)
+            continue
+        own = {**default, **(wanted if isinstance(wanted, Mapping) else {})}
+        check_quantization(own["mode"], own["bits"], own["group_size"])
+        width = module.weight.shape[-1]
+        if width % own["group_size"]:
+            raise UsageError(
+                f"quantize: group_size {own['group_size']} does not divide the {width} inputs of {path}; a divisor is "
+                "needed. Use a smaller group size, or a mode with smaller groups."
+            )
+        plan[path] = own
+    return plan, skipped
+
+
+def _find(network: nn.Module, path: str) -> tuple[Any, Any, nn.Module]:
+    """What holds the module at a dotted path, under which key, and the module."""
+    *steps, last = path.split(".")
+    owner: Any = network
+    for step in steps:
+        owner = owner[int(step)] if isinstance(owner, list) else owner[step]
+    key = int(last) if isinstance(owner, list) else last
+    return owner, key, owner[key]
+
+
+def _quantize_module(
+    path: str, module: nn.Module, mode: str, bits: int, group_size: int
+) -> tuple[nn.Module, TensorQuantization]:
+    weight = module.weight
+    is_zero = weight == 0
+    zeros = is_zero.sum().item()
+    quantized = module.to_quantized(group_size, bits, mode=mode)
+    if mode == "affine" and zeros:
+        quantized.weight, quantized.scales, quantized.biases = quantize_with_zeros(weight, group_size, bits)
+    stored = mx.dequantize(
+        quantized.weight,
+        quantized.scales,
+        quantized.get("biases"),
+        group_size=group_size,
+        bits=bits,
+        mode=mode,
+    )
+    original = weight.astype(mx.float32)
+    error = mx.square((stored.astype(mx.float32) - original) * (~is_zero)).sum().item()
+    kept = (is_zero & (stored == 0)).sum().item()
+    figures = TensorQuantization(
+        name=path,
+        mode=mode,
+        bits=bits,
+        group_size=group_size,
+        weights=weight.size,
+        zeros=zeros / weight.size,
+        zeros_kept=kept / zeros if zeros else 1.0,
+        error=(error / max(mx.square(original).sum().item(), 1e-30)) ** 0.5,
+    )
+    mx.eval(quantized.parameters())
+    return quantized, figures
