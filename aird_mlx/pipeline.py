@@ -19,6 +19,7 @@ from typing import TypeVar
 import mlx.core as mx
 
 from aird_mlx import __version__
+from aird_mlx.compress import prune_on_reference
 from aird_mlx.controls import ControlRepair, control_repairs
 from aird_mlx.direction import Direction, load_direction, save_direction
 from aird_mlx.environment import describe_environment
@@ -34,10 +35,10 @@ from aird_mlx.inputs import Inputs, gather_inputs
 from aird_mlx.model import COMPANION_FILES, ChatModel, load, save
 from aird_mlx.patch import Patch, fold, load_patch, patched, save_patch
 from aird_mlx.prompts import KINDS, check_context
-from aird_mlx.pruning import check_pruning, prune_model
+from aird_mlx.pruning import check_pruning
 from aird_mlx.reference import MAX_NEW_TOKENS, Reference, ask_reference
 from aird_mlx.repair import TOKENS, RepairPlan, fits_in_memory
-from aird_mlx.report import Control, RepairFigures, Report, Stage, from_json, to_json
+from aird_mlx.report import Control, PruningReport, RepairFigures, Report, Stage, from_json, to_json
 from aird_mlx.report_page import to_markdown, to_model_card
 from aird_mlx.search import choose_repair, spaces_for, tried_plans
 from aird_mlx.settings import (
@@ -145,7 +146,8 @@ def plan_repair(settings: RepairSettings) -> Plan:
 def _load(settings: RepairSettings) -> ChatModel:
     dense = load(settings.model, revision=settings.revision, trust_remote_code=settings.trust_remote_code)
     if settings.prune_method != "none":
-        check_pruning(dense, settings.prune_method, settings.sparsity, settings.pattern)
+        pruning = settings.pruning
+        check_pruning(dense, pruning.method, pruning.sparsity, pruning.pattern, pruning.scope, pruning.allocation)
     for outtype in settings.gguf:
         check_exportable(dense.folder, outtype)
     return dense
@@ -189,7 +191,7 @@ class _Run:
         """All stages in order, then the report, then the final name."""
         reference = self._reference()
         direction = self._direction(reference)
-        compressed = self._compressed(reference)
+        compressed = self._compressed(reference, direction)
         stages = [
             self._row("dense", Stage, lambda: evaluate_dense(reference, direction)),
             self._evaluated("compressed", compressed, reference, direction),
@@ -228,26 +230,31 @@ class _Run:
             load_direction,
         )
 
-    def _compressed(self, reference: Reference) -> ChatModel:
-        """A second copy of the model, pruned; calibrated on harmless text only, as a stock compressor would be."""
+    def _compressed(self, reference: Reference, direction: Direction) -> ChatModel:
+        """A second copy of the model, pruned; by default calibrated on harmless text only, as by a stock compressor."""
         model = self._load_copy(self.settings.model)
 
         def compute() -> dict[str, mx.array]:
             if self.settings.prune_method != "none":
-                prune_model(
+                pruned = prune_on_reference(
                     model,
-                    reference.calibration(["harmless"]),
-                    method=self.settings.prune_method,
-                    sparsity=self.settings.sparsity,
-                    pattern=self.settings.pattern,
+                    reference,
+                    self.settings.pruning,
+                    direction,
+                    seed=self.settings.seed,
                     progress=self._step("compress"),
                 )
+                self.workspace.write("pruning.json", dataclasses.asdict(pruned), write_json)
             return {f"{block}.{name}": linear.weight for block, name, linear in model.linears()}
 
         weights = self.workspace.stage("compress", "compressed.safetensors", compute, _save_arrays, _load_arrays)
         for block, name, linear in model.linears():
             linear.weight = weights[f"{block}.{name}"]
         return model
+
+    def _pruning(self) -> PruningReport | None:
+        path = self.workspace.folder / "pruning.json"
+        return from_json(PruningReport, path.read_text(encoding="utf-8")) if path.is_file() else None
 
     def _load_copy(self, model: str | Path) -> ChatModel:
         """Another copy of the dense model, or what was written from it: loaded with the same permissions."""
@@ -422,6 +429,7 @@ class _Run:
     def _report(
         self, direction: Direction, stages: list[Stage], repair: RepairFigures, controls: list[Control]
     ) -> Report:
+        pruned = self._pruning()
         settings = settings_record(self.settings)
         settings = {name: value for name, value in settings.items() if name not in ("resume", "dry_run")}
         exported = (note for stage in stages for note in stage.notes)
@@ -437,11 +445,17 @@ class _Run:
             direction=direction_figures(direction, 1.0),
             stages=stages,
             repair=repair,
+            pruning=pruned,
             gates=judge_gates(stages, repair, allow_dense=self.settings.allow_dense, limits=self._limits),
             changes=stage_changes(stages),
             controls=controls,
             written=written,
-            notes=[*self.dense.notes, f"prompts: {self.inputs.contrast.origin}", *dict.fromkeys(exported)],
+            notes=[
+                *self.dense.notes,
+                *(pruned.notes if pruned else []),
+                f"prompts: {self.inputs.contrast.origin}",
+                *dict.fromkeys(exported),
+            ],
             timings=self.workspace.timings,
             peak_memory_bytes=_peak_memory(),
         )
@@ -461,6 +475,7 @@ class _Run:
                 "canaries.json",
                 "repair.json",
                 "plan.json",
+                "pruning.json",
             ),
             elsewhere={} if self.settings.mlx_path is None else {"mlx": self.settings.mlx_path},
         )

@@ -14,7 +14,7 @@ from aird_mlx.evaluation.attacks import PREFILL, SYSTEM_PROMPT
 from aird_mlx.evaluation.judge_model import style_of
 from aird_mlx.gguf_export.outtypes import OUTTYPES
 from aird_mlx.model import find_folder
-from aird_mlx.pruning import METHODS, parse_pattern
+from aird_mlx.pruning import METHODS, check_words
 from aird_mlx.repair import RULES
 from aird_mlx.workspace import check_new_folder, check_started, partial_of
 
@@ -24,6 +24,30 @@ GGUF_TYPES = tuple(OUTTYPES)
 Progress = Callable[[str, int, int], None]
 
 
+CALIBRATION_KINDS = ("harmless", "all")
+
+
+@dataclass(frozen=True)
+class PruningSettings:
+    """How to prune.
+
+    Attributes:
+        method: of `aird_mlx.pruning.METHODS`.
+        sparsity: fraction to remove, in [0, 1); an ``N:M`` pattern rules over it.
+        pattern: ``unstructured`` or ``N:M``.
+        scope: whether weights compete by ``row`` or by ``matrix``.
+        allocation: ``uniform``, or by block: ``owl``, ``safety``.
+        calibration_kinds: dialogues it is calibrated on: ``harmless`` as by a stock compressor, or ``all``.
+    """
+
+    method: str = "wanda"
+    sparsity: float = 0.5
+    pattern: str = "unstructured"
+    scope: str = "row"
+    allocation: str = "uniform"
+    calibration_kinds: str = "harmless"
+
+
 @dataclass(frozen=True)
 class RepairSettings:
     """What to do; the names are the command line's. Files are prompt files, see `aird_mlx.prompts.read_prompts`.
@@ -31,8 +55,8 @@ class RepairSettings:
     Attributes:
         model: ``"demo"``, a folder, or a hub id.
         sparsity: fraction of each pruned row to remove, in [0, 1); an ``N:M`` pattern rules over it.
-        prune_method: ``wanda``, ``magnitude`` or ``none``.
-        pattern: ``unstructured`` or ``N:M``.
+        prune_method: ``wanda``, ``sparsegpt``, ``magnitude``, ``random`` or ``none``.
+        pattern, scope, allocation, calibration_kinds: see `PruningSettings`.
         rule: ``auto``, ``paper``, ``restore``, ``least-squares``, ``refit``,
             ``reconstruct`` or ``distill``.
         allow_dense: let one-direction rules write over pruned weights (costs sparsity).
@@ -51,6 +75,9 @@ class RepairSettings:
     sparsity: float = 0.5
     prune_method: str = "wanda"
     pattern: str = "unstructured"
+    scope: str = "row"
+    allocation: str = "uniform"
+    calibration_kinds: str = "harmless"
     rule: str = "auto"
     allow_dense: bool = False
     max_over_refusal: float = 2.0
@@ -75,6 +102,13 @@ class RepairSettings:
     resume: bool = False
     dry_run: bool = False
 
+    @property
+    def pruning(self) -> PruningSettings:
+        """How to prune, where that is not ``none``."""
+        return PruningSettings(
+            self.prune_method, self.sparsity, self.pattern, self.scope, self.allocation, self.calibration_kinds
+        )
+
 
 def check_settings(settings: RepairSettings) -> None:
     """Refuse what no model could be repaired with.
@@ -91,11 +125,18 @@ def check_settings(settings: RepairSettings) -> None:
     for kind in settings.gguf:
         if kind not in GGUF_TYPES:
             raise UsageError(f"export: GGUF type is {kind!r}; one of {', '.join(GGUF_TYPES)} is needed. Choose one.")
-    if not 0 <= settings.sparsity < 1:
+    check_words(
+        "wanda" if settings.prune_method == "none" else settings.prune_method,
+        settings.sparsity,
+        settings.pattern,
+        settings.scope,
+        settings.allocation,
+    )
+    if settings.calibration_kinds not in CALIBRATION_KINDS:
         raise UsageError(
-            f"prune: sparsity is {settings.sparsity}; a fraction with 0 <= sparsity < 1 is needed. Use for example 0.5."
+            f"prune: calibration_kinds is {settings.calibration_kinds!r}; one of {', '.join(CALIBRATION_KINDS)} is "
+            "needed. Choose one of them."
         )
-    parse_pattern(settings.pattern)
     if not 0 <= settings.max_over_refusal <= 100:
         raise UsageError(
             f"repair: --max-over-refusal is {settings.max_over_refusal}; points from 0 to 100 are needed. Use 2."

@@ -29,6 +29,8 @@ from .options import (
     eval_options,
     export_options,
     json_option,
+    prune_options,
+    quantize_options,
     repair_options,
     selftest_options,
     verify_options,
@@ -79,6 +81,50 @@ def repair(
     with render.StageProgress(quiet=as_json) as progress:
         report = repair_model(settings, progress=progress)
     return show(report.exit_code, render_repair.show_report, report, as_json)
+
+
+@aird_mlx.command()
+@prune_options
+@click.pass_context
+def prune(
+    context: click.Context,
+    /,
+    model_argument: str | None,
+    model: str | None,
+    as_json: bool,
+    **options: Any,
+) -> int:
+    """Prune MODEL and write it as an MLX folder; nothing is repaired or judged."""
+    chosen = choose_model(context, model_argument, model)
+    start_library()
+    from aird_mlx.compress import write_pruned
+    from aird_mlx.settings import PruningSettings
+
+    from . import render, render_compress
+
+    words = ("sparsity", "pattern", "scope", "allocation", "calibration_kinds")
+    how = PruningSettings(options.pop("prune_method"), **{word: options.pop(word) for word in words})
+    with render.StageProgress(quiet=as_json) as progress:
+        pruned = write_pruned(chosen, settings=how, progress=progress, **options)
+    return show(0, render_compress.show_pruning, pruned, as_json)
+
+
+@aird_mlx.command()
+@quantize_options
+@click.pass_context
+def quantize(
+    context: click.Context, /, model_argument: str | None, model: str | None, as_json: bool, **options: Any
+) -> int:
+    """Quantize MODEL and write it as an MLX folder; weights that pruning removed stay zero."""
+    chosen = choose_model(context, model_argument, model)
+    start_library()
+    from aird_mlx.compress import write_quantized
+
+    from . import render, render_compress
+
+    with render.StageProgress(quiet=as_json) as progress:
+        quantized = write_quantized(chosen, progress=progress, **options)
+    return show(0, render_compress.show_quantization, quantized, as_json)
 
 
 @aird_mlx.command(name="eval")

@@ -174,24 +174,57 @@ batch_size_option = click.option(
 )
 seed_option = click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of all draws.")
 
+calibration_option = click.option(
+    "--calibration", type=FILE, metavar="FILE", help="Text that pruning is calibrated on."
+)
+
+
+def pruning_options(*more: str) -> Callable[[Command], Command]:
+    """How weights are removed; ``more`` are methods besides those that remove some."""
+    return with_options(
+        click.option("--sparsity", type=SHARE, default=0.5, show_default=True, help="Share of the weights to remove."),
+        click.option(
+            "--prune-method",
+            type=click.Choice(["wanda", "sparsegpt", "magnitude", "random", *more]),
+            default="wanda",
+            show_default=True,
+            help="How the weights to remove are chosen; random is a control.",
+        ),
+        click.option(
+            "--pattern",
+            metavar="unstructured|N:M",
+            default="unstructured",
+            show_default=True,
+            help="N:M removes N of each M consecutive inputs; sparsity is then N/M.",
+        ),
+        click.option(
+            "--scope",
+            type=click.Choice(["row", "matrix"]),
+            default="row",
+            show_default=True,
+            help="Where the lowest weights are looked for; sparsegpt: in blocks of 128 columns.",
+        ),
+        click.option(
+            "--allocation",
+            type=click.Choice(["uniform", "owl", "safety"]),
+            default="uniform",
+            show_default=True,
+            help="Over blocks: all alike, by outliers, or by the refusal direction.",
+        ),
+        click.option(
+            "--calibration-kinds",
+            type=click.Choice(["harmless", "all"]),
+            default="harmless",
+            show_default=True,
+            help="Dialogues that pruning is calibrated on.",
+        ),
+    )
+
+
 repair_options = with_options(
     model_options,
     # How it is compressed and repaired.
-    click.option("--sparsity", type=SHARE, default=0.5, show_default=True, help="Share of the weights to remove."),
-    click.option(
-        "--prune-method",
-        type=click.Choice(["wanda", "magnitude", "none"]),
-        default="wanda",
-        show_default=True,
-        help="How the weights to remove are chosen.",
-    ),
-    click.option(
-        "--pattern",
-        metavar="unstructured|N:M",
-        default="unstructured",
-        show_default=True,
-        help="N:M removes N of each M consecutive inputs; sparsity is then N/M.",
-    ),
+    pruning_options("none"),
     click.option(
         "--rule",
         type=click.Choice(["auto", "paper", "restore", "least-squares", "refit", "reconstruct", "distill"]),
@@ -220,7 +253,7 @@ repair_options = with_options(
     # What it is measured with.
     contrast_options,
     twins_option,
-    click.option("--calibration", type=FILE, metavar="FILE", help="Text that pruning is calibrated on."),
+    calibration_option,
     click.option("--test-harmful", type=FILE, metavar="FILE", help="Separate test prompts to refuse."),
     click.option("--test-harmless", type=FILE, metavar="FILE", help="Separate test prompts to answer."),
     click.option("--test-twins", type=FILE, metavar="FILE", help="Separate test prompts that look harmful."),
@@ -263,6 +296,50 @@ export_options = with_options(
     click.option("--embedding-type", metavar="TYPE", help="Of the token embedding.  [default: as the others]"),
     click.option("--output-type", metavar="TYPE", help="Of the output matrix.  [default: as the others]"),
     click.option("--dry-run", is_flag=True, help="List the tensors with type and bytes, write nothing."),
+)
+
+new_folder_option = click.option(
+    "--out", "--mlx-path", "out", type=FILE, metavar="DIR", required=True, help="MLX folder to write; must not exist."
+)
+
+prune_options = with_options(
+    model_options,
+    pruning_options(),
+    contrast_options,
+    calibration_option,
+    seed_option,
+    new_folder_option,
+    config_option,
+    json_option,
+)
+
+quantize_options = with_options(
+    model_options,
+    click.option(
+        "--q-mode",
+        "mode",
+        type=click.Choice(["affine", "mxfp4", "mxfp8", "nvfp4"]),
+        default="affine",
+        show_default=True,
+        help="How a group of weights is stored.",
+    ),
+    click.option("--q-bits", "bits", type=int, metavar="N", help="Bits of a weight.  [default: 4, mxfp8: 8]"),
+    click.option(
+        "--q-group-size",
+        "group_size",
+        type=int,
+        metavar="N",
+        help="Weights that share a scale.  [default: 64, mxfp4 and mxfp8: 32, nvfp4: 16]",
+    ),
+    click.option(
+        "--quant-predicate",
+        "mixed",
+        type=click.Choice(["mixed_2_6", "mixed_3_4", "mixed_3_6", "mixed_4_6"]),
+        help="mlx-lm's mix of bits by module, instead of --q-bits.",
+    ),
+    new_folder_option,
+    config_option,
+    json_option,
 )
 
 SET = "FILE|HUB-ID"

@@ -1,6 +1,13 @@
 """Pruning: masks are kernels, `prune_model` drives them block by block."""
 
-from aird_mlx.pruning.allocation import ALLOCATIONS, Allocation, spread_sparsities
+from aird_mlx.pruning.allocation import (
+    ALLOCATIONS,
+    Allocation,
+    allocate_sparsity,
+    outlier_share,
+    spread_sparsities,
+    whole_rows,
+)
 from aird_mlx.pruning.masks import (
     SCOPES,
     lowest_mask,
@@ -10,24 +17,28 @@ from aird_mlx.pruning.masks import (
     random_scores,
     wanda_scores,
 )
-from aird_mlx.pruning.prune import METHODS, check_pruning, check_words, prune_model
+from aird_mlx.pruning.prune import CALIBRATED, METHODS, check_pruning, check_words, prune_model
 from aird_mlx.pruning.sparsegpt import Sparsified, sparsify_weight
 
 __all__ = [
     "ALLOCATIONS",
+    "CALIBRATED",
     "METHODS",
     "SCOPES",
     "Allocation",
     "Sparsified",
+    "allocate_sparsity",
     "check_pruning",
     "check_words",
     "lowest_mask",
     "magnitude_scores",
     "n_of_m_mask",
+    "outlier_share",
     "parse_pattern",
     "prune_model",
     "random_scores",
     "sparsify_weight",
     "spread_sparsities",
     "wanda_scores",
+    "whole_rows",
 ]

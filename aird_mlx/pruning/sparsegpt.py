@@ -68,7 +68,7 @@ def sparsify_weight(
     >>> sparsify_weight(mx.array([[1.0, 2.0]]), moment, groups=(1, 2)).weight.round(2).tolist()
     [[0.0, 2.8899998664855957]]
     """
-    rows, width = weight.shape
+    width = weight.shape[1]
     if second_moment.shape != (width, width):
         raise ShapeError(
             f"sparsegpt: second_moment has shape {second_moment.shape}; weight {weight.shape} needs ({width}, {width})."

@@ -86,8 +86,8 @@ def quantize_model(
         tensors.append(figures)
         progress(done, len(plan))
     default = {"group_size": whole["group_size"], "bits": whole["bits"], "mode": mode}
-    layers = {path: dict(sorted(own.items())) for path, own in plan.items() if own != {**whole, "mode": mode}}
-    layers |= {path: False for path in skipped}  # type: ignore[misc]
+    layers: dict[str, Any] = {path: own for path, own in plan.items() if own != {**whole, "mode": mode}}
+    layers |= dict.fromkeys(skipped, False)
     # mlx-lm reads the first; the second is what the hub shows.
     model.config["quantization"] = default | layers
     model.config["quantization_config"] = default | layers

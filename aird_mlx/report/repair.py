@@ -7,6 +7,7 @@ from typing import Any
 
 from aird_mlx.report.evaluation import PairedChange
 from aird_mlx.report.figures import SCHEMA, RefusalRates, Utility
+from aird_mlx.report.pruning import PruningReport
 
 
 @dataclass(frozen=True)
@@ -173,6 +174,7 @@ class Report:
     gates: list[Gate]
     changes: list[StageChange] = field(default_factory=list)
     controls: list[Control] = field(default_factory=list)
+    pruning: PruningReport | None = None
     written: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     timings: dict[str, float] = field(default_factory=dict)

@@ -1,0 +1,187 @@
+"""One compression alone: prune or quantize a model, and write it as an MLX folder.
+
+What `aird_mlx.pipeline` prunes with is here too, so that both prune alike. Nothing is repaired or judged here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from mlx_lm.convert import mixed_quant_predicate_builder
+
+from aird_mlx.direction import Direction
+from aird_mlx.errors import ModelError, UsageError
+from aird_mlx.inputs import gather_inputs
+from aird_mlx.model import ChatModel, find_folder, load, read_config, save
+from aird_mlx.prompts import KINDS
+from aird_mlx.pruning import CALIBRATED, Allocation, allocate_sparsity, check_pruning, check_words, prune_model
+from aird_mlx.quantization import Recipe, check_quantization, quantize_model
+from aird_mlx.reference import MAX_NEW_TOKENS, Reference, ask_reference
+from aird_mlx.report import PruningReport, QuantizationReport
+from aird_mlx.settings import Progress, PruningSettings
+from aird_mlx.stages import DIRECTION_PROMPTS, measure_on_reference
+from aird_mlx.workspace import check_new_folder
+
+
+def prune_on_reference(
+    model: ChatModel,
+    reference: Reference | None,
+    settings: PruningSettings,
+    direction: Direction | None = None,
+    *,
+    seed: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> PruningReport:
+    """Prune ``model``, a copy of the dense one, calibrated on the dense model's own dialogues.
+
+    Args:
+        model: changed in place.
+        reference: the dense model and its answers; None where nothing is calibrated.
+        settings: how to prune.
+        direction: the dense model's refusal direction; needed to allocate by safety.
+        seed, progress: see `prune_model`.
+    """
+    kinds = KINDS if settings.calibration_kinds == "all" else ("harmless",)
+    calibration = [] if reference is None else reference.calibration(kinds)
+    allocation: Allocation | None = None
+    if settings.allocation != "uniform":
+        assert reference is not None
+        allocation = allocate_sparsity(
+            model,
+            settings.allocation,
+            settings.sparsity,
+            calibration,
+            direction=direction,
+            harmful=reference.prompts("harmful", "find", DIRECTION_PROMPTS),
+            harmless=reference.prompts("harmless", "find", DIRECTION_PROMPTS),
+            by_row=settings.method != "sparsegpt" and settings.scope == "row",
+        )
+    return prune_model(
+        model,
+        calibration,
+        method=settings.method,
+        sparsity=settings.sparsity,
+        pattern=settings.pattern,
+        scope=settings.scope,
+        allocation=allocation,
+        seed=seed,
+        progress=progress,
+    )
+
+
+def write_pruned(
+    model: str,
+    out: Path,
+    settings: PruningSettings | None = None,
+    *,
+    harmful: Path | None = None,
+    harmless: Path | None = None,
+    calibration: Path | None = None,
+    seed: int = 0,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    progress: Progress = lambda stage, done, total: None,
+) -> PruningReport:
+    """Prune a model and write it.
+
+    Args:
+        model: ``"demo"``, a folder, or a hub id. A quantized one is dequantized, and the report says so.
+        out: the MLX folder to write; must not exist.
+        settings: how to prune.
+        harmful, harmless, calibration: prompts and texts instead of the built-in ones.
+        seed: of the splits of the prompts, and of ``random``.
+        revision, trust_remote_code: see `load`.
+        progress: called with (stage, steps done, steps).
+
+    Raises:
+        AirdError: bad input; nothing is written.
+    """
+    settings = settings or PruningSettings()
+    check_words(settings.method, settings.sparsity, settings.pattern, settings.scope, settings.allocation)
+    check_new_folder(out, "--out")
+    loaded = load(model, revision=revision, trust_remote_code=trust_remote_code)
+    check_pruning(loaded, settings.method, settings.sparsity, settings.pattern, settings.scope, settings.allocation)
+    reference, direction = None, None
+    if settings.method in CALIBRATED or settings.allocation != "uniform":
+        inputs = gather_inputs(model, seed, harmful=harmful, harmless=harmless, calibration=calibration)
+        kinds = KINDS if settings.calibration_kinds == "all" else ("harmless",)
+        answers = ask_reference(
+            loaded,
+            inputs,
+            max_new_tokens=MAX_NEW_TOKENS,
+            batch_size=64,
+            kinds=KINDS if settings.allocation == "safety" else kinds,
+            parts=("find",),
+            progress=partial(progress, "answers"),
+        )
+        reference = Reference(loaded, inputs, answers)
+    if settings.allocation == "safety" and reference is not None:
+        direction = measure_on_reference(loaded, reference, partial(progress, "direction")).direction
+    report = prune_on_reference(loaded, reference, settings, direction, seed=seed, progress=partial(progress, "prune"))
+    save(loaded, out)
+    return dataclasses.replace(
+        report, model=model, written={"mlx": str(out)}, notes=[*loaded.notes, *report.notes, _NOT_FASTER]
+    )
+
+
+_NOT_FASTER = "zeros alone make the file no smaller and MLX no faster: weights are stored and multiplied as if dense"
+
+
+def write_quantized(
+    model: str,
+    out: Path,
+    *,
+    mode: str = "affine",
+    bits: int | None = None,
+    group_size: int | None = None,
+    mixed: str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    progress: Progress = lambda stage, done, total: None,
+) -> QuantizationReport:
+    """Quantize a model and write it; what was pruned stays zero.
+
+    Args:
+        model: ``"demo"``, a folder, or a hub id; not quantized.
+        out: the MLX folder to write; must not exist.
+        mode, bits, group_size: see `quantize_model`.
+        mixed: one of mlx-lm's mixed recipes (``mixed_4_6``), which are affine and choose the bits.
+        revision, trust_remote_code: see `load`.
+        progress: called with (stage, steps done, steps).
+
+    Raises:
+        AirdError: bad input; nothing is written.
+    """
+    _, size = check_quantization(mode, bits, group_size)
+    if mixed is not None and (mode != "affine" or bits is not None):
+        seen = f"mode {mode}" if mode != "affine" else f"{bits} bits"
+        raise UsageError(
+            f"quantize: {seen} with the recipe {mixed}; it is affine and chooses the bits itself. Leave one out."
+        )
+    check_new_folder(out, "--out")
+    known = read_config(find_folder(model, revision=revision))
+    found = known.get("quantization") or known.get("quantization_config")
+    if found is not None:
+        raise ModelError(
+            f"quantize: {model} is quantized already ({_quantization_words(found)}); a model that is not quantized is "
+            "needed, since rounding twice loses twice. Quantize the original."
+        )
+    loaded = load(model, revision=revision, trust_remote_code=trust_remote_code)
+    recipe: Recipe | None = None if mixed is None else mixed_quant_predicate_builder(mixed, loaded.network, size)
+    report = quantize_model(
+        loaded, mode=mode, bits=bits, group_size=group_size, recipe=recipe, progress=partial(progress, "quantize")
+    )
+    save(loaded, out)
+    return dataclasses.replace(report, model=model, written={"mlx": str(out)}, notes=[*loaded.notes, *report.notes])
+
+
+def _quantization_words(found: object) -> str:
+    if not isinstance(found, dict):
+        return "its config says so"
+    words = [f"{found['bits']} bits"] if "bits" in found else []
+    words += [f"group {found['group_size']}"] if "group_size" in found else []
+    words += [str(found["quant_method"])] if "quant_method" in found else []
+    return ", ".join(words) or "its config says so"

@@ -1,0 +1,56 @@
+"""What the user sees of a compression alone: what each block lost, or how each kind of module is stored."""
+
+from __future__ import annotations
+
+import sys
+
+from aird_mlx.report import PruningReport, QuantizationReport, TensorQuantization, to_json
+from aird_mlx.report_page import number, percent
+
+from .render import Part, caption, headline, new_table, show_files, show_notes, show_sections
+
+
+def show_pruning(report: PruningReport, as_json: bool = False) -> None:
+    """Print what was pruned: JSON alone, or the sparsity of every block."""
+    if as_json:
+        sys.stdout.write(to_json(report))
+        return
+    names = list(dict.fromkeys(one.name for one in report.tensors))
+    short = [name.rpartition(".")[2].removesuffix("_proj") for name in names]
+    table = new_table("zeros in block", "all", *short)
+    sparsities = {(one.block, one.name): one.sparsity for one in report.tensors}
+    for block, sparsity in report.block_sparsity().items():
+        own = [percent(sparsities[block, name]) if (block, name) in sparsities else "-" for name in names]
+        table.add_row(str(block), percent(sparsity), *own)
+    how = f"{report.method}, {report.pattern}, scope {report.scope}, allocation {report.allocation}"
+    if report.method == "sparsegpt" or report.pattern != "unstructured":
+        how = f"{report.method}, {report.pattern}, allocation {report.allocation}"
+    title = f"{percent(report.sparsity)} of {report.linears} linears' weights are zero ({percent(report.asked)} asked)"
+    show_sections([[headline(title), caption(how)], [table]])
+    show_files(report.written)
+    show_notes(report.notes)
+
+
+def show_quantization(report: QuantizationReport, as_json: bool = False) -> None:
+    """Print how a model was quantized: JSON alone, or one row per kind of module and way of storing it."""
+    if as_json:
+        sys.stdout.write(to_json(report))
+        return
+    kinds: dict[tuple[str, str, int, int], list[TensorQuantization]] = {}
+    for one in report.tensors:
+        kinds.setdefault((one.name.rpartition(".")[2], one.mode, one.bits, one.group_size), []).append(one)
+    table = new_table("module", "mode", "bits", "group", "count", "error", "zeros", "kept")
+    for (name, mode, bits, group_size), tensors in kinds.items():
+        weights = sum(one.weights for one in tensors)
+        zeros = sum(one.zeros * one.weights for one in tensors)
+        kept = sum(one.zeros_kept * one.zeros * one.weights for one in tensors)
+        error = max(one.error for one in tensors)
+        share = percent(kept / zeros) if zeros else "-"
+        cells = (mode, str(bits), str(group_size), str(len(tensors)), number(error), percent(zeros / weights), share)
+        table.add_row(name, *cells)
+    title = f"{number(report.bits_per_weight, 2)} bits per weight; {percent(report.zeros_kept)} of the zeros kept"
+    parts: list[Part] = [table, caption("error: relative, of the weights that are not zero; the worst of its modules")]
+    show_sections([[headline(title)], parts])
+    show_files(report.written)
+    skipped = [f"{len(report.skipped)} modules were left as they were"] if report.skipped else []
+    show_notes([*skipped, *report.notes])
