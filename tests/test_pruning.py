@@ -15,10 +15,11 @@ from mlx.utils import tree_flatten
 
 import oracle
 from aird_mlx.activations import TokenBatch, batch_sequences
-from aird_mlx.errors import ShapeError, UsageError
+from aird_mlx.errors import PromptError, ShapeError, UsageError
 from aird_mlx.model import ChatModel, load
 from aird_mlx.pruning import (
     check_pruning,
+    check_words,
     lowest_mask,
     magnitude_scores,
     n_of_m_mask,
@@ -72,6 +73,76 @@ def test_lowest_mask_removes_the_exact_count_in_spite_of_float_fractions(
 ) -> None:
     mask = lowest_mask(mx.random.normal((5, width), key=mx.random.key(1)) ** 2, sparsity)
     assert mask.sum(axis=1).tolist() == [removed] * 5
+
+
+@given(score_matrices(st.integers(1, 40)), st.floats(0, 0.999))
+@settings(max_examples=40, deadline=None)
+def test_lowest_mask_of_a_matrix_equals_sorting_all_of_it(scores: np.ndarray, sparsity: float) -> None:
+    mask = np.array(lowest_mask(mx.array(scores), sparsity, scope="matrix"))
+    removed = int(scores.size * sparsity + 1e-9)
+    expected = oracle.lowest_mask(scores.astype(np.float64).reshape(1, -1), removed).reshape(scores.shape)
+    np.testing.assert_array_equal(mask, expected)
+
+
+@pytest.mark.parametrize("method", ["wanda", "magnitude", "random"])
+def test_scope_matrix_takes_the_fraction_of_each_linear_not_of_each_row(tiny: ChatModel, method: str) -> None:
+    result = prune_model(tiny, calibration(), method=method, sparsity=0.55, scope="matrix")
+    assert all(one.sparsity == int(one.weights * 0.55) / one.weights for one in result.tensors)
+    rows = np.concatenate([mask.mean(axis=1) for mask in masks_of(tiny).values()])
+    assert rows.std() > 0.01
+
+
+def test_random_pruning_is_the_seeds_and_knows_no_weight(model_folder: Callable[..., Path]) -> None:
+    masks = []
+    for seed in (0, 0, 1):
+        model = load(model_folder())
+        prune_model(model, [], method="random", sparsity=0.5, seed=seed)
+        masks.append(masks_of(model))
+    assert all((masks[0][name] == masks[1][name]).all() for name in masks[0])
+    assert not any((masks[0][name] == masks[2][name]).all() for name in masks[0])
+    assert not (masks[0]["0.self_attn.q_proj"] == masks[0]["1.self_attn.q_proj"]).all()
+
+
+def test_report_counts_every_tensor_as_it_is_in_the_weights(tiny: ChatModel) -> None:
+    result = prune_model(tiny, calibration(), method="sparsegpt", sparsity=0.6)
+    counted = masks_of(tiny)
+    assert {f"{one.block}.{one.name}": one.sparsity for one in result.tensors} == {
+        name: mask.mean() for name, mask in counted.items()
+    }
+    zeros, weights = (sum(getattr(mask, what) if what == "size" else mask.sum() for mask in counted.values())
+                      for what in ("sum", "size"))  # fmt: skip
+    assert result.sparsity == pytest.approx(zeros / weights)
+    assert result.block_sparsity()[2] == pytest.approx(result.sparsity, abs=1e-3)
+    assert {one.damping for one in result.tensors} == {0.01}
+
+
+def test_pruning_again_says_that_there_were_zeros(tiny: ChatModel) -> None:
+    assert prune_model(tiny, [], method="magnitude", sparsity=0.5).notes == []
+    (note,) = prune_model(tiny, [], method="magnitude", sparsity=0.6).notes
+    assert note.startswith("50.0%")
+
+
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt"])
+def test_no_calibration_is_one_line_that_says_how_much_is_needed(tiny: ChatModel, method: str) -> None:
+    with pytest.raises(PromptError, match=rf"^calibration: 0 tokens; {method} needs some, best 64 or more"):
+        prune_model(tiny, [], method=method)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"scope": "block"}, "scope is 'block'"),
+        ({"scope": "matrix", "pattern": "2:4"}, "pattern 2:4 with scope matrix"),
+        ({"scope": "matrix", "method": "sparsegpt"}, "scope matrix with sparsegpt"),
+        ({"allocation": "fair"}, "allocation is 'fair'"),
+        ({"allocation": "owl", "pattern": "2:4"}, "pattern 2:4 with allocation owl"),
+    ],
+)
+def test_words_that_exclude_each_other_are_refused_in_one_line(changes: dict[str, str], words: str) -> None:
+    given = {"method": "wanda", "sparsity": 0.5, "pattern": "unstructured", "scope": "row", "allocation": "uniform"}
+    with pytest.raises(UsageError, match=words) as raised:
+        check_words(**{**given, **changes})  # type: ignore[arg-type]
+    assert "\n" not in str(raised.value)
 
 
 def test_lowest_mask_breaks_ties_by_index_on_wide_rows() -> None:
@@ -161,7 +232,7 @@ def test_prune_model_touches_only_the_linears_it_counts(model_folder: Callable[.
 
 
 @pytest.mark.parametrize("pattern", ["2:4", "1:4", "4:8"])
-@pytest.mark.parametrize("method", ["wanda", "magnitude"])
+@pytest.mark.parametrize("method", ["wanda", "magnitude", "sparsegpt", "random"])
 def test_pattern_holds_in_every_group_of_the_weights(tiny: ChatModel, method: str, pattern: str) -> None:
     removed, group = (int(part) for part in pattern.split(":"))
     result = prune_model(tiny, calibration(), method=method, pattern=pattern)
@@ -186,7 +257,10 @@ def test_prune_model_reports_progress_block_by_block(tiny: ChatModel) -> None:
 @pytest.mark.parametrize(
     ("settings", "words"),
     [
-        ({"method": "random", "sparsity": 0.5, "pattern": "unstructured"}, "'random'; one of wanda, magnitude"),
+        (
+            {"method": "guess", "sparsity": 0.5, "pattern": "unstructured"},
+            "'guess'; one of wanda, sparsegpt, magnitude",
+        ),
         ({"method": "wanda", "sparsity": 1.0, "pattern": "unstructured"}, "sparsity is 1.0"),
         ({"method": "wanda", "sparsity": -0.1, "pattern": "unstructured"}, "sparsity is -0.1"),
         ({"method": "wanda", "sparsity": float("nan"), "pattern": "unstructured"}, "sparsity is nan"),

@@ -98,10 +98,11 @@ def whole_rows(sparsities: Sequence[float], shapes: Sequence[tuple[int, int]], s
         if total + shapes[index][0] <= goal and counts[index] < shapes[index][1] - 1:
             counts[index] += 1
             total += shapes[index][0]
-    for index in reversed(nearest):
-        if total > goal and counts[index] > 0:
-            counts[index] -= 1
-            total -= shapes[index][0]
+    while total > goal:
+        for index in reversed(nearest):
+            if total > goal and counts[index] > 0:
+                counts[index] -= 1
+                total -= shapes[index][0]
     return [count / width for count, (_, width) in zip(counts, shapes, strict=True)]
 
 

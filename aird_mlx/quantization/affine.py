@@ -91,14 +91,20 @@ def pack_codes(codes: mx.array, bits: int) -> mx.array:
 
 
 def _candidates(groups: mx.array, bits: int, dtype: mx.Dtype) -> Iterator[tuple[mx.array, mx.array]]:
-    """Pairs (s, z) to try: z beside the one that uses the whole range, and the middle; s a little tighter each time."""
+    """Pairs (s, z) to try: z beside the one that uses the whole range, and the middle; s a little tighter each time.
+
+    Of many bits also the nearest z with few significant ones, which leaves more of them to s.
+    """
     top = 2**bits - 1
     low = mx.minimum(groups.min(axis=-1, keepdims=True), 0.0)
     high = mx.maximum(groups.max(axis=-1, keepdims=True), 0.0)
     span = high - low
     ideal = mx.where(span > 0, mx.round(-low / mx.where(span > 0, span, 1.0) * top), 0.0)
     middle = mx.full(ideal.shape, float(2 ** (bits - 1)))
-    for zero in (ideal, mx.clip(ideal - 1, 0, top), mx.clip(ideal + 1, 0, top), middle):
+    step = 2 ** max(bits - 4, 0)
+    round_zero = mx.clip(mx.round(ideal / step) * step, 0, top - step + 1)
+    beside = [ideal, mx.clip(ideal - 1, 0, top), mx.clip(ideal + 1, 0, top), middle]
+    for zero in (*beside, round_zero) if bits > 4 else beside:
         above, below = top - zero, zero
         whole = mx.maximum(
             mx.where(above > 0, high / mx.maximum(above, 1.0), 0.0),
