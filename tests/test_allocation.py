@@ -1,4 +1,4 @@
-"""Sparsity spread over blocks: the asked total is kept, importance is what is claimed, and the model is left as found."""
+"""Sparsity spread over blocks: the asked total is kept, importance is what is claimed, and no weight is touched."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def test_allocation_keeps_the_total_and_leaves_the_model_as_found(tiny: ChatMode
     )
     for name, value in tree_flatten(tiny.network.parameters()):
         np.testing.assert_array_equal(np.array(value), before[name], err_msg=name)
-    uniform = {place: 0.6 for place in found.sparsities}
+    uniform = dict.fromkeys(found.sparsities, 0.6)
     assert removed(tiny, dict(found.sparsities)) == pytest.approx(removed(tiny, uniform), abs=64)
     report = prune_model(tiny, [], method="magnitude", sparsity=0.6, allocation=found)
     assert report.allocation == kind

@@ -57,7 +57,8 @@ def test_lowest_mask_equals_sorting_by_score_then_index(scores: np.ndarray, spar
 
 
 @given(
-    score_matrices(st.sampled_from([4, 8, 16, 24])), st.sampled_from([(1, 2), (1, 4), (2, 4), (3, 4), (1, 8), (4, 8)])
+    score_matrices(st.sampled_from([4, 8, 16, 24, 48])),
+    st.sampled_from([(1, 2), (2, 4), (3, 4), (1, 8), (4, 8), (7, 24)]),
 )
 @settings(max_examples=60, deadline=None)
 def test_n_of_m_mask_equals_sorting_each_group(scores: np.ndarray, pattern: tuple[int, int]) -> None:

@@ -13,6 +13,8 @@ from aird_mlx.errors import ShapeError, UsageError
 
 # Among which weights the lowest are looked for.
 SCOPES = ("row", "matrix")
+# Groups up to this size are ranked by comparing their members pair by pair, larger ones by partition.
+MOST_COMPARED = 16
 
 
 def parse_pattern(pattern: str) -> tuple[int, int] | None:
@@ -131,10 +133,14 @@ def n_of_m_mask(scores: mx.array, removed: int, group: int) -> mx.array:
     """
     rows, width = scores.shape
     check_pattern_width(width, removed, group)
-    grouped = scores.reshape(rows, width // group, group)
-    index = mx.arange(group)
-    rank = mx.zeros(grouped.shape, dtype=mx.int32)
-    for other in range(group):  # how many go before each: lower ones, and equal ones of lower index
-        score = grouped[..., other : other + 1]
-        rank = rank + ((score < grouped) | ((score == grouped) & (other < index)))
-    return (rank < removed).reshape(rows, width)
+    grouped = scores.reshape(-1, group)
+    if group > MOST_COMPARED:
+        return lowest_mask(grouped, removed / group).reshape(rows, width)
+    members = [mx.contiguous(grouped[:, index]) for index in range(group)]
+    ranks = [mx.zeros(members[0].shape, dtype=mx.uint8) for _ in members]
+    for one in range(group):
+        for other in range(one + 1, group):
+            is_first = members[one] <= members[other]  # the lower index goes first among equals
+            ranks[one] = ranks[one] + ~is_first
+            ranks[other] = ranks[other] + is_first
+    return mx.stack([rank < removed for rank in ranks], axis=-1).reshape(rows, width)
