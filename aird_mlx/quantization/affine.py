@@ -18,7 +18,7 @@ from aird_mlx.errors import ShapeError
 BITS = (2, 3, 4, 5, 6, 8)
 GROUP_SIZES = (32, 64, 128)
 
-# Bits of a number's significand, the leading one included; f16 also is what GGUF keeps scales in.
+# Bits of a number's significand, the leading one included.
 _SIGNIFICAND = {mx.float32: 24, mx.float16: 11, mx.bfloat16: 8}
 # Ranges tried, as shares of the one that holds every weight: at few bits a few clipped weights cost less than a
 # coarse grid.
@@ -37,7 +37,7 @@ def quantize_with_zeros(weight: mx.array, group_size: int, bits: int) -> tuple[m
 
     Returns:
         Codes ``[out, in * bits / 32]`` uint32; scales and biases ``[out, in / group_size]`` in the weight's type. For
-        each group the (s, z) with the least squared error on the weights that are not zero, of those tried.
+        each group the (s, z) with the least squared error of those tried; zeros have none.
 
     Raises:
         ShapeError: ``group_size`` does not divide ``in``.
@@ -53,13 +53,12 @@ def quantize_with_zeros(weight: mx.array, group_size: int, bits: int) -> tuple[m
             f"is needed. Use one of {', '.join(map(str, GROUP_SIZES))} that does."
         )
     groups = weight.astype(mx.float32).reshape(rows, width // group_size, group_size)
-    kept = groups != 0
     top = 2**bits - 1
     best = mx.full((*groups.shape[:2], 1), float("inf"))
     scale, zero = mx.ones_like(best), mx.zeros_like(best)
     for tried_scale, tried_zero in _candidates(groups, bits, weight.dtype):
         codes = mx.clip(mx.round(groups / tried_scale) + tried_zero, 0, top)
-        error = (mx.square((codes - tried_zero) * tried_scale - groups) * kept).sum(axis=-1, keepdims=True)
+        error = mx.square((codes - tried_zero) * tried_scale - groups).sum(axis=-1, keepdims=True)
         is_better = error < best
         best = mx.where(is_better, error, best)
         scale = mx.where(is_better, tried_scale, scale)
@@ -100,6 +99,8 @@ def _candidates(groups: mx.array, bits: int, dtype: mx.Dtype) -> Iterator[tuple[
     high = mx.maximum(groups.max(axis=-1, keepdims=True), 0.0)
     span = high - low
     ideal = mx.where(span > 0, mx.round(-low / mx.where(span > 0, span, 1.0) * top), 0.0)
+    # GGUF has 4 and 5 bits with a scale and a minimum in f16: there too the zero is to be exact.
+    significand = min(_SIGNIFICAND[dtype], _SIGNIFICAND[mx.float16]) if bits in (4, 5) else _SIGNIFICAND[dtype]
     middle = mx.full(ideal.shape, float(2 ** (bits - 1)))
     step = 2 ** max(bits - 4, 0)
     round_zero = mx.clip(mx.round(ideal / step) * step, 0, top - step + 1)
@@ -110,7 +111,7 @@ def _candidates(groups: mx.array, bits: int, dtype: mx.Dtype) -> Iterator[tuple[
             mx.where(above > 0, high / mx.maximum(above, 1.0), 0.0),
             mx.where(below > 0, -low / mx.maximum(below, 1.0), 0.0),
         )
-        exact = _SIGNIFICAND[dtype] - _significant_bits(zero, bits)
+        exact = significand - _significant_bits(zero, bits)
         for share in _SHARES if bits > 3 else _COARSE_SHARES:
             yield _snap(mx.where(whole > 0, whole * share, 1.0), exact), zero
 
