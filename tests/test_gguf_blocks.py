@@ -73,13 +73,16 @@ def test_codec_has_the_bytes_of_llama_cpp(kind: Kind) -> None:
     ggml = ctypes.CDLL(str(library))
     values = weights(1, 64, 1024, 0.02, 0.3)
     values[0] = 0
+    values[1:32] *= np.geomspace(1e-2, 1e4, 31, dtype=np.float32)[:, None]  # subnormal and normal scales
+    values[32:48] = np.sign(values[32:48])  # what ternary types are for
     encoded = quantize(values, kind)
     name, length = kind.name.lower(), ctypes.c_int64(values.size)
     theirs, decoded = np.zeros_like(encoded), np.zeros_like(values)
     getattr(ggml, f"quantize_row_{name}_ref")(as_pointer(values), as_pointer(theirs), length)
     getattr(ggml, f"dequantize_row_{name}")(as_pointer(encoded), as_pointer(decoded), length)
-    different = (encoded != theirs).mean()  # a compiler may fuse multiplication and addition, which moves a tie
-    assert different < 1e-3
+    different = (encoded != theirs).mean()
+    # Where a product and 0.5 are added, a compiler may fuse the two, which moves a tie.
+    assert different <= (1e-3 if kind.name[:2] in ("Q4", "Q5") else 0.0)
     np.testing.assert_array_equal(dequantize(encoded, kind), decoded)
 
 
@@ -158,6 +161,8 @@ def test_four_bit_floats_are_repacked_bit_for_bit(
 def test_repack_refuses_what_does_not_belong_together() -> None:
     with pytest.raises(ShapeError, match="6 bits"):
         repack_affine(np.zeros((2, 12), np.uint32), np.zeros((2, 1)), np.zeros((2, 1)), bits=6, group_size=64)
+    with pytest.raises(ShapeError, match="group 16"):
+        repack_affine(np.zeros((2, 8), np.uint32), np.zeros((2, 4)), np.zeros((2, 4)), bits=4, group_size=16)
     with pytest.raises(ShapeError, match=r"scales \(2, 2\)"):
         repack_affine(np.zeros((2, 8), np.uint32), np.zeros((2, 2)), np.zeros((2, 2)), bits=4, group_size=64)
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from aird_mlx.errors import ExportError
 
-CHUNKS_AHEAD = 4  # that may wait for the hash; more would only take memory
+CHUNKS_AHEAD = 1  # that may wait for the hash; with more they fall out of the cache, and all is slower
 
 
 @contextlib.contextmanager
@@ -94,7 +94,8 @@ def write_tensors(
                     waiting.popleft().result()
 
             def align() -> None:
-                put(memoryview(bytes(-file.tell() % writer.data_alignment)))
+                if gap := -file.tell() % writer.data_alignment:
+                    put(memoryview(bytes(gap)))
 
             align()
             for done, pieces in enumerate(tensors, start=1):
