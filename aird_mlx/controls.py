@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 
 import mlx.core as mx
 
@@ -60,15 +60,22 @@ def control_repairs(
     def solve(plan: RepairPlan, directions: mx.array = directions, kinds: tuple[str, ...] = KINDS) -> Patch:
         return solve_patch(model, dense, reference.calibration(kinds, plan.tokens), directions, plan)
 
-    def solve_as_large(vector: mx.array) -> Patch:
-        return as_large(solve(along, vector), solve(along))
-
-    if plan.rule in ALONG_DIRECTIONS:
+    is_along = plan.rule in ALONG_DIRECTIONS
+    if is_along:
         along = replace(plan, rank=1)
     else:
         spaces = spaces_for("least-squares", source_layer=source_layer, blocks=len(model.blocks), inside_mask=True)
         along = spaces[0].first
-        yield ControlRepair(f"{along.rule} along r", "only what is written along r is repaired", lambda: solve(along))
+
+    @cache
+    def along_r() -> Patch:
+        return solve(along)
+
+    def solve_as_large(vector: mx.array) -> Patch:
+        return as_large(solve(along, vector), along_r())
+
+    if not is_along:
+        yield ControlRepair(f"{along.rule} along r", "only what is written along r is repaired", along_r)
     random = mx.random.normal(own_direction.shape, key=mx.random.key(seed))
     for name, meaning, vector in (
         ("random direction", "a random direction", random / mx.linalg.norm(random)),
@@ -77,7 +84,7 @@ def control_repairs(
         yield ControlRepair(
             name, f"{along.rule} along {meaning} instead of r, as large", partial(solve_as_large, vector)
         )
-    if plan.rule != "paper" and plan.rule != "restore":
+    if plan.rule not in ("paper", "restore"):
         yield ControlRepair(
             "harmless only", f"{plan.rule} calibrated without harmful and twin prompts",
             lambda: solve(plan, kinds=("harmless",)),
@@ -88,10 +95,9 @@ def control_repairs(
         yield ControlRepair(f"beta {other:g}", meaning, lambda: solve(replace(plan, beta=other)))
 
 
-def as_large(patch: Patch, model_patch: Patch) -> Patch:
-    """``patch`` scaled so that its changes together have the norm of those of ``model_patch``."""
+def as_large(patch: Patch, other: Patch) -> Patch:
+    """``patch`` scaled so that its changes together have the norm of those of ``other``."""
     mine, wanted = (
-        sum(mx.square(part.change().astype(mx.float32)).sum().item() for part in one.parts)
-        for one in (patch, model_patch)
+        sum(mx.square(part.change().astype(mx.float32)).sum().item() for part in one.parts) for one in (patch, other)
     )
     return patch if mine == 0 else scaled(patch, patch.strength * (wanted / mine) ** 0.5)

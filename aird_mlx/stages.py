@@ -105,14 +105,9 @@ def evaluate_stage(
     progress: Progress,
 ) -> Stage:
     """The row of a compressed or repaired model: new answers, likelihoods, and its own direction."""
-    judged = judge_prompts(
-        model,
-        {kind: reference.inputs.contrast.part(kind, "test") for kind in KINDS},
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
-        progress=lambda done, total: progress(f"evaluate {name}", done, total),
+    judged, utility = _asked(
+        model, reference, max_new_tokens, batch_size, lambda done, total: progress(f"evaluate {name}", done, total)
     )
-    utility = measure_utility(model, reference.held_out, dense=reference.model)
     measured = measure_on_reference(model, reference, lambda done, total: progress(f"direction of {name}", done, total))
     calibrated = _calibrated_cosine(model, reference, direction)
     figures = direction_figures(measured.direction, measured.cosine_with(direction), calibrated)
@@ -138,15 +133,28 @@ def evaluate_control(
     progress: Progress,
 ) -> Control:
     """The row of a control: its answers to the test prompts, and likelihoods."""
+    judged, utility = _asked(
+        model, reference, max_new_tokens, batch_size, lambda done, total: progress(f"control {name}", done, total)
+    )
+    return Control(name, meaning, refusal_rates(*judged), utility)
+
+
+def _asked(
+    model: ChatModel,
+    reference: Reference,
+    max_new_tokens: int,
+    batch_size: int,
+    progress: Callable[[int, int], None],
+) -> tuple[tuple[list[str], list[str]], Utility]:
+    """Kinds and classes of a model's answers to the test prompts, and likelihoods."""
     judged = judge_prompts(
         model,
         {kind: reference.inputs.contrast.part(kind, "test") for kind in KINDS},
         max_new_tokens=max_new_tokens,
         batch_size=batch_size,
-        progress=lambda done, total: progress(f"control {name}", done, total),
+        progress=progress,
     )
-    utility = measure_utility(model, reference.held_out, dense=reference.model)
-    return Control(name, meaning, refusal_rates(*judged), utility)
+    return judged, measure_utility(model, reference.held_out, dense=reference.model)
 
 
 def evaluate_exported(

@@ -13,8 +13,8 @@ import mlx.core as mx
 
 from aird_mlx.errors import ShapeError
 
-REFIT_ITERATIONS = 200
-REFIT_TOLERANCE = 1e-5
+# Conjugate gradients stop after so many steps, or when every row's residual has shrunk by this factor.
+REFIT_ITERATIONS, REFIT_TOLERANCE = 200, 1e-5
 # A column whose survivors carry less of a direction than this is left alone: its weights would have to be huge.
 LEAST_CARRIED = 1e-6
 
@@ -130,8 +130,6 @@ def refit_weight(
     *,
     directions: mx.array | None = None,
     beta: float = 0.0,
-    iterations: int = REFIT_ITERATIONS,
-    tolerance: float = REFIT_TOLERANCE,
 ) -> mx.array:
     """Choose the surviving weights again: least squares inside the mask towards the dense model's outputs.
 
@@ -142,7 +140,7 @@ def refit_weight(
         original, compressed: W_o, W_c, ``[out, in]``.
         second_moment: H = mean of x' x'^T, ``[in, in]`` float32.
         cross_moment: G = mean of x x'^T, ``[in, in]`` float32.
-        ridge, directions, beta, iterations, tolerance: see `masked_least_squares`.
+        ridge, directions, beta: see `masked_least_squares`.
 
     Raises:
         ShapeError: the moments are not ``[in, in]``.
@@ -154,16 +152,7 @@ def refit_weight(
             f"needs ({width}, {width}). Collect them from this linear's inputs."
         )
     target = original.astype(mx.float32) @ cross_moment
-    return masked_least_squares(
-        compressed,
-        target,
-        second_moment,
-        ridge,
-        directions=directions,
-        beta=beta,
-        iterations=iterations,
-        tolerance=tolerance,
-    )
+    return masked_least_squares(compressed, target, second_moment, ridge, directions=directions, beta=beta)
 
 
 def masked_least_squares(
@@ -174,8 +163,6 @@ def masked_least_squares(
     *,
     directions: mx.array | None = None,
     beta: float = 0.0,
-    iterations: int = REFIT_ITERATIONS,
-    tolerance: float = REFIT_TOLERANCE,
 ) -> mx.array:
     """Least squares over the surviving weights of one linear, towards wanted outputs y on its inputs x'.
 
@@ -191,8 +178,6 @@ def masked_least_squares(
         ridge: relative regularization, > 0.
         directions: R, ``[k, out]`` float32 orthonormal; needed with beta.
         beta: extra weight of the error along R.
-        iterations: at most this many steps.
-        tolerance: stop when every row's residual has shrunk by this factor.
 
     Returns:
         W', ``[out, in]`` float32, exactly 0 where ``compressed`` is.
@@ -221,8 +206,8 @@ def masked_least_squares(
     preconditioned = residual / diagonal
     step_direction = preconditioned
     size = dot(residual, preconditioned)
-    goal = size * tolerance**2
-    for _ in range(iterations):
+    goal = size * REFIT_TOLERANCE**2
+    for _ in range(REFIT_ITERATIONS):
         image = apply(step_direction)
         step = size / mx.maximum(dot(step_direction, image), 1e-30)
         change = change + step * step_direction
