@@ -6,7 +6,7 @@ What `aird_mlx.pipeline` prunes with is here too, so that both prune alike. Noth
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +24,8 @@ from aird_mlx.report import PruningReport, QuantizationReport
 from aird_mlx.settings import Progress, PruningSettings
 from aird_mlx.stages import DIRECTION_PROMPTS, measure_on_reference
 from aird_mlx.workspace import check_new_folder
+
+_NOT_FASTER = "zeros alone make the file no smaller and MLX no faster: weights are stored and multiplied as if dense"
 
 
 def prune_on_reference(
@@ -44,8 +46,7 @@ def prune_on_reference(
         direction: the dense model's refusal direction; needed to allocate by safety.
         seed, progress: see `prune_model`.
     """
-    kinds = KINDS if settings.calibration_kinds == "all" else ("harmless",)
-    calibration = [] if reference is None else reference.calibration(kinds)
+    calibration = [] if reference is None else reference.calibration(_calibration_kinds(settings))
     allocation: Allocation | None = None
     if settings.allocation != "uniform":
         assert reference is not None
@@ -107,19 +108,18 @@ def write_pruned(
     reference, direction = None, None
     if settings.method in CALIBRATED or settings.allocation != "uniform":
         inputs = gather_inputs(model, seed, harmful=harmful, harmless=harmless, calibration=calibration)
-        kinds = KINDS if settings.calibration_kinds == "all" else ("harmless",)
         answers = ask_reference(
             loaded,
             inputs,
             max_new_tokens=MAX_NEW_TOKENS,
             batch_size=64,
-            kinds=KINDS if settings.allocation == "safety" else kinds,
+            kinds=KINDS if settings.allocation == "safety" else _calibration_kinds(settings),
             parts=("find",),
             progress=partial(progress, "answers"),
         )
         reference = Reference(loaded, inputs, answers)
-    if settings.allocation == "safety" and reference is not None:
-        direction = measure_on_reference(loaded, reference, partial(progress, "direction")).direction
+        if settings.allocation == "safety":
+            direction = measure_on_reference(loaded, reference, partial(progress, "direction")).direction
     report = prune_on_reference(loaded, reference, settings, direction, seed=seed, progress=partial(progress, "prune"))
     save(loaded, out)
     return dataclasses.replace(
@@ -127,7 +127,8 @@ def write_pruned(
     )
 
 
-_NOT_FASTER = "zeros alone make the file no smaller and MLX no faster: weights are stored and multiplied as if dense"
+def _calibration_kinds(settings: PruningSettings) -> Sequence[str]:
+    return KINDS if settings.calibration_kinds == "all" else ("harmless",)
 
 
 def write_quantized(

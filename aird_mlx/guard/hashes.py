@@ -30,14 +30,14 @@ def hash_root(descriptor: int, structure: Structure) -> str:
     """The root hash computed from the file; the key that holds it is read as 64 zeros if it is there."""
     digest = hashlib.sha256()
     entry = structure.keys.get(ROOT_KEY)
-    ranges = [(0, structure.data_start)]
+    start = 0
     if entry is not None and entry.end - entry.start == DIGITS:
-        ranges = [(0, entry.start), (entry.end, structure.data_start)]
-    for index, (start, end) in enumerate(ranges):
-        if index:
-            digest.update(b"0" * DIGITS)
-        for chunk in read_range(descriptor, start, end - start):
+        for chunk in read_range(descriptor, 0, entry.start):
             digest.update(chunk)
+        digest.update(b"0" * DIGITS)
+        start = entry.end
+    for chunk in read_range(descriptor, start, structure.data_start - start):
+        digest.update(chunk)
     digest.update(structure.size.to_bytes(8, "little"))
     return digest.hexdigest()
 
@@ -57,20 +57,13 @@ def hash_tensors(
     """
 
     def one(tensor: Tensor) -> str:
-        digest = hashlib.sha256()
-        for chunk in read_range(descriptor, tensor.start, tensor.size):
-            digest.update(chunk)
-        return digest.hexdigest()
+        return hash_all_data(descriptor, [tensor])
 
-    workers = min(4, os.cpu_count() or 1) if sum(tensor.size for tensor in tensors) >= WORTH_THREADS else 1
+    is_worth_threads = sum(tensor.size for tensor in tensors) >= WORTH_THREADS
     digests = []
-    if workers == 1:
-        for tensor in tensors:
-            digests.append(one(tensor))
-            progress(len(digests), len(tensors))
-        return digests
-    with ThreadPoolExecutor(workers) as executor:  # hashlib lets other threads run meanwhile
-        for digest in executor.map(one, tensors):
+    # Threads start with the first task. hashlib lets others run meanwhile.
+    with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as executor:
+        for digest in executor.map(one, tensors) if is_worth_threads else map(one, tensors):
             digests.append(digest)
             progress(len(digests), len(tensors))
     return digests

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import array
 import base64
-import binascii
 import json
 import math
 import struct
@@ -142,12 +141,12 @@ def read_manifest(structure: Structure) -> Manifest | None:
     try:
         return Manifest(
             facts={name.removeprefix(PREFIX): value for name, value in values.items() if not name.startswith(_OWN)},
-            template=_optional(values, "aird.template", str),
+            template=_text(values, "aird.template") if "aird.template" in values else None,
             probe=None if "aird.probe" in values else _read_probe(values, structure),
             no_probe=str(values.get("aird.probe", "")).removeprefix("none: "),
             canaries=_read_canaries(values) if "aird.canary.set" in values else None,
         )
-    except (ValueError, TypeError, KeyError, binascii.Error, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise _broken(f"a key is missing or broken ({type(error).__name__} {error!s:.80})") from error
 
 
@@ -175,11 +174,11 @@ def _read_probe(values: Mapping[str, Scalar], structure: Structure) -> Probe:
         raise ValueError("the probe has a value that is not finite")
     layer, position = (_whole(values, f"aird.probe.{name}") for name in ("layer", "position"))
     architecture = structure.text("general.architecture")
-    for name, found in (("embedding_length", len(direction)), ("block_count", None)):
-        entry = structure.keys.get(f"{architecture}.{name}")
-        size = None if entry is None else entry.value
-        if isinstance(size, int) and (size != found if found is not None else not 0 < layer < size):
-            raise ValueError(f"the probe does not fit {architecture}.{name} {size}")
+    width, blocks = (structure.whole(f"{architecture}.{name}") for name in ("embedding_length", "block_count"))
+    if width is not None and len(direction) != width:
+        raise ValueError(f"the probe does not fit {architecture}.embedding_length {width}")
+    if blocks is not None and not 0 < layer < blocks:
+        raise ValueError(f"the probe does not fit {architecture}.block_count {blocks}")
     if position >= 0 or not 0 <= numbers["auc"] <= 1:
         raise ValueError("the probe's position or AUC is out of range")
     counts = _list(values, "aird.probe.prompts", int, 3)
@@ -220,10 +219,6 @@ def _text(values: Mapping[str, Scalar], key: str) -> str:
     if not isinstance(value, str):
         raise TypeError(f"{key} is no text")
     return value
-
-
-def _optional(values: Mapping[str, Scalar], key: str, kind: type[str]) -> str | None:
-    return _text(values, key) if key in values else None
 
 
 def _number(values: Mapping[str, Scalar], key: str) -> float:

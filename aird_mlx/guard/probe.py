@@ -8,7 +8,7 @@ Source: Fisher 1936; ridge on the pooled covariance after Friedman 1989 (regular
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -28,7 +28,6 @@ def read_residuals(
     runtime: LlamaRuntime,
     prompts: Sequence[Sequence[int]],
     positions: Sequence[int],
-    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[np.ndarray, Residuals]:
     """Run prompts one by one and keep what the residual stream is at their last tokens.
 
@@ -36,7 +35,6 @@ def read_residuals(
         runtime: opened with the layers to read.
         prompts: token ids, each at least as long as the positions need.
         positions: negative indexes from the last token.
-        progress: called with (prompts done, prompts).
 
     Returns:
         Logits ``[prompt, vocab]`` after the last token, and by (layer, position) ``[prompt, hidden]``, float32.
@@ -59,7 +57,6 @@ def read_residuals(
         for layer, rows in layers.items():
             for position in positions:
                 found.setdefault((layer, position), []).append(rows[position])
-        progress(len(logits), len(prompts))
     return np.stack(logits), {place: np.stack(rows) for place, rows in found.items()}
 
 
@@ -80,10 +77,10 @@ def fit_probe(find: Mapping[str, Residuals], validate: Mapping[str, Residuals]) 
             )
     best: tuple[float, Probe] | None = None
     for place in sorted(find["harmful"], key=lambda one: (one[0], -one[1])):
-        direction = fisher_direction(find["harmful"][place], _benign(find, place))
+        found = {kind: rows[place] for kind, rows in find.items() if rows}
+        direction = fisher_direction(found["harmful"], _benign(found))
         scores = {kind: project(rows[place], direction) for kind, rows in validate.items() if rows}
-        harmful = scores["harmful"]
-        benign = np.concatenate([scores[kind] for kind in ("harmless", "twin") if kind in scores])
+        harmful, benign = scores["harmful"], _benign(scores)
         spread = np.sqrt((harmful.var() + benign.var()) / 2) + 1e-12
         separation = float((harmful.mean() - benign.mean()) / spread)
         counts = [len(scores.get(kind, ())) for kind in ("harmful", "harmless", "twin")]
@@ -103,8 +100,8 @@ def fit_probe(find: Mapping[str, Residuals], validate: Mapping[str, Residuals]) 
     return best[1]
 
 
-def _benign(part: Mapping[str, Residuals], place: tuple[int, int]) -> np.ndarray:
-    return np.concatenate([part[kind][place] for kind in ("harmless", "twin") if part.get(kind)])
+def _benign(rows: Mapping[str, np.ndarray]) -> np.ndarray:
+    return np.concatenate([rows[kind] for kind in ("harmless", "twin") if kind in rows])
 
 
 def fisher_direction(harmful: np.ndarray, benign: np.ndarray) -> np.ndarray:

@@ -101,8 +101,7 @@ def make_manifest(
         return Manifest(dict(facts), template, no_probe="llama-cpp-python was not installed when the file was written")
     prompts = [*canaries.rendered, *(ids for part in (find, validate) for kind in part.values() for ids in kind)]
     longest = max(map(len, prompts))
-    entry = structure.keys.get(f"{structure.text('general.architecture')}.block_count")
-    blocks = entry.value if entry is not None and isinstance(entry.value, int) else 2
+    blocks = structure.whole(f"{structure.text('general.architecture')}.block_count") or 0
     layers = range(1, max(blocks, 2))
     context = longest + canaries.max_new_tokens + 1
     with LlamaRuntime(path, n_ctx=context, n_batch=max(512, longest), layers=layers) as runtime:

@@ -15,7 +15,7 @@ from aird_mlx.errors import IntegrityError
 from aird_mlx.guard.cursor import Scalar
 from aird_mlx.guard.hashes import DIGITS, ROOT_KEY, TENSORS_KEY, hash_all_data, hash_root, hash_tensors, read_range
 from aird_mlx.guard.manifest import Manifest, encode_keys, manifest_keys
-from aird_mlx.guard.structure import opened, parse
+from aird_mlx.guard.structure import Structure, opened, parse
 from aird_mlx.workspace import whole_file
 
 COUNT_PLACE = 16
@@ -55,7 +55,7 @@ def seal(path: Path, manifest: Manifest) -> str:
         everything = hash_all_data(descriptor, structure.tensors)
         added |= {TENSORS_KEY: " ".join(hashes), ROOT_KEY: "0" * DIGITS}
         with whole_file(path) as partial:
-            _rewrite(descriptor, partial, added)
+            _rewrite(descriptor, structure, partial, added)
             root = _write_root(partial)
     names = [tensor.name for tensor in structure.tensors]
     with whole_file(sidecar_of(path)) as partial:
@@ -74,9 +74,8 @@ def sidecar_text(file: str, hashes: Iterable[tuple[str, str]], everything: str) 
     return "".join([*lines, f"sha256    {everything}  {file}\n"])
 
 
-def _rewrite(descriptor: int, target: Path, added: Mapping[str, Scalar]) -> None:
+def _rewrite(descriptor: int, structure: Structure, target: Path, added: Mapping[str, Scalar]) -> None:
     """Copy a file with more keys; the alignment is the same, so offsets into the data are too."""
-    structure = parse(descriptor)
     with target.open("wb") as out:
         for chunk in read_range(descriptor, 0, structure.keys_end):
             out.write(chunk)
@@ -91,10 +90,9 @@ def _rewrite(descriptor: int, target: Path, added: Mapping[str, Scalar]) -> None
 
 
 def _write_root(path: Path) -> str:
-    with opened(path) as descriptor:
-        structure = parse(descriptor)
-        root = hash_root(descriptor, structure)
     with path.open("r+b") as out:
+        structure = parse(out.fileno())
+        root = hash_root(out.fileno(), structure)
         out.seek(structure.keys[ROOT_KEY].start)
         out.write(root.encode("ascii"))
         out.flush()

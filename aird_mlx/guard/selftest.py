@@ -59,12 +59,14 @@ def selftest_file(path: Path, *, canary_set: str | None = None) -> SelfTest:
             missing. ParityError, PromptError: llama.cpp, or its template, cannot be used. UsageError: no such set.
     """
     started = time.monotonic()
-    manifest = read_manifest(structure := read_structure(path))
+    structure = read_structure(path)
+    manifest = read_manifest(structure)
     record = None if manifest is None else manifest.canaries
     name = canary_set or (record.set.split("/")[0] if record is not None else "built-in")
     canaries = read_canaries(name)
-    same_set = record is not None and record.set == set_id(name)
-    comparable = record if same_set and record is not None and len(record.classes) == len(canaries) else None
+    ours = set_id(name)
+    same_set = record is not None and record.set == ours and len(record.classes) == len(canaries)
+    comparable = record if same_set else None
     probe = None if manifest is None else manifest.probe
     layers = [1 if probe is None else probe.layer]
     length = DEFAULT_NEW_TOKENS if comparable is None else comparable.max_new_tokens
@@ -75,13 +77,13 @@ def selftest_file(path: Path, *, canary_set: str | None = None) -> SelfTest:
         asked = ask_canaries(chat.runtime, rendered, length, probe)
     run = _Verdicts(canaries, asked, comparable, probe)
     run.judge_template(manifest, structure.text(TEMPLATE_KEY))
-    run.judge_tokens(rendered, None if record is None else record.set, set_id(name))
+    run.judge_tokens(rendered, None if record is None else record.set, ours)
     run.judge_refusals()
     run.judge_drift()
     run.judge_probe()
     return SelfTest(
         file=str(path),
-        canary_set=set_id(name),
+        canary_set=ours,
         checks=run.checks,
         canaries=[run.figures(kind) for kind in COUNTS],
         probe_auc=run.probe_auc,

@@ -15,7 +15,7 @@ import functools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from aird_mlx.errors import AirdError
@@ -41,6 +41,11 @@ class Tensor:
     start: int
     size: int
 
+    @property
+    def end(self) -> int:
+        """Where the byte behind its data lies."""
+        return self.start + self.size
+
 
 @dataclass(frozen=True)
 class Structure:
@@ -60,12 +65,17 @@ class Structure:
         entry = self.keys.get(key)
         return entry.value if entry is not None and isinstance(entry.value, str) else None
 
+    def whole(self, key: str) -> int | None:
+        """The value of a key that holds a whole number, None if there is none."""
+        entry = self.keys.get(key)
+        return entry.value if entry is not None and isinstance(entry.value, int) else None
+
     def gaps(self) -> Iterator[tuple[int, int]]:
         """The ranges ``[start, end)`` that hold nothing: before, between and after tensors."""
         at = self.infos_end
         for tensor in self.tensors:
             yield at, tensor.start
-            at = tensor.start + tensor.size
+            at = tensor.end
         yield at, self.size
 
 
@@ -129,15 +139,12 @@ def parse(descriptor: int) -> Structure:
     keys_end = cursor.at
     alignment = _alignment(cursor, keys)
     tensors, infos_end = _tensors(cursor, tensor_count, alignment)
-    start = _padded(infos_end, alignment) if tensors else infos_end
-    placed = tuple(Tensor(one.name, one.shape, one.type, start + one.start, one.size) for one in tensors)
-    data_start = min(start, cursor.size)
-    if placed and placed[-1].start + placed[-1].size > cursor.size:
+    data_start = _padded(infos_end, alignment) if tensors else infos_end
+    placed = tuple(replace(one, start=data_start + one.start) for one in tensors)
+    end = placed[-1].end if placed else infos_end
+    if end > cursor.size:
         last = placed[-1]
-        cursor.fail(
-            f"the tensor {last.name!r} ends at byte {last.start + last.size}, the file at {cursor.size}", last.start
-        )
-    end = placed[-1].start + placed[-1].size if placed else infos_end
+        cursor.fail(f"the tensor {last.name!r} ends at byte {end}, the file at {cursor.size}", last.start)
     if cursor.size - end >= alignment:
         cursor.fail(f"{cursor.size - end} bytes follow the last tensor", end)
     return Structure(version, keys, placed, keys_end, infos_end, data_start, alignment, cursor.size)

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import jinja2
 from jinja2 import nodes
@@ -78,13 +80,12 @@ def first_difference(one: str, other: str) -> str:
     >>> first_difference("a\\nb", "a\\nc")
     "line 2: 'b' is now 'c'"
     """
-    before, after = one.split("\n"), other.split("\n")
-    for number in range(max(len(before), len(after))):
-        pair = [lines[number] if number < len(lines) else "" for lines in (before, after)]
-        if pair[0] != pair[1] or number >= min(len(before), len(after)):
-            start = next((at for at, (a, b) in enumerate(zip(*pair, strict=False)) if a != b), min(map(len, pair)))
-            start = max(0, start - 20)
-            return f"line {number + 1}: {pair[0][start : start + 60]!r} is now {pair[1][start : start + 60]!r}"
+    for number, pair in enumerate(zip_longest(one.split("\n"), other.split("\n")), start=1):
+        if pair[0] != pair[1]:
+            before, after = (line or "" for line in pair)
+            parted = next((at for at, (a, b) in enumerate(zip_longest(before, after)) if a != b), 0)
+            start = max(0, parted - 20)
+            return f"line {number}: {before[start : start + 60]!r} is now {after[start : start + 60]!r}"
     return "no difference"
 
 
@@ -223,10 +224,8 @@ def _texts(node: nodes.Node) -> Iterator[str]:
         return
     folded = node
     if isinstance(node, nodes.Concat | nodes.Add):
-        try:
+        with suppress(nodes.Impossible):
             folded = nodes.Const(node.as_const())
-        except nodes.Impossible:
-            folded = node
     if isinstance(folded, nodes.Const):
         if isinstance(folded.value, str):
             yield folded.value

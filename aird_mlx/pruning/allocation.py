@@ -18,7 +18,7 @@ from aird_mlx.activations import TokenBatch, Walk, batch_sequences, take_positio
 from aird_mlx.direction import Direction
 from aird_mlx.errors import DirectionError, PromptError, UsageError
 from aird_mlx.model import ChatModel
-from aird_mlx.pruning.masks import lowest_mask, wanda_scores
+from aird_mlx.pruning.masks import check_word, lowest_mask, wanda_scores
 from aird_mlx.pruning.moments import input_squares
 
 ALLOCATIONS = ("uniform", "owl", "safety")
@@ -145,8 +145,7 @@ def allocate_sparsity(
         UsageError: another kind, or a negative spread.
         PromptError, DirectionError: what the kind needs is not given.
     """
-    if kind not in ALLOCATIONS:
-        raise UsageError(f"prune: allocation is {kind!r}; one of {', '.join(ALLOCATIONS)} is needed. Choose one.")
+    check_word("allocation", kind, ALLOCATIONS)
     importance = [0.0] * len(model.blocks)
     if kind == "owl":
         if not calibration:

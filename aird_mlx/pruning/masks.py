@@ -7,6 +7,8 @@ each M consecutive inputs.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import mlx.core as mx
 
 from aird_mlx.errors import ShapeError, UsageError
@@ -38,6 +40,28 @@ def parse_pattern(pattern: str) -> tuple[int, int] | None:
     )
 
 
+def check_word(what: str, word: str, known: Collection[str]) -> None:
+    """Refuse a word that is none of the known ones.
+
+    Raises:
+        UsageError: it is another.
+    """
+    if word not in known:
+        raise UsageError(f"prune: {what} is {word!r}; one of {', '.join(known)} is needed. Choose one of them.")
+
+
+def check_sparsity(sparsity: float) -> None:
+    """Refuse a sparsity that leaves nothing, or is none.
+
+    Raises:
+        UsageError: it is outside [0, 1).
+    """
+    if not 0 <= sparsity < 1:
+        raise UsageError(
+            f"prune: sparsity is {sparsity}; a fraction with 0 <= sparsity < 1 is needed. Use for example 0.5."
+        )
+
+
 def magnitude_scores(weight: mx.array) -> mx.array:
     """``|weight|``, float32, ``[out, in]``."""
     return mx.abs(weight.astype(mx.float32))
@@ -61,7 +85,7 @@ def wanda_scores(weight: mx.array, input_norm: mx.array) -> mx.array:
             f"wanda: input_norm has shape {input_norm.shape}; weight {weight.shape} needs ({weight.shape[1]},). "
             "Collect the norms from this layer's inputs, not its outputs."
         )
-    return mx.abs(weight.astype(mx.float32)) * input_norm
+    return magnitude_scores(weight) * input_norm
 
 
 def random_scores(weight: mx.array, key: mx.array) -> mx.array:
@@ -89,12 +113,8 @@ def lowest_mask(scores: mx.array, sparsity: float, *, scope: str = "row") -> mx.
     >>> lowest_mask(mx.array([[1.0, 2.0], [4.0, 3.0]]), 0.5, scope="matrix").tolist()
     [[True, True], [False, False]]
     """
-    if not 0 <= sparsity < 1:
-        raise UsageError(
-            f"prune: sparsity is {sparsity}; a fraction with 0 <= sparsity < 1 is needed. Use for example 0.5."
-        )
-    if scope not in SCOPES:
-        raise UsageError(f"prune: scope is {scope!r}; one of {', '.join(SCOPES)} is needed. Choose one of them.")
+    check_sparsity(sparsity)
+    check_word("scope", scope, SCOPES)
     competing = scores if scope == "row" else scores.reshape(1, -1)
     removed = int(competing.shape[1] * sparsity + 1e-9)
     if removed == 0:
@@ -109,15 +129,15 @@ def lowest_mask(scores: mx.array, sparsity: float, *, scope: str = "row") -> mx.
     return mask.reshape(scores.shape)
 
 
-def check_pattern_width(width: int, removed: int, group: int) -> None:
-    """Refuse a pattern whose groups do not divide the ``width`` inputs of a linear.
+def check_pattern_width(width: int, removed: int, group: int, of: str = "a linear") -> None:
+    """Refuse a pattern whose groups do not divide the ``width`` inputs of a linear, which ``of`` names.
 
     Raises:
         UsageError: they do not.
     """
     if width % group:
         raise UsageError(
-            f"prune: pattern {removed}:{group} does not divide the {width} inputs of a linear; a width divisible by "
+            f"prune: pattern {removed}:{group} does not divide the {width} inputs of {of}; a width divisible by "
             f"{group} is needed. Use another pattern, or unstructured."
         )
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import mlx.core as mx
 
@@ -11,13 +11,7 @@ from aird_mlx.activations import Walk, flatten_counted
 
 def input_squares(walk: Walk, names: Sequence[str]) -> dict[str, mx.array]:
     """Per linear of the current block the sum of x^2 per input feature, ``[in]`` float32, over the counted tokens."""
-    totals: dict[str, mx.array] = {}
-    for index, batch in enumerate(walk.batches):
-        for name, value in walk.inputs_of(index, names).items():
-            squares = mx.square(flatten_counted(value, batch.counted)).sum(axis=0)
-            totals[name] = totals[name] + squares if name in totals else squares
-        mx.eval(totals)
-    return totals
+    return _for_each(walk, names, _group_sums(walk, names, lambda rows: mx.square(rows).sum(axis=0)))
 
 
 def second_moments(walk: Walk, names: Sequence[str]) -> dict[str, mx.array]:
@@ -25,15 +19,23 @@ def second_moments(walk: Walk, names: Sequence[str]) -> dict[str, mx.array]:
 
     Linears that read the same activations share one array.
     """
-    groups = [group for group in walk.model.architecture.linears if any(name in names for name in group)]
-    totals: dict[str, mx.array] = {}
-    count = 0.0
+    sums = _group_sums(walk, names, lambda rows: rows.T @ rows)
+    count = sum(batch.counted.sum().item() for batch in walk.batches)
+    return _for_each(walk, names, {first: total / max(count, 1.0) for first, total in sums.items()})
+
+
+def _group_sums(walk: Walk, names: Sequence[str], statistic: Callable[[mx.array], mx.array]) -> dict[str, mx.array]:
+    """By the first linear of each group that shares its input, the sum over batches of a statistic of that input."""
+    firsts = [group[0] for group in walk.model.architecture.linears if any(name in names for name in group)]
+    sums: dict[str, mx.array] = {}
     for index, batch in enumerate(walk.batches):
-        count += batch.counted.sum().item()
-        inputs = walk.inputs_of(index, [group[0] for group in groups])
-        for name, value in inputs.items():
-            rows = flatten_counted(value, batch.counted)
-            totals[name] = totals[name] + rows.T @ rows if name in totals else rows.T @ rows
-        mx.eval(totals)
-    means = {group[0]: totals[group[0]] / max(count, 1.0) for group in groups}
-    return {name: means[group[0]] for group in groups for name in group if name in names}
+        for first, value in walk.inputs_of(index, firsts).items():
+            own = statistic(flatten_counted(value, batch.counted))
+            sums[first] = sums[first] + own if first in sums else own
+        mx.eval(sums)
+    return sums
+
+
+def _for_each(walk: Walk, names: Sequence[str], by_group: dict[str, mx.array]) -> dict[str, mx.array]:
+    groups = walk.model.architecture.linears
+    return {name: by_group[group[0]] for group in groups for name in group if name in names}

@@ -16,6 +16,9 @@ from aird_mlx.model import ChatModel
 from aird_mlx.pruning.allocation import ALLOCATIONS, Allocation
 from aird_mlx.pruning.masks import (
     SCOPES,
+    check_pattern_width,
+    check_sparsity,
+    check_word,
     lowest_mask,
     magnitude_scores,
     n_of_m_mask,
@@ -42,14 +45,9 @@ def check_pruning(
     """
     check_words(method, sparsity, pattern, scope, allocation)
     groups = parse_pattern(pattern)
-    if groups is None:
-        return
-    for block, name, linear in model.linears():
-        if linear.weight.shape[1] % groups[1]:
-            raise UsageError(
-                f"prune: pattern {pattern} does not divide the {linear.weight.shape[1]} inputs of {name} in block "
-                f"{block}; a width divisible by {groups[1]} is needed. Use another pattern, or unstructured."
-            )
+    if groups:
+        for block, name, linear in model.linears():
+            check_pattern_width(linear.weight.shape[1], *groups, of=f"{name} in block {block}")
 
 
 def check_words(method: str, sparsity: float, pattern: str, scope: str, allocation: str) -> None:
@@ -59,15 +57,10 @@ def check_words(method: str, sparsity: float, pattern: str, scope: str, allocati
         UsageError: unknown method, pattern, scope or allocation, sparsity outside [0, 1), or words that exclude
             each other.
     """
-    for what, word, known in (("method", method, METHODS), ("scope", scope, SCOPES)):
-        if word not in known:
-            raise UsageError(f"prune: {what} is {word!r}; one of {', '.join(known)} is needed. Choose one of them.")
-    if allocation not in ALLOCATIONS:
-        raise UsageError(f"prune: allocation is {allocation!r}; one of {', '.join(ALLOCATIONS)} is needed. Choose one.")
-    if not 0 <= sparsity < 1:
-        raise UsageError(
-            f"prune: sparsity is {sparsity}; a fraction with 0 <= sparsity < 1 is needed. Use for example 0.5."
-        )
+    check_word("method", method, METHODS)
+    check_word("scope", scope, SCOPES)
+    check_word("allocation", allocation, ALLOCATIONS)
+    check_sparsity(sparsity)
     if parse_pattern(pattern) is not None and (scope != "row" or allocation != "uniform"):
         other = f"scope {scope}" if scope != "row" else f"allocation {allocation}"
         raise UsageError(

@@ -89,7 +89,8 @@ def sparsify_weight(
         if groups:
             kept, errors = _pass_groups(columns[:size], own, scale, groups)
         else:
-            mask = _block_mask(columns[:size], scale, sparsity)
+            # All rows compete; equals by index of the weight: by row, then by column.
+            mask = lowest_mask(_scores(columns[:size], scale), sparsity, scope="matrix").T
             kept, errors = _pass_columns(columns[:size], mask, own)
         columns = columns[size:] - factor[start : start + size, start + size :].T @ errors
         done.append(kept)
@@ -120,10 +121,9 @@ def inverse_factor(second_moment: mx.array, damping: float) -> tuple[mx.array, m
     return mx.linalg.tri_inv(lower, stream=mx.cpu)[::-1, ::-1] / mx.sqrt(mean), is_dead, damping
 
 
-def _block_mask(columns: mx.array, scale: mx.array, sparsity: float) -> mx.array:
-    """The lowest ``w^2 / U_jj^2`` of the whole block; by index is by row of the weight, then by column."""
-    scores = (mx.square(columns) / scale[:, None]).T
-    return lowest_mask(scores, sparsity, scope="matrix").T
+def _scores(columns: mx.array, scale: mx.array) -> mx.array:
+    """``w^2 / U_jj^2``, ``[out, size]`` as in the weight, of columns ``[size, out]``; ``scale`` is ``U_jj^2``."""
+    return (mx.square(columns) / scale[:, None]).T
 
 
 def _pass_groups(
@@ -134,8 +134,8 @@ def _pass_groups(
     kept, errors = [], []
     for start in range(0, factor.shape[0], size):
         now = slice(start, start + size)
-        scores = (mx.square(columns[:size]) / scale[now][:, None]).T
-        own_kept, own_errors = _pass_columns(columns[:size], n_of_m_mask(scores, removed, size).T, factor[now, now])
+        mask = n_of_m_mask(_scores(columns[:size], scale[now]), removed, size).T
+        own_kept, own_errors = _pass_columns(columns[:size], mask, factor[now, now])
         columns = columns[size:] - factor[now, start + size :].T @ own_errors
         kept.append(own_kept)
         errors.append(own_errors)

@@ -76,8 +76,9 @@ def quantize_model(
         UsageError: settings that MLX lacks, or a group size that does not divide a linear's width.
         ModelError: the network is quantized already.
     """
-    whole = dict(zip(("bits", "group_size"), check_quantization(mode, bits, group_size), strict=True))
-    plan, skipped = _plan(model, {**whole, "mode": mode}, recipe)
+    whole_bits, whole_group = check_quantization(mode, bits, group_size)
+    default = {"group_size": whole_group, "bits": whole_bits, "mode": mode}
+    plan, skipped = _plan(model, default, recipe)
     tensors = []
     for done, (path, parameters) in enumerate(plan.items(), start=1):
         owner, name, module = _find(model.network, path)
@@ -85,13 +86,12 @@ def quantize_model(
         owner[name] = quantized
         tensors.append(figures)
         progress(done, len(plan))
-    default = {"group_size": whole["group_size"], "bits": whole["bits"], "mode": mode}
-    layers: dict[str, Any] = {path: own for path, own in plan.items() if own != {**whole, "mode": mode}}
+    layers: dict[str, Any] = {path: own for path, own in plan.items() if own != default}
     layers |= dict.fromkeys(skipped, False)
     # mlx-lm reads the first; the second is what the hub shows.
     model.config["quantization"] = default | layers
     model.config["quantization_config"] = default | layers
-    return QuantizationReport(mode, whole["bits"], whole["group_size"], model.bits_per_weight, tensors, skipped)
+    return QuantizationReport(mode, whole_bits, whole_group, model.bits_per_weight, tensors, skipped)
 
 
 def _plan(
