@@ -11,6 +11,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_map
 
+from aird_mlx.activations import TokenBatch
 from aird_mlx.direction import Direction, Measurement, compare_directions, measure_direction, refusal_subspace
 from aird_mlx.evaluation import (
     REFUSAL,
@@ -27,6 +28,7 @@ from aird_mlx.inputs import held_out_sequences
 from aird_mlx.model import ChatModel
 from aird_mlx.prompts import KINDS, post_instruction_tokens, render_text
 from aird_mlx.reference import Reference
+from aird_mlx.repair import TOKENS
 from aird_mlx.report import (
     Control,
     DirectionFigures,
@@ -63,6 +65,11 @@ def refusal_directions(reference: Reference, direction: Direction) -> mx.array:
     """``[k, hidden]``: the dense model's refusal direction, and what else sets its harmful prompts apart there."""
     harmful, harmless = (reference.prompts(kind, "find", DIRECTION_PROMPTS) for kind in ("harmful", "harmless"))
     return refusal_subspace(reference.model, direction, harmful, harmless, MOST_DIRECTIONS)
+
+
+def calibrations(reference: Reference, kinds: Sequence[str] = KINDS) -> dict[str, list[TokenBatch]]:
+    """The calibration tokens of the kinds, by what plans call them."""
+    return {tokens: reference.calibration(kinds, tokens) for tokens in TOKENS}
 
 
 def validation_of(reference: Reference, *, batch_size: int) -> Validation:

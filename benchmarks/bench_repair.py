@@ -21,13 +21,13 @@ use_openblas()
 from aird_mlx.inputs import gather_inputs  # noqa: E402
 from aird_mlx.model import load  # noqa: E402
 from aird_mlx.patch import fold  # noqa: E402
-from aird_mlx.prompts import KINDS  # noqa: E402
 from aird_mlx.pruning import prune_model  # noqa: E402
 from aird_mlx.reference import Reference, ask_reference  # noqa: E402
-from aird_mlx.repair import TOKENS, fits_in_memory  # noqa: E402
+from aird_mlx.repair import fits_in_memory  # noqa: E402
 from aird_mlx.report_page import percent  # noqa: E402
 from aird_mlx.search import choose_repair, spaces_for  # noqa: E402
 from aird_mlx.stages import (  # noqa: E402
+    calibrations,
     evaluate_dense,
     evaluate_stage,
     measure_on_reference,
@@ -92,7 +92,7 @@ def main() -> None:
             model,
             dense,
             spaces,
-            {tokens: reference.calibration(KINDS, tokens) for tokens in TOKENS},
+            calibrations(reference),
             refusal_directions(reference, direction),
             validation_of(reference, batch_size=BATCH),
         ),

@@ -27,9 +27,9 @@ from aird_mlx.patch import patched  # noqa: E402
 from aird_mlx.prompts import KINDS  # noqa: E402
 from aird_mlx.pruning import prune_model  # noqa: E402
 from aird_mlx.reference import Reference, ask_reference  # noqa: E402
-from aird_mlx.repair import RULES, TOKENS  # noqa: E402
+from aird_mlx.repair import RULES  # noqa: E402
 from aird_mlx.search import PlanSpace, choose_repair, spaces_for  # noqa: E402
-from aird_mlx.stages import measure_on_reference, refusal_directions, validation_of  # noqa: E402
+from aird_mlx.stages import calibrations, measure_on_reference, refusal_directions, validation_of  # noqa: E402
 
 NEW_TOKENS, BATCH = 64, 64
 RANK_ONE = ("paper", "restore", "least-squares")
@@ -97,7 +97,7 @@ def main() -> None:
                 model,
                 dense,
                 searched,
-                {tokens: reference.calibration(kinds, tokens) for tokens in TOKENS},
+                calibrations(reference, kinds),
                 along_which,
                 validation,
             )

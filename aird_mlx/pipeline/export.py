@@ -1,0 +1,90 @@
+"""One exported file: written, run in llama.cpp, told how it was made, and sealed."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from aird_mlx import __version__
+from aird_mlx.evaluation import decode, generate_answers, judge_answer
+from aird_mlx.gguf_export import export_gguf
+from aird_mlx.guard.canaries import read_canaries, render_canaries
+from aird_mlx.guard.record import PROBE_PROMPTS, CanarySet, file_facts, make_manifest
+from aird_mlx.guard.seal import seal
+from aird_mlx.model import ChatModel
+from aird_mlx.prompts import KINDS, check_context
+from aird_mlx.reference import MAX_NEW_TOKENS, Reference
+from aird_mlx.report import RepairFigures, Stage
+from aird_mlx.settings import Progress, RepairSettings
+from aird_mlx.stages import evaluate_exported, gguf_path
+from aird_mlx.workspace import Workspace
+
+
+def stem_of(settings: RepairSettings) -> str:
+    """What an exported file is called, without its type."""
+    return f"{Path(settings.model).name}-repaired"
+
+
+def canary_set(model: str, dense: ChatModel, max_new_tokens: int) -> CanarySet:
+    """The canary prompts that go with a model, not yet answered.
+
+    Raises:
+        PromptError: one with its answer is longer than the model's context.
+    """
+    name = "demo" if model == "demo" else "built-in"
+    prompts = [one.prompt for one in read_canaries(name)]
+    rendered = render_canaries(dense.tokenizer, prompts)
+    length = min(max_new_tokens, MAX_NEW_TOKENS)
+    check_context(rendered, length, dense.context_length, prompts)
+    return CanarySet(name, rendered, "", length)
+
+
+def judge_canaries(
+    dense: ChatModel, canaries: CanarySet, *, batch_size: int, progress: Callable[[int, int], None]
+) -> list[str]:
+    """One class letter for each of the model's answers to the canaries."""
+    answers = generate_answers(
+        dense, canaries.rendered, max_new_tokens=canaries.max_new_tokens, batch_size=batch_size, progress=progress
+    )
+    return [judge_answer(decode(dense, answer))[0] for answer in answers]
+
+
+def export_stage(
+    settings: RepairSettings,
+    workspace: Workspace,
+    outtype: str,
+    written: ChatModel,
+    reference: Reference,
+    repair: RepairFigures,
+    repaired: Stage,
+    canaries: CanarySet,
+    *,
+    max_new_tokens: int,
+    progress: Progress,
+) -> Stage:
+    """Write the MLX folder of the workspace as a GGUF file with its manifest; its row of the result."""
+    with workspace.guarding():
+        exported = export_gguf(
+            workspace.folder / "mlx",
+            gguf_path(workspace.folder, stem_of(settings), outtype),
+            outtype,
+            name=stem_of(settings),
+            extra_metadata={"aird.version": __version__, "aird.repair.rule": repair.rule},
+            progress=partial(progress, f"export {outtype}"),
+        )
+    stage = evaluate_exported(exported, written, reference, max_new_tokens=max_new_tokens, progress=progress)
+    prompts = {
+        part: {kind: reference.prompts(kind, part, PROBE_PROMPTS) for kind in KINDS} for part in ("find", "validate")
+    }
+    manifest = make_manifest(
+        exported.path,
+        file_facts(settings, repair, stage if stage.parity else repaired),
+        prompts["find"],
+        prompts["validate"],
+        canaries,
+        partial(progress, f"probe of {outtype}"),
+    )
+    with workspace.guarding():
+        return dataclasses.replace(stage, root=seal(exported.path, manifest))

@@ -1,0 +1,93 @@
+"""The result of a run: its report, the pages, and the folders' final names."""
+
+from __future__ import annotations
+
+import resource
+import sys
+
+from aird_mlx.direction import Direction
+from aird_mlx.environment import describe_environment
+from aird_mlx.gates import Limits, judge_gates
+from aird_mlx.guard.seal import sidecar_of
+from aird_mlx.inputs import Inputs
+from aird_mlx.model import ChatModel
+from aird_mlx.pipeline.export import stem_of
+from aird_mlx.report import Control, PruningReport, RepairFigures, Report, Stage, to_json
+from aird_mlx.report_page import to_markdown, to_model_card
+from aird_mlx.settings import RepairSettings, settings_record
+from aird_mlx.stages import direction_figures, gguf_path, stage_changes
+from aird_mlx.workspace import Workspace
+
+
+def limits_of(settings: RepairSettings) -> Limits:
+    """What the repair may cost, in the search and at the gates."""
+    return Limits(settings.max_over_refusal / 100, settings.max_perplexity)
+
+
+def make_report(
+    settings: RepairSettings,
+    workspace: Workspace,
+    dense: ChatModel,
+    inputs: Inputs,
+    *,
+    direction: Direction,
+    stages: list[Stage],
+    repair: RepairFigures,
+    controls: list[Control],
+    pruned: PruningReport | None,
+) -> Report:
+    """Everything one run measured and wrote."""
+    record = {name: value for name, value in settings_record(settings).items() if name not in ("resume", "dry_run")}
+    exported = (note for stage in stages for note in stage.notes)
+    out = workspace.out
+    written = {"mlx": str(settings.mlx_path or out / "mlx"), "report": str(out / "report.json")}
+    for kind in settings.gguf:
+        path = gguf_path(out, stem_of(settings), kind)
+        written |= {f"gguf {kind}": str(path), f"hashes {kind}": str(sidecar_of(path))}
+    return Report(
+        model=settings.model,
+        settings=record,
+        environment=describe_environment(settings.seed),
+        direction=direction_figures(direction, 1.0),
+        stages=stages,
+        repair=repair,
+        pruning=pruned,
+        gates=judge_gates(stages, repair, allow_dense=settings.allow_dense, limits=limits_of(settings)),
+        changes=stage_changes(stages),
+        controls=controls,
+        written=written,
+        notes=[
+            *dense.notes,
+            *(pruned.notes if pruned else []),
+            f"prompts: {inputs.contrast.origin}",
+            *dict.fromkeys(exported),
+        ],
+        timings=workspace.timings,
+        peak_memory_bytes=_peak_memory(),
+    )
+
+
+def finish(settings: RepairSettings, workspace: Workspace, report: Report) -> None:
+    """Write the reports and the model card, and give the folders their final names."""
+    folder = workspace.folder
+    with workspace.guarding():
+        (folder / "report.json").write_text(to_json(report), encoding="utf-8")
+        (folder / "report.md").write_text(to_markdown(report), encoding="utf-8")
+        (folder / "mlx" / "README.md").write_text(to_model_card(report), encoding="utf-8")
+    workspace.finish(
+        leave_out=(
+            "stages",
+            "compressed.safetensors",
+            "answers.json",
+            "canaries.json",
+            "repair.json",
+            "plan.json",
+            "pruning.json",
+        ),
+        elsewhere={} if settings.mlx_path is None else {"mlx": settings.mlx_path},
+    )
+
+
+def _peak_memory() -> int:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)
