@@ -21,19 +21,21 @@ import click
 from aird_mlx import __version__
 from aird_mlx.errors import AirdError
 
-from .options import (
-    FILE,
-    choose_model,
+from .option_sets import (
     compare_options,
     direction_options,
     eval_options,
     export_options,
-    json_option,
     prune_options,
     quantize_options,
     repair_options,
     selftest_options,
     verify_options,
+)
+from .options import (
+    FILE,
+    choose_model,
+    json_option,
 )
 
 INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM  # as shells count
