@@ -1,16 +1,18 @@
 """From a model folder to a GGUF file that llama.cpp runs, and the check that it runs the same.
 
 `metadata` reads the config, `tokenizer` the vocabulary, `stored` the weights; `choice` gives each tensor a type of
-`outtypes`, `encoding` turns it into `blocks` or takes over MLX's (`repack`); `writer` puts them in one file, with
-`llama_quantizer` for the types that llama.cpp writes itself. `runtime` runs it in llama.cpp (optional package
-llama-cpp-python) and `parity` compares it with MLX. Nothing runs at import. Not called ``gguf``, which is the name of
-the package that reads these files back.
+`outtypes`, `encoding` turns it into `blocks` or takes over MLX's (`repack`); `preparation` plans all that, `header`
+describes it, and `writer` puts it in one file, with `llama_quantizer` for the types that llama.cpp writes itself.
+`runtime` runs it in llama.cpp (optional package llama-cpp-python) and `parity` compares it with MLX. Nothing runs at
+import. Not called ``gguf``, which is the name of the package that reads these files back.
 """
 
 from aird_mlx.gguf_export.file_names import name_files
+from aird_mlx.gguf_export.library import is_available
 from aird_mlx.gguf_export.parity import Parity, check_parity
-from aird_mlx.gguf_export.runtime import LlamaRuntime, is_available
-from aird_mlx.gguf_export.writer import ExportPlan, GgufFile, check_exportable, export_gguf, plan_export
+from aird_mlx.gguf_export.preparation import check_exportable
+from aird_mlx.gguf_export.runtime import LlamaRuntime
+from aird_mlx.gguf_export.writer import ExportPlan, GgufFile, export_gguf, plan_export
 
 __all__ = [
     "ExportPlan",

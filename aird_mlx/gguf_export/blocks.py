@@ -14,9 +14,10 @@ import numpy as np
 
 from aird_mlx.errors import ShapeError
 from aird_mlx.gguf_export import microscaling, ternary
+from aird_mlx.gguf_export.outtypes import Kind
+from aird_mlx.gguf_export.packing import pack_high_bits, pack_nibbles, unpack_high_bits, unpack_nibbles
 from aird_mlx.gguf_export.rounding import float16_bytes, float16_column, inverse_of, round_away
 
-Kind = gguf.GGMLQuantizationType
 # Bytes that are only moved are void: numpy copies them as one item.
 Q4_1_BLOCK = np.dtype([("scale", "<f2"), ("minimum", "<f2"), ("codes", "V16")])
 Q5_1_BLOCK = np.dtype([("scale", "<f2"), ("minimum", "<f2"), ("high", "V4"), ("codes", "V16")])
@@ -123,25 +124,8 @@ def bfloat16_to_float(bits: np.ndarray) -> np.ndarray:
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
-def pack_nibbles(codes: np.ndarray) -> np.ndarray:
-    """Two halves of a block in one byte each: code i low, code i + half high; ``[block, 2n]`` to ``[block, n]``."""
-    half = codes.shape[-1] // 2
-    return codes[:, :half] | (codes[:, half:] << 4)
-
-
-def unpack_nibbles(packed: np.ndarray) -> np.ndarray:
-    """The inverse of `pack_nibbles`."""
-    return np.concatenate([packed & 15, packed >> 4], axis=-1)
-
-
-def pack_high_bits(codes: np.ndarray) -> np.ndarray:
-    """Bit 4 of 32 codes as four bytes, first code lowest; ``[block, 32]`` to ``[block, 4]``."""
-    return np.packbits(codes >> 4, axis=-1, bitorder="little")
-
-
 def _five_bits(blocks: np.ndarray, start: int) -> np.ndarray:
-    high = np.unpackbits(blocks[:, start : start + 4], axis=-1, bitorder="little")
-    return unpack_nibbles(blocks[:, start + 4 :]) | (high << 4)
+    return unpack_nibbles(blocks[:, start + 4 :]) | unpack_high_bits(blocks[:, start : start + 4])
 
 
 def _extreme_of(blocks: np.ndarray) -> np.ndarray:

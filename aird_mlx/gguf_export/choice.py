@@ -54,27 +54,22 @@ class TypeChoice:
     def __post_init__(self) -> None:
         """Refuse unknown names before anything is read."""
         self._wanted = None if self.outtype == AUTO else find_outtype(self.outtype)
-        self.is_native = self._wanted is None or self._wanted.native
-        if self.is_native:
-            self._special = {
-                place: find_native(name, option)
-                for place, name, option in (
-                    (EMBEDDING, self.embedding_type, "embedding type"),
-                    (OUTPUT, self.output_type, "output type"),
-                )
-                if name is not None
-            }
-            return
-        self._special = {}  # llama.cpp's quantizer gets them
-        for name in (self.embedding_type, self.output_type):
-            if name is not None:
-                find_outtype(name)
+        self._native = self._wanted is None or self._wanted.native
+        self._special: dict[str, Kind] = {}
+        asked = ((EMBEDDING, self.embedding_type, "embedding type"), (OUTPUT, self.output_type, "output type"))
+        for place, name, option in asked:
+            if name is None:
+                continue
+            if self._native:
+                self._special[place] = find_native(name, option)
+            else:
+                find_outtype(name)  # llama.cpp's quantizer gets it
 
     def choose(
         self, name: str, shape: tuple[int, ...], source: StoredTensor, quantization: Mapping[str, Any] | None
     ) -> Kind:
         """The type of a matrix; see `tensors.plan_tensors`."""
-        if not self.is_native:
+        if not self._native:
             return STORED_KINDS.get(source.dtype, Kind.F32) if quantization is None else Kind.F32
         kind = self._special.get(name) or self._kind_of(name, source, quantization)
         if shape[-1] % block_length(kind):

@@ -86,10 +86,10 @@ def encode_tensor(planned: PlannedTensor, stored: Mapping[str, StoredTensor], ta
     if planned.rotated_heads:  # a head's rows stay together
         head = rows // planned.rotated_heads
         step = -(-step // head) * head
+    encode = _repack if planned.is_exact else _encode_plain if planned.quantization is None else _requantize
     for start in range(0, rows, step):
         stop = min(start + step, rows)
         heads = (stop - start) * planned.rotated_heads // rows
-        encode = _repack if planned.is_exact else _encode_plain if planned.quantization is None else _requantize
         encoded, before = encode(planned, stored, start, stop, heads, tally)
         if planned.is_block_linear:
             zeros = blocks.count_zeros(encoded, planned.type)
@@ -168,7 +168,7 @@ def _encode_plain(
             return permute_rows(bits, heads).view(np.uint8), before
     values = _as_float(rows, tensor.dtype)
     _check_range(planned, values, start)
-    before = values.size - int(np.count_nonzero(values)) if planned.is_block_linear else 0
+    before = blocks.count_zeros(values, Kind.F32) if planned.is_block_linear else None
     return blocks.quantize(permute_rows(values, heads), kind), before
 
 
@@ -177,7 +177,7 @@ def _requantize(
 ) -> tuple[np.ndarray, int | None]:
     values = read_values(planned.source, stored, planned.quantization, start, stop)
     _check_range(planned, values, start)
-    before = values.size - int(np.count_nonzero(values))
+    before = blocks.count_zeros(values, Kind.F32) if planned.is_block_linear else None
     return blocks.quantize(permute_rows(values, heads), planned.type), before
 
 
@@ -200,9 +200,8 @@ def _repack(
     tally.inexact_scales += inexact
     settings = planned.quantization
     before = None
-    if inexact:  # then the zeros of the folder need not be those of the file
-        values = read_values(planned.source, stored, settings, start, stop)
-        before = values.size - int(np.count_nonzero(values))
+    if inexact and planned.is_block_linear:  # then the zeros of the folder need not be those of the file
+        before = blocks.count_zeros(read_values(planned.source, stored, settings, start, stop), Kind.F32)
     group_size = int(settings.get("group_size", 64))
     return repack.repack_affine(codes, scales, biases, bits=int(settings["bits"]), group_size=group_size), before
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from aird_mlx.errors import UsageError
-from aird_mlx.gguf_export.writer import resolve_outtype
+from aird_mlx.gguf_export.preparation import resolve_outtype
 
 
 def name_files(model: str, folder: Path, outfile: str | None, outtypes: Sequence[str]) -> dict[str, Path]:

@@ -13,8 +13,8 @@ import subprocess
 from pathlib import Path
 
 from aird_mlx.errors import DependencyError, ExportError
+from aird_mlx.gguf_export.library import capture_log, is_available, load_library
 from aird_mlx.gguf_export.outtypes import Kind, OutType, find_outtype
-from aird_mlx.gguf_export.runtime import capture_log, is_available, load_library
 
 PROGRAM = "llama-quantize"
 # A line of the log: [ 1/ 21] output.weight - [ 256, 320, 1, 1], type = f16, size = 1.25 MiB -> 0.50 MiB (q6_K)
@@ -35,14 +35,8 @@ def check_quantizer(outtype: OutType) -> None:
 
 
 def quantize_file(
-    source: Path,
-    target: Path,
-    outtype: OutType,
-    *,
-    embedding_type: str | None = None,
-    output_type: str | None = None,
-    dry_run: bool = False,
-) -> dict[str, Kind]:
+    source: Path, target: Path, outtype: OutType, embedding_type: str | None = None, output_type: str | None = None
+) -> None:
     """Write ``source`` once more in another type.
 
     Args:
@@ -50,23 +44,40 @@ def quantize_file(
         target: overwritten.
         outtype: what to make of it.
         embedding_type, output_type: of these two tensors; None leaves them to llama.cpp.
-        dry_run: write nothing.
-
-    Returns:
-        In a dry run the type of each tensor that is to change; else nothing.
 
     Raises:
         DependencyError: there is no quantizer.
         ExportError: it failed.
     """
+    _run(source, target, outtype, embedding_type, output_type, dry_run=False)
+
+
+def find_mixture(
+    source: Path, outtype: OutType, embedding_type: str | None = None, output_type: str | None = None
+) -> dict[str, Kind]:
+    """Ask which tensors `quantize_file` would change, and to which type; writes nothing.
+
+    Args:
+        source: a GGUF file in f32, f16 or bf16; only its header is read.
+        outtype, embedding_type, output_type: as for `quantize_file`.
+
+    Raises:
+        DependencyError, ExportError: as `quantize_file`.
+    """
+    nowhere = source.with_name("none.gguf")
+    log = _run(source, nowhere, outtype, embedding_type, output_type, dry_run=True)
+    kinds = {one.name.lower(): one for one in Kind}
+    return {name: kinds[kind.lower()] for name, kind in LINE.findall(log) if kind}
+
+
+def _run(
+    source: Path, target: Path, outtype: OutType, embedding_type: str | None, output_type: str | None, *, dry_run: bool
+) -> str:
+    """Run whichever quantizer there is; what it said."""
     check_quantizer(outtype)
     embedding, output = (None if name is None else find_outtype(name).kind for name in (embedding_type, output_type))
     run = _run_library if is_available() else _run_program
-    text = run(source, target, outtype, embedding, output, dry_run)
-    if not dry_run:
-        return {}
-    kinds = {one.name.lower(): one for one in Kind}
-    return {name: kinds[kind.lower()] for name, kind in LINE.findall(text) if kind}
+    return run(source, target, outtype, embedding, output, dry_run)
 
 
 def _run_library(

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from aird_mlx.gguf_export.packing import pack_nibbles, unpack_nibbles
+
 DOUBLED = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12], dtype=np.float32)
 BETWEEN = (0.5, 1.5, 2.5, 3.5, 5.0, 7.0, 10.0)  # halfway, in doubled units; a tie goes to the smaller
 LARGEST_NVFP4 = 448.0 * 6.0
@@ -21,13 +23,12 @@ def quantize_mxfp4(blocks: np.ndarray) -> np.ndarray:
         exponent = np.where(largest > 0, np.floor(np.log2(largest)) + np.float32(125), np.float32(0))
     exponent = exponent.clip(0, 254).astype(np.uint8)
     codes = _nearest(blocks, decode_e8m0(exponent))
-    return np.concatenate([exponent, codes[:, :16] | (codes[:, 16:] << 4)], axis=-1)
+    return np.concatenate([exponent, pack_nibbles(codes)], axis=-1)
 
 
 def dequantize_mxfp4(blocks: np.ndarray) -> np.ndarray:
     """``[block, 17]`` uint8 to ``[block, 32]`` float32."""
-    packed = blocks[:, 1:]
-    return decode_e8m0(blocks[:, :1]) * DOUBLED[np.concatenate([packed & 15, packed >> 4], axis=-1)]
+    return decode_e8m0(blocks[:, :1]) * DOUBLED[unpack_nibbles(blocks[:, 1:])]
 
 
 def quantize_nvfp4(blocks: np.ndarray) -> np.ndarray:
@@ -35,14 +36,12 @@ def quantize_nvfp4(blocks: np.ndarray) -> np.ndarray:
     groups = blocks.reshape(-1, 4, 16)
     scales = encode_e4m3(np.abs(groups).max(axis=-1) / np.float32(6))
     codes = _nearest(groups, decode_e4m3(scales)[..., None])
-    packed = codes[..., :8] | (codes[..., 8:] << 4)
-    return np.concatenate([scales, packed.reshape(-1, 32)], axis=-1)
+    return np.concatenate([scales, pack_nibbles(codes).reshape(-1, 32)], axis=-1)
 
 
 def dequantize_nvfp4(blocks: np.ndarray) -> np.ndarray:
     """``[block, 36]`` uint8 to ``[block, 64]`` float32."""
-    packed = blocks[:, 4:].reshape(-1, 4, 8)
-    values = DOUBLED[np.concatenate([packed & 15, packed >> 4], axis=-1)]
+    values = DOUBLED[unpack_nibbles(blocks[:, 4:].reshape(-1, 4, 8))]
     return (decode_e4m3(blocks[:, :4])[..., None] * values).reshape(-1, 64)
 
 

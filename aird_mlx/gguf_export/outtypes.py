@@ -125,13 +125,3 @@ def scheme_of(quantization: Mapping[str, Any]) -> tuple[str, int]:
 def block_length(kind: Kind) -> int:
     """How many neighbouring weights of a row share a block."""
     return int(gguf.GGML_QUANT_SIZES[kind][0])
-
-
-def bits_of(kind: Kind) -> float:
-    """Bits per weight, scales included.
-
-    >>> bits_of(Kind.Q4_1)
-    5.0
-    """
-    block, size = gguf.GGML_QUANT_SIZES[kind]
-    return float(8 * size / block)

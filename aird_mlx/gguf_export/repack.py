@@ -10,7 +10,8 @@ from __future__ import annotations
 import numpy as np
 
 from aird_mlx.errors import ShapeError
-from aird_mlx.gguf_export.blocks import Q4_1_BLOCK, Q5_1_BLOCK, pack_high_bits, pack_nibbles
+from aird_mlx.gguf_export.blocks import Q4_1_BLOCK, Q5_1_BLOCK
+from aird_mlx.gguf_export.packing import pack_high_bits, pack_nibbles
 
 LOW = np.uint64(0x0F0F0F0F0F0F0F0F)
 BLOCK = 32
@@ -75,7 +76,7 @@ def repack_affine(
             halves = values.astype(np.float16).reshape(-1, 1)
         blocks[name].reshape(-1, group_size // BLOCK)[:] = halves
     if bits == 4:
-        nibbles = _interleave(np.ascontiguousarray(packed).view(np.uint64).reshape(-1, 2))
+        nibbles = _interleave(packed)
     else:
         codes = unpack_codes(packed, bits).reshape(-1, BLOCK)
         if bits == 5:
@@ -98,7 +99,7 @@ def repack_mxfp4(packed: np.ndarray, scales: np.ndarray) -> np.ndarray:
     """
     blocks = np.empty(scales.size, dtype=MXFP4_BLOCK)
     blocks["scale"] = scales.reshape(-1)
-    blocks["codes"] = _interleave(np.ascontiguousarray(packed).view(np.uint64).reshape(-1, 2)).view("V16").reshape(-1)
+    blocks["codes"] = _interleave(packed).view("V16").reshape(-1)
     return blocks.view(np.uint8).reshape(len(packed), -1)
 
 
@@ -129,16 +130,17 @@ def inexact_in_float16(values: np.ndarray) -> int:
         return int(np.count_nonzero(values.astype(np.float16) != values))
 
 
-def _interleave(words: np.ndarray) -> np.ndarray:
+def _interleave(packed: np.ndarray) -> np.ndarray:
     """From neighbours in a byte to halves of a block in a byte: 32 four-bit codes in, 32 out.
 
     Args:
-        words: ``[block, 2]`` uint64: codes 0-15 and 16-31, two neighbours a byte, the first low.
+        packed: ``[out, in / 8]`` uint32, two neighbours a byte, the first low.
 
     Returns:
         ``[block, 4]`` uint32: byte i holds code i low and code i + 16 high.
     """
-    first, second = words[:, 0], words[:, 1]
+    words = np.ascontiguousarray(packed).view(np.uint64).reshape(-1, 2)  # of a block
+    first, second = words[:, 0], words[:, 1]  # codes 0-15 and 16-31
     even = (first & LOW) | ((second & LOW) << np.uint64(4))  # bytes 0, 2, 4, ... of the result
     odd = ((first >> np.uint64(4)) & LOW) | (second & ~LOW)
     result = odd.view(np.uint8).astype(np.uint16) << np.uint16(8)

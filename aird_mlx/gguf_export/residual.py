@@ -42,12 +42,13 @@ class ResidualTap:
         @library.llama_cpp.ggml_backend_sched_eval_callback  # type: ignore[untyped-decorator]
         def look(tensor: int, asks: bool, _: int) -> bool:
             layer = self._wanted.get(ggml.ggml_get_name(tensor))
-            if asks or layer is None:
-                return layer is not None if asks else True
-            rows = np.empty(ggml.ggml_nbytes(tensor) // 4, dtype=np.float32)
-            ggml.ggml_backend_tensor_get(tensor, rows.ctypes.data, 0, rows.nbytes)
-            self._rows.setdefault(layer, []).append(rows)
-            return True
+            if asks:
+                return layer is not None
+            if layer is not None:
+                rows = np.empty(ggml.ggml_nbytes(tensor) // 4, dtype=np.float32)
+                ggml.ggml_backend_tensor_get(tensor, rows.ctypes.data, 0, rows.nbytes)
+                self._rows.setdefault(layer, []).append(rows)
+            return True  # go on
 
         self.callback = look
 

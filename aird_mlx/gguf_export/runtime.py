@@ -8,31 +8,23 @@ Source: ``llama.h`` and ``examples/batched`` of llama.cpp.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
-import importlib
-import importlib.util
 import os
-from collections import deque
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import numpy as np
 
-from aird_mlx.errors import DependencyError, ParityError
+from aird_mlx.errors import ParityError
+from aird_mlx.gguf_export.context import Context
+from aird_mlx.gguf_export.library import last_errors, last_reason, load_library
 from aird_mlx.gguf_export.residual import ResidualTap
 
 MOST_SEQUENCES = 256  # LLAMA_MAX_SEQ
 PARAMETERS_PER_THREAD = 8_000_000
-ERROR_LEVEL = 4  # GGML_LOG_LEVEL_ERROR
-
-
-def is_available() -> bool:
-    """Whether llama-cpp-python is installed; loads nothing."""
-    return importlib.util.find_spec("llama_cpp") is not None
 
 
 class LlamaRuntime:
@@ -73,20 +65,16 @@ class LlamaRuntime:
         self.parallel = min(parallel, MOST_SEQUENCES, n_batch)
         self._library = load_library()
         self.tap = ResidualTap(self._library, layers) if layers else None
-        self._context: Any = None
-        self._context_size = (0, 0)
-        self._model: Any = None
         if not self.path.is_file():
             raise ParityError(f"llama.cpp: there is no file {self.path}; a GGUF file is needed. Check the path.")
         settings = self._library.llama_model_default_params()
         settings.n_gpu_layers = gpu_layers
         settings.vocab_only = vocab_only
-        _last_errors().clear()
-        self._model = self._library.llama_model_load_from_file(str(self.path).encode(), settings)
+        last_errors().clear()
+        self._model: Any = self._library.llama_model_load_from_file(str(self.path).encode(), settings)
         if not self._model:
             raise ParityError(
-                f"llama.cpp: refuses {self.path} ({'; '.join(_last_errors()) or 'no reason given'}); "
-                "a file it can run is needed. Export it again."
+                f"llama.cpp: refuses {self.path} ({last_reason()}); a file it can run is needed. Export it again."
             )
         self._vocab = self._library.llama_model_get_vocab(self._model)
         parameters = self._library.llama_model_n_params(self._model)
@@ -94,6 +82,8 @@ class LlamaRuntime:
         self.vocab_size: int = self._library.llama_vocab_n_tokens(self._vocab)
         self.hidden: int = self._library.llama_model_n_embd(self._model)
         self.blocks: int = self._library.llama_model_n_layer(self._model)
+        look = None if self.tap is None else self.tap.callback
+        self._context = Context(self._library, self._model, n_batch=self.n_batch, n_threads=self.n_threads, look=look)
 
     def __enter__(self) -> LlamaRuntime:
         return self
@@ -105,7 +95,7 @@ class LlamaRuntime:
 
     def close(self) -> None:
         """Free the context and the model; safe to call twice."""
-        self._free_context()
+        self._context.free()
         if self._model:
             self._library.llama_model_free(self._model)
             self._model = None
@@ -175,13 +165,13 @@ class LlamaRuntime:
             ParityError: the sequence is empty, too long, or llama.cpp fails on it.
         """
         self._check_lengths([ids], 0)
-        self._open_context(1, self.n_ctx)
+        self._context.open(1, self.n_ctx)
         rows = []
         for start in range(0, len(ids), self.n_batch):
             chunk = [
                 (int(token), start + offset, 0, True) for offset, token in enumerate(ids[start : start + self.n_batch])
             ]
-            rows.append(self._decode(chunk))
+            rows.append(self._context.decode(chunk))
         return np.concatenate(rows)
 
     def residuals(self, ids: Sequence[int]) -> tuple[np.ndarray, dict[int, np.ndarray]]:
@@ -203,10 +193,10 @@ class LlamaRuntime:
             raise ParityError(
                 f"llama.cpp: {len(ids)} tokens at once; n_batch is {self.n_batch}. Open it with a larger n_batch."
             )
-        self._open_context(1, self.n_ctx)
+        self._context.open(1, self.n_ctx)
         self.tap.clear()
         last = len(ids) - 1
-        logits = self._decode([(int(token), at, 0, at == last) for at, token in enumerate(ids)])
+        logits = self._context.decode([(int(token), at, 0, at == last) for at, token in enumerate(ids)])
         return logits[0], self.tap.rows(self.hidden)
 
     def generate(
@@ -242,7 +232,7 @@ class LlamaRuntime:
         if max_new_tokens < 1:
             return [[] for _ in prompts]
         longest = max(len(prompt) for prompt in prompts) + max_new_tokens
-        self._open_context(min(self.parallel, len(prompts)), longest)
+        self._context.open(min(self.parallel, len(prompts)), longest)
         answers: list[list[int]] = [[] for _ in prompts]
         # neighbours in length share a group, so that little of a group waits for its longest prompt
         order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index))
@@ -295,7 +285,7 @@ class LlamaRuntime:
         answers: list[list[int]],
     ) -> None:
         """Prefill all prompts of a group, then decode one token of each unfinished one per step."""
-        self._library.llama_memory_clear(self._library.llama_get_memory(self._context), True)
+        self._context.clear()
         tokens = [
             (int(token), position, slot, position == len(prompts[index]) - 1)
             for slot, index in enumerate(group)
@@ -303,7 +293,7 @@ class LlamaRuntime:
         ]
         chosen: list[int] = []
         for start in range(0, len(tokens), self.n_batch):
-            logits = self._decode(tokens[start : start + self.n_batch])
+            logits = self._context.decode(tokens[start : start + self.n_batch])
             chosen.extend(choose(logits))
         active = list(range(len(group)))
         for step in range(max_new_tokens):
@@ -317,7 +307,7 @@ class LlamaRuntime:
             if not remaining or step == max_new_tokens - 1:
                 return
             active = remaining
-            chosen = choose(self._decode(batch))
+            chosen = choose(self._context.decode(batch))
 
     def _check_lengths(self, sequences: Sequence[Sequence[int]], new_tokens: int) -> None:
         longest = max(len(ids) for ids in sequences)
@@ -335,66 +325,6 @@ class LlamaRuntime:
                     "Use the ids of this model's tokenizer."
                 )
 
-    def _open_context(self, sequences: int, length: int) -> None:
-        """Have an empty context for so many sequences of that length; keep the one there is if it is large enough."""
-        open_sequences, open_length = self._context_size
-        if self._context and open_sequences == sequences and open_length >= length:
-            self._library.llama_memory_clear(self._library.llama_get_memory(self._context), True)
-            return
-        self._free_context()
-        settings = self._library.llama_context_default_params()
-        settings.n_ctx = length * sequences
-        settings.n_seq_max = sequences
-        settings.n_batch = self.n_batch
-        settings.n_ubatch = self.n_batch
-        settings.n_threads = settings.n_threads_batch = self.n_threads
-        settings.type_k = settings.type_v = self._library.GGML_TYPE_F32
-        settings.flash_attn_type = self._library.LLAMA_FLASH_ATTN_TYPE_DISABLED
-        settings.kv_unified = False  # one cache per sequence: attention does not read the others'
-        settings.no_perf = True
-        if self.tap is not None:
-            settings.cb_eval = self.tap.callback
-        _last_errors().clear()
-        self._context = self._library.llama_init_from_model(self._model, settings)
-        if not self._context:
-            raise ParityError(
-                f"llama.cpp: cannot open a context of {sequences} x {length} tokens "
-                f"({'; '.join(_last_errors()) or 'no reason given'}); memory for it is needed. Use a smaller n_ctx."
-            )
-        self._context_size = (sequences, length)
-
-    def _decode(self, tokens: Sequence[tuple[int, int, int, bool]]) -> np.ndarray:
-        """Run a batch of (token, position, sequence, wants logits); logits of those that want them, in order."""
-        library = self._library
-        batch = library.llama_batch_init(len(tokens), 0, 1)
-        try:
-            batch.n_tokens = len(tokens)
-            for row, (token, position, sequence, wanted) in enumerate(tokens):
-                batch.token[row] = token
-                batch.pos[row] = position
-                batch.n_seq_id[row] = 1
-                batch.seq_id[row][0] = sequence
-                batch.logits[row] = wanted
-            _last_errors().clear()
-            status = library.llama_decode(self._context, batch)
-        finally:
-            library.llama_batch_free(batch)
-        if status != 0:
-            raise ParityError(
-                f"llama.cpp: llama_decode returned {status} ({'; '.join(_last_errors()) or 'no reason given'}); "
-                "0 is success. Use a larger n_ctx or fewer sequences."
-            )
-        outputs = sum(wanted for *_, wanted in tokens)
-        if not outputs:
-            return np.zeros((0, self.vocab_size), dtype=np.float32)
-        pointer = library.llama_get_logits(self._context)
-        return np.ctypeslib.as_array(pointer, shape=(outputs, self.vocab_size)).copy()
-
-    def _free_context(self) -> None:
-        if self._context:
-            self._library.llama_free(self._context)
-            self._context = None
-
 
 def _chooser(temperature: float, seed: int) -> Callable[[np.ndarray], list[int]]:
     """From logits ``[row, vocab]`` to a token per row: the likeliest, or drawn (by the Gumbel-max rule)."""
@@ -406,55 +336,3 @@ def _chooser(temperature: float, seed: int) -> Callable[[np.ndarray], list[int]]
         return [int(token) for token in logits.argmax(axis=-1)]
 
     return choose
-
-
-@functools.cache
-def _last_errors() -> deque[str]:
-    """The last error lines of llama.cpp: its only way to give a reason."""
-    return deque(maxlen=3)
-
-
-@contextlib.contextmanager
-def capture_log() -> Iterator[list[str]]:
-    """Everything llama.cpp says while it lasts, in pieces as they come."""
-    pieces: list[str] = []
-    _listeners().append(pieces)
-    try:
-        yield pieces
-    finally:
-        _listeners().remove(pieces)
-
-
-@functools.cache
-def _listeners() -> list[list[str]]:
-    """Who wants to hear all of llama.cpp's log."""
-    return []
-
-
-@functools.cache
-def load_library() -> Any:
-    """Import llama_cpp once and take over its log, which would otherwise go to stderr.
-
-    Cached because llama.cpp keeps the callback's address for as long as the process lives.
-    """
-    try:
-        library = importlib.import_module("llama_cpp")
-    except ImportError as error:
-        raise DependencyError(
-            "llama.cpp: the package llama-cpp-python is not installed; it runs the exported file. "
-            "Run `pip install 'aird-mlx[llama]'`."
-        ) from error
-
-    @library.llama_log_callback  # type: ignore[untyped-decorator]
-    def collect(level: int, text: bytes, _: ctypes.c_void_p) -> None:
-        piece = text.decode("utf-8", errors="replace")
-        for listener in _listeners():
-            listener.append(piece)
-        line = piece.strip()
-        if level == ERROR_LEVEL and line:
-            _last_errors().append(line)
-
-    library.llama_log_set(collect, ctypes.c_void_p(0))
-    library.llama_backend_init()
-    library.__dict__["_log_callback_of_aird_mlx"] = collect
-    return library

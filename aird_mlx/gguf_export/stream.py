@@ -10,7 +10,7 @@ import errno
 import hashlib
 import shutil
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
@@ -19,6 +19,7 @@ import gguf
 import numpy as np
 
 from aird_mlx.errors import ExportError
+from aird_mlx.workspace import partial_of
 
 CHUNKS_AHEAD = 1  # that may wait for the hash; with more they fall out of the cache, and all is slower
 
@@ -34,7 +35,7 @@ def whole_file(outfile: Path, needed: int) -> Iterator[Path]:
     Raises:
         ExportError: there is no room, or the folder cannot be written.
     """
-    partial = outfile.with_name(outfile.name + ".partial")
+    partial = partial_of(outfile)
     new_folders = [folder for folder in outfile.parents if not folder.exists()]  # the innermost first
     try:
         outfile.parent.mkdir(parents=True, exist_ok=True)
@@ -59,19 +60,13 @@ def whole_file(outfile: Path, needed: int) -> Iterator[Path]:
                 created.rmdir()  # fails, and ends this, where the file was written
 
 
-def write_tensors(
-    writer: gguf.GGUFWriter,
-    path: Path,
-    tensors: Iterable[Iterable[np.ndarray]],
-    progress: Callable[[int], None] = lambda done: None,
-) -> str:
+def write_tensors(writer: gguf.GGUFWriter, path: Path, tensors: Iterable[Iterable[np.ndarray]]) -> str:
     """Write header, keys and tensors to ``path``.
 
     Args:
         writer: with every key and tensor header, nothing written yet; closed at the end, come what may.
         path: of the file.
-        tensors: for each header, in order, the bytes in pieces.
-        progress: called with the number of tensors written.
+        tensors: for each header, in order, the bytes in pieces; asked for the next when one is written.
 
     Returns:
         The sha256 of the file, hexadecimal.
@@ -98,11 +93,10 @@ def write_tensors(
                     put(memoryview(bytes(gap)))
 
             align()
-            for done, pieces in enumerate(tensors, start=1):
+            for pieces in tensors:
                 for piece in pieces:
                     put(np.ascontiguousarray(piece).data.cast("B"))
                 align()
-                progress(done)
             for hashed in waiting:
                 hashed.result()
         writer.close()

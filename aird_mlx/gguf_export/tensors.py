@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,9 @@ from aird_mlx.gguf_export.outtypes import EXACT, NATIVE_KINDS, Kind, block_lengt
 from aird_mlx.gguf_export.stored import ARRAYS, StoredTensor
 
 EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
+
+# From GGUF name, shape, header and MLX quantization of a matrix to the type it is written in.
+Choose = Callable[[str, tuple[int, ...], StoredTensor, Mapping[str, Any] | None], Kind]
 
 # name inside a block -> (GGUF name, shape as words of `_sizes`)
 BLOCK_LINEARS = {
@@ -97,16 +101,16 @@ def is_block_linear(name: str, shape: tuple[int, ...]) -> bool:
 
 def common_type(plan: list[PlannedTensor]) -> str:
     """The name of the type that most weights of a plan have."""
-    counts: dict[Kind, int] = {}
+    counts: Counter[Kind] = Counter()
     for planned in plan:
-        counts[planned.type] = counts.get(planned.type, 0) + planned.parameters
-    return NATIVE_KINDS[max(counts, key=lambda kind: counts[kind])]
+        counts[planned.type] += planned.parameters
+    return NATIVE_KINDS[counts.most_common(1)[0][0]]
 
 
 def plan_tensors(
     stored: Mapping[str, StoredTensor],
     hyperparameters: Hyperparameters,
-    choose: Callable[[str, tuple[int, ...], StoredTensor, Mapping[str, Any] | None], Kind],
+    choose: Choose,
     quantization: Mapping[str, Any] | None = None,
 ) -> list[PlannedTensor]:
     """Decide every tensor of the GGUF file: its name, shape, type, row order and how its source is stored.
@@ -114,8 +118,7 @@ def plan_tensors(
     Args:
         stored: headers of the model folder.
         hyperparameters: of the same folder.
-        choose: from name, shape, header and MLX quantization of a matrix to the type it is written in.
-            One-dimensional tensors are always f32.
+        choose: the type of a matrix; one-dimensional tensors are always f32.
         quantization: the ``quantization`` entry of an MLX config, None for plain weights.
 
     Returns:
@@ -130,48 +133,16 @@ def plan_tensors(
     prefix = "" if any(name.startswith("embed_tokens.") for name in bare) else "model."
     left_over = {name for name in bare if not name.endswith(".rotary_emb.inv_freq")}
     plan: list[PlannedTensor] = []
-
-    def take(source: str, name: str, *axes: str, optional: bool = False, rotated_heads: int = 0) -> None:
-        if source not in left_over:
-            if optional:
-                return
+    for place in _places(hyperparameters, prefix):
+        if place.source in left_over:
+            left_over.remove(place.source)
+            plan.append(_plan_tensor(place, sizes, stored, choose, quantization))
+        elif not place.optional:
             raise ModelError(
-                f"model: no tensor {source}; {hyperparameters.model_type} needs it. Copy the folder again."
+                f"model: no tensor {place.source}; {hyperparameters.model_type} needs it. Copy the folder again."
             )
-        left_over.discard(source)
-        settings = _quantization_of(source, stored, quantization)
-        shape = _plain_shape(source, stored, settings)
-        wanted = tuple(sizes.get(axis, shape[0] if shape else 0) for axis in axes)
-        if shape != wanted:
-            raise ModelError(
-                f"model: {source} has shape {shape}; config.json says {wanted}. Use the config of these weights."
-            )
-        if settings is None and (stored[source].dtype not in ARRAYS or stored[source].dtype[0] == "U"):
-            raise ExportError(
-                f"gguf: {source} is stored as {stored[source].dtype}; F32, F16, BF16, or MLX-quantized weights are "
-                "needed. Convert the model with `mlx_lm.convert` first."
-            )
-        kind = Kind.F32 if len(shape) < 2 else choose(name, shape, stored[source], settings)
-        plan.append(PlannedTensor(name, source, shape, kind, rotated_heads, settings))
-
-    take(f"{prefix}embed_tokens.weight", EMBEDDING, "vocab", "hidden")
-    rotates = hyperparameters.architecture == "llama"
-    for block in range(hyperparameters.blocks):
-        for part, (name, axis) in BLOCK_NORMS.items():
-            is_head_norm = axis == "head"
-            if is_head_norm and hyperparameters.model_type != "qwen3":
-                continue
-            take(f"{prefix}layers.{block}.{part}.weight", f"blk.{block}.{name}.weight", axis)
-        for part, (name, out_axis, in_axis) in BLOCK_LINEARS.items():
-            heads = {"attn_q": hyperparameters.heads, "attn_k": hyperparameters.kv_heads}.get(name, 0) if rotates else 0
-            source, target = f"{prefix}layers.{block}.{part}", f"blk.{block}.{name}"
-            take(f"{source}.weight", f"{target}.weight", out_axis, in_axis, rotated_heads=heads)
-            take(f"{source}.bias", f"{target}.bias", out_axis, optional=True, rotated_heads=heads)
-    take(f"{prefix}norm.weight", "output_norm.weight", "hidden")
     if hyperparameters.tied:
         left_over.discard("lm_head.weight")  # a copy of the embedding that some folders still carry
-    else:
-        take("lm_head.weight", OUTPUT, "vocab", "hidden", optional=hyperparameters.tied is None)
     if left_over:
         raise ExportError(
             f"gguf: {len(left_over)} tensors have no place in {hyperparameters.architecture}, first "
@@ -181,6 +152,62 @@ def plan_tensors(
     if len(set(rows)) > 1:
         raise ModelError(f"model: embedding and output have {rows} rows; they must agree. Use a consistent folder.")
     return plan
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a tensor of the folder goes: both names, and its shape as words of `_sizes`."""
+
+    source: str
+    name: str
+    axes: tuple[str, ...]
+    optional: bool = False
+    rotated_heads: int = 0
+
+
+def _places(hyperparameters: Hyperparameters, prefix: str) -> Iterator[_Place]:
+    """All that the architecture has, in file order; names in the folder start with ``prefix``."""
+    rotated = {}
+    if hyperparameters.architecture == "llama":
+        rotated = {"attn_q": hyperparameters.heads, "attn_k": hyperparameters.kv_heads}
+    yield _Place(f"{prefix}embed_tokens.weight", EMBEDDING, ("vocab", "hidden"))
+    for block in range(hyperparameters.blocks):
+        for part, (name, axis) in BLOCK_NORMS.items():
+            if axis != "head" or hyperparameters.model_type == "qwen3":
+                yield _Place(f"{prefix}layers.{block}.{part}.weight", f"blk.{block}.{name}.weight", (axis,))
+        for part, (name, out_axis, in_axis) in BLOCK_LINEARS.items():
+            heads = rotated.get(name, 0)
+            source, target = f"{prefix}layers.{block}.{part}", f"blk.{block}.{name}"
+            yield _Place(f"{source}.weight", f"{target}.weight", (out_axis, in_axis), rotated_heads=heads)
+            yield _Place(f"{source}.bias", f"{target}.bias", (out_axis,), optional=True, rotated_heads=heads)
+    yield _Place(f"{prefix}norm.weight", "output_norm.weight", ("hidden",))
+    if not hyperparameters.tied:
+        yield _Place("lm_head.weight", OUTPUT, ("vocab", "hidden"), optional=hyperparameters.tied is None)
+
+
+def _plan_tensor(
+    place: _Place,
+    sizes: Mapping[str, int],
+    stored: Mapping[str, StoredTensor],
+    choose: Choose,
+    quantization: Mapping[str, Any] | None,
+) -> PlannedTensor:
+    """Check that the folder's tensor is what its place needs, and choose its type."""
+    source = place.source
+    settings = _quantization_of(source, stored, quantization)
+    shape = _plain_shape(source, stored, settings)
+    wanted = tuple(sizes.get(axis, shape[0] if shape else 0) for axis in place.axes)
+    if shape != wanted:
+        raise ModelError(
+            f"model: {source} has shape {shape}; config.json says {wanted}. Use the config of these weights."
+        )
+    if settings is None and (stored[source].dtype not in ARRAYS or stored[source].dtype[0] == "U"):
+        raise ExportError(
+            f"gguf: {source} is stored as {stored[source].dtype}; F32, F16, BF16, or MLX-quantized weights are "
+            "needed. Convert the model with `mlx_lm.convert` first."
+        )
+    kind = Kind.F32 if len(shape) < 2 else choose(place.name, shape, stored[source], settings)
+    return PlannedTensor(place.name, source, shape, kind, place.rotated_heads, settings)
 
 
 def _sizes(hyperparameters: Hyperparameters) -> dict[str, int]:

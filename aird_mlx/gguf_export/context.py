@@ -1,0 +1,101 @@
+"""The memory llama.cpp computes in: opened for so many sequences of some length, then given batches of tokens.
+
+A float32 cache without flash attention, one for each sequence. Knows tokens, positions and logits, no text.
+Source: ``llama.h`` and ``examples/batched`` of llama.cpp.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from aird_mlx.errors import ParityError
+from aird_mlx.gguf_export.library import last_errors, last_reason
+
+
+class Context:
+    """At most one context of an opened model at a time; `open` it before anything is decoded.
+
+    Args:
+        library: the module llama_cpp.
+        model: its pointer; must outlive this.
+        n_batch: most tokens decoded in one call.
+        n_threads: threads of llama.cpp.
+        look: ``cb_eval`` of every context, None for none; must live as long as this does.
+    """
+
+    def __init__(self, library: Any, model: Any, *, n_batch: int, n_threads: int, look: Any) -> None:
+        self._library = library
+        self._model = model
+        self._n_batch = n_batch
+        self._n_threads = n_threads
+        self._look = look
+        self._vocab_size: int = library.llama_vocab_n_tokens(library.llama_model_get_vocab(model))
+        self._context: Any = None
+        self._size = (0, 0)
+
+    def open(self, sequences: int, length: int) -> None:
+        """Have an empty context for so many sequences of that length; keep the one there is if it is large enough."""
+        open_sequences, open_length = self._size
+        if self._context and open_sequences == sequences and open_length >= length:
+            self.clear()
+            return
+        self.free()
+        settings = self._library.llama_context_default_params()
+        settings.n_ctx = length * sequences
+        settings.n_seq_max = sequences
+        settings.n_batch = settings.n_ubatch = self._n_batch
+        settings.n_threads = settings.n_threads_batch = self._n_threads
+        settings.type_k = settings.type_v = self._library.GGML_TYPE_F32
+        settings.flash_attn_type = self._library.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        settings.kv_unified = False  # one cache per sequence: attention does not read the others'
+        settings.no_perf = True
+        if self._look is not None:
+            settings.cb_eval = self._look
+        last_errors().clear()
+        self._context = self._library.llama_init_from_model(self._model, settings)
+        if not self._context:
+            raise ParityError(
+                f"llama.cpp: cannot open a context of {sequences} x {length} tokens "
+                f"({last_reason()}); memory for it is needed. Use a smaller n_ctx."
+            )
+        self._size = (sequences, length)
+
+    def clear(self) -> None:
+        """Forget what was decoded."""
+        self._library.llama_memory_clear(self._library.llama_get_memory(self._context), True)
+
+    def decode(self, tokens: Sequence[tuple[int, int, int, bool]]) -> np.ndarray:
+        """Run a batch of (token, position, sequence, wants logits); logits of those that want them, in order."""
+        library = self._library
+        batch = library.llama_batch_init(len(tokens), 0, 1)
+        try:
+            batch.n_tokens = len(tokens)
+            for row, (token, position, sequence, wanted) in enumerate(tokens):
+                batch.token[row] = token
+                batch.pos[row] = position
+                batch.n_seq_id[row] = 1
+                batch.seq_id[row][0] = sequence
+                batch.logits[row] = wanted
+            last_errors().clear()
+            status = library.llama_decode(self._context, batch)
+        finally:
+            library.llama_batch_free(batch)
+        if status != 0:
+            raise ParityError(
+                f"llama.cpp: llama_decode returned {status} ({last_reason()}); "
+                "0 is success. Use a larger n_ctx or fewer sequences."
+            )
+        outputs = sum(wanted for *_, wanted in tokens)
+        if not outputs:
+            return np.zeros((0, self._vocab_size), dtype=np.float32)
+        pointer = library.llama_get_logits(self._context)
+        return np.ctypeslib.as_array(pointer, shape=(outputs, self._vocab_size)).copy()
+
+    def free(self) -> None:
+        """Close it; safe to call twice."""
+        if self._context:
+            self._library.llama_free(self._context)
+            self._context = None

@@ -1,0 +1,73 @@
+"""The header of a GGUF file: every key, and name, shape and type of every tensor. Source: GGUF v3."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import gguf
+import numpy as np
+
+from aird_mlx.errors import ExportError
+from aird_mlx.gguf_export import metadata, tokenizer
+from aird_mlx.gguf_export.outtypes import Kind
+from aird_mlx.gguf_export.preparation import Prepared
+
+EXTRA_PREFIX = "aird."
+ROPE_FACTORS = "rope_freqs.weight"
+
+Value = str | int | float | bool
+
+
+def describe(prepared: Prepared, name: str, extra: Mapping[str, Value]) -> gguf.GGUFWriter:
+    """A writer with every key and tensor header.
+
+    Args:
+        prepared: what the file is to be.
+        name: for ``general.name``.
+        extra: see `add_extra_metadata`.
+
+    Raises:
+        ExportError: as `add_extra_metadata`.
+    """
+    plan, factors = prepared.plan, prepared.factors
+    writer = gguf.GGUFWriter(None, prepared.hyperparameters.architecture)
+    writer.add_type("model")
+    writer.add_name(name)
+    writer.add_size_label(gguf.size_label(prepared.parameters, 0, 0, 0))
+    licence = metadata.read_licence(prepared.folder)
+    if licence is not None:
+        writer.add_license(licence)
+    writer.add_file_type(int(prepared.wanted.file_type))
+    writer.add_quantization_version(metadata.QUANTIZATION_VERSION)
+    metadata.add_hyperparameters(writer, prepared.hyperparameters, plan[0].shape[0])
+    tokenizer.add_vocabulary(writer, prepared.vocabulary)
+    add_extra_metadata(writer, extra)
+    if factors is not None:
+        writer.add_tensor_info(ROPE_FACTORS, factors.shape, factors.dtype, factors.nbytes, Kind.F32)
+    for planned in plan:
+        writer.add_tensor_info(
+            planned.name, planned.shape, np.dtype(np.float32), planned.size_bytes, raw_dtype=planned.type
+        )
+    return writer
+
+
+def add_extra_metadata(writer: gguf.GGUFWriter, extra: Mapping[str, Value]) -> None:
+    """Write the project's own keys: strings, whole numbers (64 bit), floats (64 bit) and booleans.
+
+    Raises:
+        ExportError: a key does not start with ``aird.``, or a value is of another type; llama.cpp's interface
+            reads no arrays.
+    """
+    kinds = {
+        bool: gguf.GGUFValueType.BOOL,
+        str: gguf.GGUFValueType.STRING,
+        int: gguf.GGUFValueType.INT64,
+        float: gguf.GGUFValueType.FLOAT64,
+    }
+    for key, value in extra.items():
+        if not key.startswith(EXTRA_PREFIX) or type(value) not in kinds:
+            raise ExportError(
+                f"gguf: metadata {key!r} of type {type(value).__name__}; a key that starts with {EXTRA_PREFIX} and a "
+                "string, number or boolean are needed. Rename it, or write it as text."
+            )
+        writer.add_key_value(key, value, kinds[type(value)])

@@ -1,0 +1,113 @@
+"""What can be known of a GGUF file before a weight is written: its plan, its vocabulary, and what must be refused.
+
+Reads headers, config and tokenizer of the folder, and of the weights at most a sample. Knows nothing about writing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import gguf
+import numpy as np
+
+from aird_mlx.errors import ModelError
+from aird_mlx.gguf_export import metadata, tensors, tokenizer
+from aird_mlx.gguf_export.choice import TypeChoice
+from aird_mlx.gguf_export.llama_quantizer import check_quantizer
+from aird_mlx.gguf_export.notes import notes_on_plan
+from aird_mlx.gguf_export.outtypes import AUTO, OutType, find_outtype
+from aird_mlx.gguf_export.stored import StoredTensor, read_stored_tensors
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything about a file but its weights.
+
+    Attributes:
+        folder: the model's.
+        hyperparameters: from its config.
+        stored: headers of its weights.
+        plan: the tensors of the file.
+        embedding_type, output_type: as asked for; llama.cpp's quantizer gets them.
+        vocabulary: from its tokenizer.
+        wanted: the type of the file, never ``auto``.
+        factors: what goes before the planned tensors as ``rope_freqs.weight``; None for most models.
+        notes: where llama.cpp will differ from MLX, one sentence each.
+    """
+
+    folder: Path
+    hyperparameters: metadata.Hyperparameters
+    stored: dict[str, StoredTensor]
+    plan: list[tensors.PlannedTensor]
+    embedding_type: str | None
+    output_type: str | None
+    vocabulary: tokenizer.Vocabulary
+    wanted: OutType
+    factors: np.ndarray | None
+    notes: tuple[str, ...]
+
+    @property
+    def parameters(self) -> int:
+        """How many weights the planned tensors hold."""
+        return sum(planned.parameters for planned in self.plan)
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the tensors, padding included."""
+        own = 0 if self.factors is None else self.factors.nbytes
+        sizes = [own, *(planned.size_bytes for planned in self.plan)]
+        return sum(gguf.GGUFWriter.ggml_pad(size, gguf.GGUF_DEFAULT_ALIGNMENT) for size in sizes)
+
+
+def prepare(folder: Path, outtype: str, embedding_type: str | None = None, output_type: str | None = None) -> Prepared:
+    """Read headers, config and tokenizer, and plan the file; of the weights at most a sample is read.
+
+    Args:
+        folder, outtype, embedding_type, output_type: as for `writer.export_gguf`.
+
+    Raises:
+        ModelError, ExportError, DependencyError: as `writer.export_gguf` would, but for what only the weights show.
+    """
+    if not folder.is_dir():
+        raise ModelError(f"model: {folder} is not a folder; a local model folder is needed. Check the path.")
+    config = metadata.read_json(folder / "config.json")
+    if not config:
+        raise ModelError(f"model: {folder} has no config.json; a model folder is needed. Check the path.")
+    hyperparameters = metadata.read_hyperparameters(config)
+    stored = read_stored_tensors(folder)
+    quantization = config.get("quantization") or config.get("quantization_config")
+    choice = TypeChoice(outtype, stored, embedding_type, output_type)
+    plan = tensors.plan_tensors(stored, hyperparameters, choice.choose, quantization)
+    wanted = find_outtype(tensors.common_type(plan) if outtype == AUTO else outtype)
+    if not wanted.native:
+        check_quantizer(wanted)
+    vocabulary = tokenizer.read_vocabulary(folder, plan[0].shape[0])
+    notes = [*metadata.find_limits(config, hyperparameters), *vocabulary.notes, *notes_on_plan(plan, choice, wanted)]
+    if not vocabulary.chat_templates.get("default"):
+        notes.append("the folder has no chat template, so neither has the file: chat programs will guess one")
+    factors = metadata.rope_frequency_factors(hyperparameters)
+    return Prepared(
+        folder, hyperparameters, stored, plan, embedding_type, output_type, vocabulary, wanted, factors, tuple(notes)
+    )
+
+
+def check_exportable(folder: Path, outtype: str) -> tuple[str, ...]:
+    """Find out before a long run whether `export_gguf` could write this model; of the weights at most a sample is read.
+
+    Returns:
+        In sentences, where llama.cpp will differ from MLX.
+
+    Raises:
+        ModelError, ExportError, DependencyError: as `export_gguf` would, but for what only the weights show.
+    """
+    return prepare(folder, outtype).notes
+
+
+def resolve_outtype(folder: Path, outtype: str) -> str:
+    """The type that ``auto`` means for this folder; any other name stays itself.
+
+    Raises:
+        ModelError, ExportError, DependencyError: as `check_exportable`.
+    """
+    return prepare(folder, outtype).wanted.name
