@@ -7,6 +7,9 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+# Two processes, each on one core: most of a test is one thread's work.
+PYTEST = OPENBLAS_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(TEST_PROCESSES) --dist loadgroup
+TEST_PROCESSES ?= 2
 SOURCES := $(shell find aird_mlx cli -type f -not -path '*/__pycache__/*')
 # A development install is editable and serves the demo too.
 INSTALLED := $(if $(wildcard $(VENV)/.installed-dev),$(VENV)/.installed-dev,$(VENV)/.installed)
@@ -18,10 +21,10 @@ demo: $(INSTALLED)
 	$(BIN)/aird-mlx repair demo --out build/demo
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -q -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-slow: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -q
+	$(PYTEST)
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .

@@ -32,6 +32,14 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 settings.register_profile("project", deadline=None, derandomize=True)
 settings.load_profile("project")
 
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the tests of a file in one process, and those of the full run in another: what they share is made once."""
+    for item in items:
+        shares_full_run = "full_run" in getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("full_run" if shares_full_run else item.path.name))
+
+
 CHATML = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
