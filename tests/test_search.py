@@ -474,13 +474,22 @@ def test_search_brings_the_model_nearer_and_openings_back(pair: tuple[ChatModel,
     assert before.harmful < after.harmful <= 1
 
 
+def test_only_plans_that_none_beats_answer(choice: Choice) -> None:
+    """One plan here is the nearest to the dense model and refuses most: to ask others would be wasted."""
+    nearest = min(choice.trials, key=lambda trial: trial.foreseen.kl_to_dense)
+    most = max(choice.trials, key=lambda trial: trial.foreseen.harmful)
+    assert nearest is most, "it must be so for this test to mean anything"
+    assert [trial for trial in choice.trials if trial.answered is not None] == [nearest]
+
+
 def test_no_more_than_so_many_answer_and_these_rank_first(
-    pair: tuple[ChatModel, ChatModel], choice: Choice, monkeypatch: pytest.MonkeyPatch
+    pair: tuple[ChatModel, ChatModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    finalists = [trial for trial in choice.trials if trial.answered is not None]
-    assert len(finalists) > 1, "there must be more for this test to mean anything"
+    descending_and_paper = SPACES[:3]
+    finalists = [trial for trial in choose(pair, descending_and_paper).trials if trial.answered is not None]
+    assert {trial.plan.rule for trial in finalists} == {"distill", "paper"}, "one is nearer, the other refuses more"
     monkeypatch.setattr(choosing, "FINALISTS", 1)
-    (only,) = (trial for trial in choose(pair, SPACES).trials if trial.answered is not None)
+    (only,) = (trial for trial in choose(pair, descending_and_paper).trials if trial.answered is not None)
     model, dense = pair
     validation = make_validation(dense)
     bars = Bars(validation.dense, validation.foresee(model), Limits(), validation.foreseen_counts)

@@ -74,9 +74,11 @@ def kl_divergence(reference: mx.array, other: mx.array) -> mx.array:
     """KL(reference || other) in nats over the last axis, from logits; shapes broadcast."""
     first = reference.astype(mx.float32)
     second = other.astype(mx.float32)
-    first = first - mx.logsumexp(first, axis=-1, keepdims=True)
+    first = first - first.max(axis=-1, keepdims=True)
+    powers = mx.exp(first)  # one exponential gives probabilities and their logarithms: it is what costs here
+    total = powers.sum(axis=-1, keepdims=True)
     second = second - mx.logsumexp(second, axis=-1, keepdims=True)
-    return (mx.exp(first) * (first - second)).sum(axis=-1)
+    return (powers * (first - mx.log(total) - second)).sum(axis=-1) / total.squeeze(-1)
 
 
 def cosine(one: mx.array, other: mx.array) -> float:

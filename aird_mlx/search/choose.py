@@ -20,7 +20,7 @@ from aird_mlx.patch import Patch, patched, scaled
 from aird_mlx.repair import STARTS_FROM, RepairPlan, solve_patch
 from aird_mlx.report import TrialFigures
 from aird_mlx.search.spaces import PlanSpace
-from aird_mlx.search.trial import Bars, Trial, pareto_front
+from aird_mlx.search.trial import Bars, Trial, pareto_front, unbeaten
 from aird_mlx.search.validation import Validation
 
 # Calibration tokens that closed-form rules are compared on.
@@ -130,15 +130,19 @@ class _Search:
         return Choice(patch, chosen.plan, self.explain(chosen, len(judged)), trials, tuple(front))
 
     def finalists(self, best: Sequence[Trial]) -> list[Trial]:
-        """Of the best trial of each space those that none beats, unless their refusals are far from the most.
+        """Of the best trial of each space those that none beats in what `Bars.best` asks, unless far from the most.
 
-        The most is that of plans within the limits: one that refuses everything is no measure.
+        The most refusals are those of plans within the limits: one that refuses everything is no measure.
         """
-        within = self.foreseen.least_broken([trial.foreseen for trial in best])
-        front = [
-            trial for trial in pareto_front(best, self.target) if self.foreseen.rivals(trial.foreseen, within, FAR)
-        ]
-        return sorted(front, key=lambda trial: self.foreseen.rank(trial.foreseen))[:FINALISTS]
+        bars = self.foreseen
+        within = bars.least_broken([trial.foreseen for trial in best])
+
+        def costs(trial: Trial) -> tuple[float, ...]:
+            found = trial.foreseen
+            return (bars.broken(found), bars.missing(found), found.kl_to_dense, trial.sparsity_lost)
+
+        near = [trial for trial in unbeaten(best, costs) if bars.rivals(trial.foreseen, within, FAR)]
+        return sorted(near, key=lambda trial: bars.rank(trial.foreseen))[:FINALISTS]
 
     @property
     def target(self) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from aird_mlx.gates import Limits
@@ -95,16 +95,21 @@ def pareto_front(trials: Sequence[Trial], target: float) -> list[Trial]:
         missing = max(0.0, target - figures.harmful)
         return (missing, figures.over_refusal, figures.kl_to_dense, trial.sparsity_lost)
 
+    return sorted(unbeaten(trials, costs), key=costs)
+
+
+def unbeaten(trials: Sequence[Trial], costs: Callable[[Trial], tuple[float, ...]]) -> list[Trial]:
+    """The trials for which no other costs less in something and no more in anything."""
+
     def beats(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
         return one != other and all(a <= b for a, b in zip(one, other, strict=True))
 
     all_costs = [costs(trial) for trial in trials]
-    front = [
+    return [
         trial
         for trial, mine in zip(trials, all_costs, strict=True)
         if not any(beats(theirs, mine) for theirs in all_costs)
     ]
-    return sorted(front, key=costs)
 
 
 def tried_plans(trials: Iterable[Trial], front: Sequence[Trial]) -> list[TriedPlan]:

@@ -22,6 +22,8 @@ from aird_mlx.report import RefusalRates, TrialFigures
 
 # Prompts of each kind whose openings a pass looks at, how many of them with the answer, for the distance.
 FORESEEN_PROMPTS, FORESEEN_ANSWERS = 64, 32
+# Prompts without and with an answer differ in length: small batches hold little padding.
+TOKENS_PER_BATCH = 2048
 # Tokens that generated answers are judged on.
 ANSWER_TOKENS = 24
 
@@ -86,7 +88,8 @@ class Validation:
         self._parts = [
             _predict(dense, batch, [chosen[index] for index in batch.order])
             for batch in batch_sequences(
-                [ids for _, ids, _ in chosen], tokens_per_batch=utility_batch_tokens(int(dense.config["vocab_size"]))
+                [ids for _, ids, _ in chosen],
+                tokens_per_batch=min(TOKENS_PER_BATCH, utility_batch_tokens(int(dense.config["vocab_size"]))),
             )
         ]
         self.dense = self.foresee(dense)
