@@ -8,7 +8,7 @@ cannot hold. Knows nothing about files to be written.
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ from aird_mlx.errors import ExportError, ModelError
 from aird_mlx.gguf_export import blocks, repack
 from aird_mlx.gguf_export.microscaling import LARGEST_NVFP4
 from aird_mlx.gguf_export.outtypes import NATIVE_KINDS, Kind
+from aird_mlx.gguf_export.pieces import Rows
 from aird_mlx.gguf_export.stored import StoredTensor
 from aird_mlx.gguf_export.tensors import PlannedTensor
 
@@ -36,6 +37,7 @@ LARGEST = {
     Kind.TQ2_0: LARGEST_F16,
     Kind.NVFP4: LARGEST_NVFP4,
 }
+Encode = Callable[..., tuple[np.ndarray, int | None]]
 INFINITE_BITS = {Kind.F16: 0x7C00, Kind.BF16: 0x7F80}
 
 
@@ -80,46 +82,27 @@ def encode_tensor(planned: PlannedTensor, stored: Mapping[str, StoredTensor], ta
         ModelError: the file cannot be read.
         ExportError: a value is not finite, or too large for the type it is to be written in.
     """
-    rows = planned.shape[0]
-    width = planned.parameters // max(rows, 1)
+    if planned.change is not None:
+        encode: Encode = _encode_changed
+    else:
+        encode = _repack if planned.is_exact else _encode_plain if planned.quantization is None else _requantize
+    width = planned.shape[-1] if len(planned.shape) > 1 else 1
     step = max(1, VALUES_AT_A_TIME // max(width, 1))
-    if planned.rotated_heads:  # a head's rows stay together
-        head = rows // planned.rotated_heads
-        step = -(-step // head) * head
-    encode = _repack if planned.is_exact else _encode_plain if planned.quantization is None else _requantize
-    for start in range(0, rows, step):
-        stop = min(start + step, rows)
-        heads = (stop - start) * planned.rotated_heads // rows
-        encoded, before = encode(planned, stored, start, stop, heads, tally)
-        if planned.is_block_linear:
-            zeros = blocks.count_zeros(encoded, planned.type)
-            tally.weights += (stop - start) * width
-            tally.zeros += zeros
-            tally.zeros_before += zeros if before is None else before
-        yield encoded
-
-
-def permute_rows(values: np.ndarray, heads: int) -> np.ndarray:
-    """Reorder the rows of q or k from half-against-half to neighbouring pairs.
-
-    Args:
-        values: ``[heads * head_dim, in]``, or a bias ``[heads * head_dim]``.
-        heads: of this matrix (key-value heads for k); 0 leaves it as it is.
-
-    Returns:
-        A new array of the same shape.
-
-    >>> permute_rows(np.arange(8), 2).tolist()
-    [0, 2, 1, 3, 4, 6, 5, 7]
-    """
-    if not heads:
-        return values
-    halves = values.reshape(heads, 2, values.shape[0] // heads // 2, *values.shape[1:])
-    return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(values.shape))
+    for piece in planned.pieces:
+        rows = len(piece.rows)
+        for start in range(0, rows, step if planned.change is None else max(rows, 1)):
+            chosen = piece.rows[start : start + step] if planned.change is None else piece.rows
+            encoded, before = encode(planned, stored, piece.source, chosen, tally)
+            if planned.is_block_linear:
+                zeros = blocks.count_zeros(encoded, planned.type)
+                tally.weights += len(chosen) * width
+                tally.zeros += zeros
+                tally.zeros_before += zeros if before is None else before
+            yield encoded
 
 
 def read_values(
-    source: str, stored: Mapping[str, StoredTensor], quantization: Mapping[str, Any] | None, start: int, stop: int
+    source: str, stored: Mapping[str, StoredTensor], quantization: Mapping[str, Any] | None, rows: Rows
 ) -> np.ndarray:
     """Rows of a weight as float32: its values, or what MLX decodes.
 
@@ -127,13 +110,14 @@ def read_values(
         source: name of the weight in the folder.
         stored: headers of the folder.
         quantization: keyword arguments of ``mx.dequantize``, None for plain weights.
+        rows: of the matrix that its leading axes make.
 
     Raises:
         ModelError: the rows cannot be read, or are no weights that MLX quantized.
     """
     if quantization is None:
-        return _as_float(stored[source].read_rows(start, stop), stored[source].dtype)
-    codes, scales, biases = _read_parts(source, stored, start, stop)
+        return _as_float(stored[source].read(rows), stored[source].dtype)
+    codes, scales, biases = _read_parts(source, stored, rows)
     try:
         if biases is None:
             decoded = mx.dequantize(mx.array(codes), mx.array(scales), **quantization)
@@ -154,10 +138,10 @@ def relative_error(values: np.ndarray, encoded: np.ndarray, kind: Kind) -> float
 
 
 def _encode_plain(
-    planned: PlannedTensor, stored: Mapping[str, StoredTensor], start: int, stop: int, heads: int, _: Tally
+    planned: PlannedTensor, stored: Mapping[str, StoredTensor], source: str, chosen: Rows, _: Tally
 ) -> tuple[np.ndarray, int | None]:
-    tensor, kind = stored[planned.source], planned.type
-    rows = tensor.read_rows(start, stop)
+    tensor, kind = stored[source], planned.type
+    rows = tensor.read(chosen)
     same = tensor.dtype == kind.name
     if kind in INFINITE_BITS and (same or (tensor.dtype, kind) == ("BF16", Kind.F16)):
         bits = rows.view(np.uint16) if same else _half_of_bfloat16()[rows]
@@ -165,62 +149,67 @@ def _encode_plain(
         if not bits.size or (bits.view(np.int16).max() < limit and bits.max() < 0x8000 + limit):
             # What bfloat16 has below float16's range becomes zero, so the zeros before are other zeros.
             before = None if same or not planned.is_block_linear else blocks.count_zeros(rows, Kind.BF16)
-            return permute_rows(bits, heads).view(np.uint8), before
-    values = _as_float(rows, tensor.dtype)
-    _check_range(planned, values, start)
-    before = blocks.count_zeros(values, Kind.F32) if planned.is_block_linear else None
-    return blocks.quantize(permute_rows(values, heads), kind), before
+            return bits.view(np.uint8), before
+    return _encode_values(planned, source, _as_float(rows, tensor.dtype), chosen)
 
 
 def _requantize(
-    planned: PlannedTensor, stored: Mapping[str, StoredTensor], start: int, stop: int, heads: int, _: Tally
+    planned: PlannedTensor, stored: Mapping[str, StoredTensor], source: str, chosen: Rows, _: Tally
 ) -> tuple[np.ndarray, int | None]:
-    values = read_values(planned.source, stored, planned.quantization, start, stop)
-    _check_range(planned, values, start)
+    return _encode_values(planned, source, read_values(source, stored, planned.quantization, chosen), chosen)
+
+
+def _encode_changed(
+    planned: PlannedTensor, stored: Mapping[str, StoredTensor], source: str, chosen: Rows, _: Tally
+) -> tuple[np.ndarray, int | None]:
+    assert planned.change is not None
+    values = planned.change(read_values(source, stored, planned.quantization, chosen))
+    return _encode_values(planned, source, values.reshape(-1, planned.shape[-1]), chosen)
+
+
+def _encode_values(
+    planned: PlannedTensor, source: str, values: np.ndarray, chosen: Rows
+) -> tuple[np.ndarray, int | None]:
+    _check_range(planned, source, values, chosen)
     before = blocks.count_zeros(values, Kind.F32) if planned.is_block_linear else None
-    return blocks.quantize(permute_rows(values, heads), planned.type), before
+    return blocks.quantize(values, planned.type), before
 
 
 def _repack(
-    planned: PlannedTensor, stored: Mapping[str, StoredTensor], start: int, stop: int, heads: int, tally: Tally
+    planned: PlannedTensor, stored: Mapping[str, StoredTensor], source: str, chosen: Rows, tally: Tally
 ) -> tuple[np.ndarray, int | None]:
-    parts = _read_parts(planned.source, stored, start, stop)
-    codes, scales, biases = (None if part is None else permute_rows(part, heads) for part in parts)
-    assert codes is not None and scales is not None and planned.quantization is not None
+    assert planned.quantization is not None
+    codes, scales, biases = _read_parts(source, stored, chosen)
     if biases is None:
         undefined = int((scales == 255).sum() if planned.type == Kind.MXFP4 else (scales >= 127).sum())
         if undefined:
-            raise _not_finite(planned, undefined, start, "scales")
+            raise _not_finite(source, undefined, chosen, "scales")
         repacked = repack.repack_mxfp4 if planned.type == Kind.MXFP4 else repack.repack_nvfp4
         return repacked(codes, scales), None
     for part in (scales, biases):
-        _check_range(planned, part, start)
+        _check_range(planned, source, part, chosen)
     inexact = repack.inexact_in_float16(scales) + repack.inexact_in_float16(biases)
     tally.scales += scales.size + biases.size
     tally.inexact_scales += inexact
     settings = planned.quantization
     before = None
     if inexact and planned.is_block_linear:  # then the zeros of the folder need not be those of the file
-        before = blocks.count_zeros(read_values(planned.source, stored, settings, start, stop), Kind.F32)
+        before = blocks.count_zeros(read_values(source, stored, settings, chosen), Kind.F32)
     group_size = int(settings.get("group_size", 64))
     return repack.repack_affine(codes, scales, biases, bits=int(settings["bits"]), group_size=group_size), before
 
 
 def _read_parts(
-    source: str, stored: Mapping[str, StoredTensor], start: int, stop: int
+    source: str, stored: Mapping[str, StoredTensor], rows: Rows
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Codes, scales, and biases if it has any; those of an affine quantization as float32."""
     stem = source.removesuffix(".weight")
-    codes = stored[source].read_rows(start, stop)
+    codes = stored[source].read(rows)
     scales = stored[f"{stem}.scales"]
     if f"{stem}.biases" not in stored:
-        return codes, scales.read_rows(start, stop), None
+        return codes, scales.read(rows), None
     biases = stored[f"{stem}.biases"]
-    return (
-        codes,
-        _as_float(scales.read_rows(start, stop), scales.dtype),
-        _as_float(biases.read_rows(start, stop), biases.dtype),
-    )
+    return codes, _as_float(scales.read(rows), scales.dtype), _as_float(biases.read(rows), biases.dtype)
 
 
 def _as_float(rows: np.ndarray, dtype: str) -> np.ndarray:
@@ -235,22 +224,22 @@ def _half_of_bfloat16() -> np.ndarray:
         return every.astype(np.float16).view(np.uint16)
 
 
-def _check_range(planned: PlannedTensor, values: np.ndarray, start: int) -> None:
+def _check_range(planned: PlannedTensor, source: str, values: np.ndarray, rows: Rows) -> None:
     if not values.size:
         return
     largest = max(float(values.max()), -float(values.min()))  # NaN and inf come through
     if not np.isfinite(largest):
-        raise _not_finite(planned, int(values.size - np.isfinite(values).sum()), start, "values")
+        raise _not_finite(source, int(values.size - np.isfinite(values).sum()), rows, "values")
     limit = LARGEST.get(planned.type)
     if limit is not None and largest > limit:
         raise ExportError(
-            f"gguf: {planned.source} reaches {largest:.6g}; {NATIVE_KINDS[planned.type]} holds at most {limit:g}. "
+            f"gguf: {source} reaches {largest:.6g}; {NATIVE_KINDS[planned.type]} holds at most {limit:g}. "
             "Use outtype f32 or bf16."
         )
 
 
-def _not_finite(planned: PlannedTensor, count: int, start: int, what: str) -> ExportError:
+def _not_finite(source: str, count: int, rows: Rows, what: str) -> ExportError:
     return ExportError(
-        f"gguf: {planned.source} holds {count} {what} that are not finite near row {start}; finite weights are "
+        f"gguf: {source} holds {count} {what} that are not finite near row {rows[0]}; finite weights are "
         "needed. Repair or compress the model again."
     )

@@ -9,11 +9,11 @@ import numpy as np
 
 from aird_mlx.errors import ExportError
 from aird_mlx.gguf_export import metadata, tokenizer
+from aird_mlx.gguf_export.hyperparameters import write_keys
 from aird_mlx.gguf_export.outtypes import Kind
 from aird_mlx.gguf_export.preparation import Prepared
 
 EXTRA_PREFIX = "aird."
-ROPE_FACTORS = "rope_freqs.weight"
 
 Value = str | int | float | bool
 
@@ -29,7 +29,7 @@ def describe(prepared: Prepared, name: str, extra: Mapping[str, Value]) -> gguf.
     Raises:
         ExportError: as `add_extra_metadata`.
     """
-    plan, factors = prepared.plan, prepared.factors
+    plan = prepared.plan
     writer = gguf.GGUFWriter(None, prepared.hyperparameters.architecture)
     writer.add_type("model")
     writer.add_name(name)
@@ -39,11 +39,11 @@ def describe(prepared: Prepared, name: str, extra: Mapping[str, Value]) -> gguf.
         writer.add_license(licence)
     writer.add_file_type(int(prepared.wanted.file_type))
     writer.add_quantization_version(metadata.QUANTIZATION_VERSION)
-    metadata.add_hyperparameters(writer, prepared.hyperparameters, plan[0].shape[0])
+    write_keys(writer, prepared.family.keys, prepared.hyperparameters)
     tokenizer.add_vocabulary(writer, prepared.vocabulary)
     add_extra_metadata(writer, extra)
-    if factors is not None:
-        writer.add_tensor_info(ROPE_FACTORS, factors.shape, factors.dtype, factors.nbytes, Kind.F32)
+    for name_of_extra, values in prepared.extra.items():
+        writer.add_tensor_info(name_of_extra, values.shape, values.dtype, values.nbytes, Kind.F32)
     for planned in plan:
         writer.add_tensor_info(
             planned.name, planned.shape, np.dtype(np.float32), planned.size_bytes, raw_dtype=planned.type

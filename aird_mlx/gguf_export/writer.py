@@ -19,7 +19,7 @@ import numpy as np
 from aird_mlx.errors import ExportError
 from aird_mlx.gguf_export.blocks import count_zeros
 from aird_mlx.gguf_export.encoding import VALUES_AT_A_TIME, Tally, encode_tensor
-from aird_mlx.gguf_export.header import EXTRA_PREFIX, ROPE_FACTORS, Value, describe
+from aird_mlx.gguf_export.header import EXTRA_PREFIX, Value, describe
 from aird_mlx.gguf_export.llama_quantizer import find_mixture, quantize_file
 from aird_mlx.gguf_export.notes import notes_on_writing
 from aird_mlx.gguf_export.outtypes import Kind
@@ -129,7 +129,7 @@ def export_gguf(
     return GgufFile(
         path=outfile,
         outtype=prepared.wanted.name,
-        tensors=len(prepared.plan) + (prepared.factors is not None),
+        tensors=len(prepared.plan) + len(prepared.extra),
         parameters=prepared.parameters,
         size_bytes=outfile.stat().st_size,
         sha256=sha256,
@@ -157,9 +157,8 @@ def plan_export(
         TensorFigures(one.name, one.shape, kinds[one.name].name.lower(), one.bytes_as(kinds[one.name]))
         for one in prepared.plan
     )
-    if prepared.factors is not None:
-        own = TensorFigures(ROPE_FACTORS, prepared.factors.shape, "f32", prepared.factors.nbytes)
-        tensors_of_file = (own, *tensors_of_file)
+    own = (TensorFigures(one, values.shape, "f32", values.nbytes) for one, values in prepared.extra.items())
+    tensors_of_file = (*own, *tensors_of_file)
     return ExportPlan(prepared.wanted.name, tensors_of_file, prepared.notes)
 
 
@@ -167,8 +166,8 @@ def _encode(
     prepared: Prepared, tally: Tally, progress: Callable[[int, int], None] | None
 ) -> Iterator[Iterable[np.ndarray]]:
     """The bytes of every tensor of the header, in order; progress is told when the next is asked for."""
-    if prepared.factors is not None:
-        yield [prepared.factors]
+    for values in prepared.extra.values():
+        yield [values]
     for done, planned in enumerate(prepared.plan, start=1):
         yield encode_tensor(planned, prepared.stored, tally)
         if progress is not None:
@@ -205,7 +204,7 @@ def _count_zeros(file: Path) -> int:
     zeros = 0
     for tensor in gguf.GGUFReader(file).tensors:
         if is_block_linear(tensor.name, tuple(tensor.shape)):
-            data = tensor.data.reshape(len(tensor.data), -1)
+            data = tensor.data.reshape(-1, tensor.data.shape[-1])
             step = max(1, VALUES_AT_A_TIME // int(tensor.shape[0]))
             for start in range(0, len(data), step):
                 zeros += count_zeros(data[start : start + step].view(np.uint8), tensor.tensor_type)

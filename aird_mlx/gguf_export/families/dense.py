@@ -1,0 +1,362 @@
+"""Rows of the dense families: attention and one feed-forward network in every block.
+
+Where a row has `rotated`, llama.cpp rotates neighbouring pairs and Hugging Face's order is half against half.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from aird_mlx.gguf_export.families.family import AFTER, ATTENTION, BLOCK, GATED, HEAD_NORMS, PLAIN, Family
+from aird_mlx.gguf_export.families.keys import (
+    COMMON,
+    HEAD_DIM,
+    HEADS,
+    NORMS,
+    ROPE,
+    ROTATED_HEAD,
+    SIZES,
+    VOCABULARY,
+    WINDOW,
+    WINDOW_LAYERS,
+    no_scaling,
+    rotary_dims,
+    sliding_layers,
+)
+from aird_mlx.gguf_export.families.rope import longrope_factors, longrope_key, rotated, rope_frequency_factors
+from aird_mlx.gguf_export.hyperparameters import Hyperparameters, key, require
+from aird_mlx.gguf_export.pieces import add, change, drop, rename, reorder, split, stack, transpose, when
+
+FUSED = {"attn_q.weight": (), "attn_k.weight": (), "attn_v.weight": ()}
+GELU = ("gelu_pytorch_tanh", "gelu_new", "gelu_fast", "gelu")
+NO_SCALING = key("rope.scaling.type", str, no_scaling)
+
+
+def layer_notes(h: Hyperparameters) -> list[str]:
+    """llama.cpp has no sliding window for this architecture: attention is full at any length."""
+    window = h.get("sliding_window") if h.get("use_sliding_window", default=True) else None
+    if window is None or "sliding_attention" not in (h.given.get("layer_types") or []):
+        return []  # without layer_types MLX attends to everything too
+    return [f"attention is full in llama.cpp; the config has a sliding window of {window} tokens: equal up to there"]
+
+
+def full_in_mlx(h: Hyperparameters) -> list[str]:
+    """MLX attends to everything where llama.cpp looks back over a window."""
+    window = h.get("sliding_window")
+    return [] if window is None else [
+        f"llama.cpp keeps to the sliding window of {window} tokens in some blocks, MLX does not: equal up to there"
+    ]  # fmt: skip
+
+
+def scale_is_head_dim(h: Hyperparameters) -> None:
+    """Gemma's query scale, which llama.cpp takes from the head."""
+    largest = h.blocks == {"gemma2": 46, "gemma3": 62}.get(h.architecture)
+    usual = h.hidden / h.heads if largest else h.head_dim
+    given = h.get("query_pre_attn_scalar", default=usual)
+    require(given == usual, f"query_pre_attn_scalar {given}", f"llama.cpp computes {h.model_type} with {usual:g}")
+
+
+def plain_rope(h: Hyperparameters) -> None:
+    """MLX's model ignores what llama.cpp would compute."""
+    require(not h.get("rope_traditional", "rope_interleaved"), "rope_traditional is true",
+            "llama.cpp's converter order assumes the split-half form")  # fmt: skip
+
+
+def whole_rotation(h: Hyperparameters) -> None:
+    """llama.cpp rotates whole heads here."""
+    share = float(h.global_rope.get("partial_rotary_factor") or 1.0)
+    require(share == 1.0, f"partial_rotary_factor {share}", f"only 1.0 can be exported for {h.model_type}")
+
+
+def usual_yarn(h: Hyperparameters) -> None:
+    """MLX reads only some of yarn's settings; with the others changed, the runtimes would differ."""
+    if h.scaling != "yarn":
+        return
+    usual = {"attention_factor": (None,), "mscale": (None, 1), "mscale_all_dim": (None, 0), "truncate": (None, True)}
+    changed = [name for name, values in usual.items() if h.global_rope.get(name) not in values]
+    require(
+        not changed,
+        f"yarn scaling sets {', '.join(changed)}",
+        "only factor, original_max_position_embeddings, beta_fast and beta_slow can be exported",
+    )
+
+
+def scaling_is_complete(h: Hyperparameters) -> None:
+    """Required numbers of a scaling."""
+    needed = {"linear": ("factor",), "llama3": ("factor",), "yarn": ("factor", "original_max_position_embeddings")}
+    for name in needed.get(h.scaling, ()):
+        require(
+            h.global_rope.get(name) is not None, f"rope scaling {h.scaling!r} has no {name}", "the export needs it"
+        )
+
+
+def window_every(period: str) -> Any:
+    """The pattern of blocks that MLX computes with a window: all but each ``period``-th."""
+    return lambda h: [(block + 1) % int(h.need(period)) != 0 for block in range(h.blocks)]
+
+
+def pattern_is(period: int, name: str = "sliding_window_pattern") -> Any:
+    """Refuses another period than the one that llama.cpp is made for."""
+
+    def check(h: Hyperparameters) -> None:
+        found = h.get(name, default=period)
+        require(found == period, f"{name} {found}", f"llama.cpp computes {h.model_type} with {period}")
+
+    return check
+
+
+def norms_of_heads(h: Hyperparameters) -> dict[str, tuple[str, ...]]:
+    """For `stack`: nothing but a name."""
+    return {}
+
+
+ROPED = (plain_rope, whole_rotation, usual_yarn, scaling_is_complete)
+ROTATED = rotated(r"self_attn\.[qk]_proj\.")
+
+LLAMA = Family(
+    "llama", (*COMMON, VOCABULARY, ROTATED_HEAD), (ROTATED,),
+    scalings=("default", "linear", "yarn", "llama3"), checks=ROPED, limits=layer_notes, extra=rope_frequency_factors,
+)  # fmt: skip
+QWEN = {"activations": ("silu",), "checks": ROPED, "limits": layer_notes}
+
+
+def gpt_neox_rows(h: Hyperparameters, length: int) -> np.ndarray:
+    """From (head, q k v) to (q k v, head)."""
+    return np.arange(length).reshape(h.heads, 3, -1).swapaxes(0, 1).reshape(-1)
+
+
+def is_old_gpt2(drafts: Any, _: Hyperparameters) -> bool:
+    """Hugging Face's layout, whose linears are transposed; MLX's has another prefix."""
+    return any(draft.name.startswith("h.") for draft in drafts)
+
+
+def olmo_parts(h: Hyperparameters, length: int) -> Mapping[str, range]:
+    """The fused projection of the original OLMo."""
+    third = length // 3
+    return {f"self_attn.{name}_proj": range(at * third, (at + 1) * third) for at, name in enumerate("qkv")}
+
+
+def phi3_rope_dims(h: Hyperparameters) -> int:
+    """As the converter rounds it."""
+    return int(float(h.global_rope.get("partial_rotary_factor") or 1.0) * h.hidden) // h.heads
+
+
+def smollm_layers(h: Hyperparameters) -> None:
+    """llama.cpp leaves out the rotation of every fourth block."""
+    layers = h.get("no_rope_layers", default=[])
+    usual = [int((block + 1) % 4 != 0) for block in range(h.blocks)]
+    require(list(layers) in ([], usual), f"no_rope_layers {layers}", "llama.cpp leaves out each fourth block")
+
+
+def full_exaone(h: Hyperparameters) -> None:
+    """llama.cpp knows the hybrid window of EXAONE 4 by its 64 blocks alone."""
+    hybrid = bool(h.given.get("sliding_window_pattern"))
+    require(
+        hybrid == (h.blocks == 64),
+        f"{h.blocks} blocks {'with' if hybrid else 'without'} a sliding_window_pattern",
+        "llama.cpp looks back over a window exactly in models of 64 blocks",
+    )
+
+
+def exaone_layers(h: Hyperparameters) -> list[bool] | None:
+    """From the pattern that MLX reads, ``LLLG``."""
+    pattern = h.get("sliding_window_pattern")
+    if not pattern or h.get("sliding_window") is None:
+        return sliding_layers(h) if h.get("sliding_window") is not None else None
+    return [pattern[block % len(pattern)] == "L" for block in range(h.blocks)]
+
+
+def mistral_yarn(h: Hyperparameters) -> None:
+    """MLX multiplies the queries as llama.cpp does, if the config has the number."""
+    require(h.scaling == "yarn", f"rope scaling {h.scaling!r}", "llama.cpp computes ministral3 with yarn")
+    for name in ("llama_4_scaling_beta", "mscale_all_dim", "original_max_position_embeddings", "factor"):
+        require(h.global_rope.get(name) is not None, f"rope_parameters have no {name}", "the export needs it")
+
+
+DENSE: dict[str, Family] = {
+    "llama": LLAMA,
+    "mistral": LLAMA,
+    "internlm3": LLAMA,
+    "qwen2": Family("qwen2", COMMON, **QWEN),
+    "qwen3": Family("qwen3", COMMON, block=(*BLOCK, *HEAD_NORMS), **QWEN),
+    "gemma": Family(
+        "gemma", (*SIZES, *HEADS, *NORMS, *HEAD_DIM), (add(r"norm\.weight$", 1), drop(r"^lm_head\.")),
+        activations=GELU, scalings=("default",), checks=(plain_rope,),
+    ),
+    "gemma2": Family(
+        "gemma2",
+        (
+            *SIZES, *HEADS, *NORMS, *HEAD_DIM,
+            key("attn_logit_softcapping", float, "attn_logit_softcapping"),
+            key("final_logit_softcapping", float, "final_logit_softcapping"),
+            WINDOW,
+        ),
+        (add(r"norm\.weight$", 1), drop(r"^lm_head\.")),
+        block=(*BLOCK, *AFTER), activations=GELU, scalings=("default",), checks=(plain_rope, scale_is_head_dim),
+        limits=full_in_mlx,
+    ),
+    "gemma3_text": Family(
+        "gemma3", (*COMMON, WINDOW), (add(r"norm\.weight$", 1),),
+        block=(*BLOCK, *AFTER, *HEAD_NORMS), activations=GELU, checks=(scale_is_head_dim, pattern_is(6), scaling_is_complete),
+    ),
+    "phi": Family(
+        "phi2",
+        (
+            *SIZES, HEADS[0], key("attention.head_count_kv", int, lambda h: h.heads),
+            NORMS[1], key("rope.dimension_count", int, phi3_rope_dims),
+        ),
+        activations=GELU, block=(*ATTENTION, *PLAIN), scalings=("default",),
+    ),
+    "phi3": Family(
+        "phi3",
+        (
+            *SIZES, *HEADS, NORMS[0],
+            key("rope.scaling.original_context_length", int, lambda h: h.global_rope.get("original_max_position_embeddings")),
+            key("rope.dimension_count", int, phi3_rope_dims),
+            key("rope.freq_base", float, lambda h: h.global_rope.get("rope_theta")),
+            key("attention.sliding_window", int, lambda h: h.get("sliding_window", default=0)),
+            longrope_key,
+        ),
+        shapes={"ffn_up.weight": ()},
+        block=("attn_norm.weight", "attn_qkv.weight", "attn_output.weight", "ffn_norm.weight", *PLAIN),
+        scalings=("default", "longrope", "su"), checks=(plain_rope,), extra=longrope_factors,
+    ),
+    "olmo": Family(
+        "olmo",
+        (*COMMON, key("attention.layer_norm_epsilon", float, lambda _: 1e-5), key("attention.clamp_kqv", float, "clip_qkv")),
+        (
+            rename(r"^(model\.)?transformer\.blocks\.", "model.layers."),
+            rename(r"^(model\.)?transformer\.wte\.", "model.embed_tokens."),
+            rename(r"^(model\.)?transformer\.ff_out\.", "lm_head."),
+            rename(r"\.attn_out\.", ".self_attn.o_proj."),
+            rename(r"\.ff_out\.", ".mlp.down_proj."),
+            split(r"att_proj", olmo_parts),
+            split(r"ff_proj", lambda _, length: {
+                "mlp.up_proj": range(length // 2), "mlp.gate_proj": range(length // 2, length),
+            }),
+            ROTATED,
+        ),
+        block=(*ATTENTION[1:], *GATED), outer=(), checks=ROPED, shapes=dict.fromkeys(GATED, ()),
+    ),
+    "olmo2": Family("olmo2", COMMON, block=(*ATTENTION[1:], *GATED, *AFTER, *HEAD_NORMS), checks=ROPED),
+    "olmo3": Family(
+        "olmo2", (*COMMON, WINDOW, WINDOW_LAYERS), block=(*ATTENTION[1:], *GATED, *AFTER, *HEAD_NORMS), checks=(usual_yarn, scaling_is_complete),
+        scalings=("default", "yarn"),
+    ),
+    "smollm3": Family(
+        "smollm3", LLAMA.keys, (ROTATED,), checks=(*ROPED, smollm_layers), limits=layer_notes,
+    ),
+    "stablelm": Family(
+        "stablelm",
+        (
+            *SIZES, key("rope.dimension_count", int, rotary_dims(0.25)), *HEADS,
+            key("use_parallel_residual", bool, lambda h: h.get("use_parallel_residual", default=True)),
+            key("attention.layer_norm_epsilon", float, "layer_norm_eps", "norm_eps"),
+        ),
+        (stack(r"(.*_layernorm)\.norms\.(\d+)\.(weight)"),),
+        block=(*ATTENTION, *GATED), may=("ffn_norm.weight", *HEAD_NORMS), scalings=("default",),
+    ),
+    "starcoder2": Family(
+        "starcoder2", COMMON, activations=GELU, block=(*ATTENTION, "ffn_norm.weight", *PLAIN), checks=ROPED,
+        scalings=("default",),
+    ),
+    "gpt2": Family(
+        "gpt2",
+        (
+            SIZES[0], key("context_length", int, "n_ctx", "n_positions"), SIZES[2],
+            key("feed_forward_length", int, lambda h: 4 * h.hidden), HEADS[0], NORMS[1],
+        ),
+        (
+            drop(r"\.attn\.(masked_)?bias$"),
+            when(is_old_gpt2, transpose(r"\.(c_attn|c_proj|c_fc)\.weight$")),
+            rename(r"^model\.(?=(h|wte|wpe|ln_f)\.)", ""),
+        ),
+        block=("attn_norm.weight", "attn_qkv.weight", "attn_output.weight", "ffn_norm.weight", *PLAIN),
+        outer=("output_norm.weight", "position_embd.weight"), shapes=dict.fromkeys(PLAIN, ()), activations=("gelu_new", *GELU),
+    ),
+    "gpt_neox": Family(
+        "gptneox",
+        (
+            *SIZES, key("rope.dimension_count", int, rotary_dims(0.25)), HEADS[0],
+            key("use_parallel_residual", bool, lambda h: h.get("use_parallel_residual", default=True)), NORMS[1],
+        ),
+        (
+            drop(r"\.attention\.(masked_)?bias$"),
+            rename(r"^model\.h\.", "gpt_neox.layers."),
+            rename(r"^model\.(?=embed_in|final_layer_norm)", "gpt_neox."),
+            rename(r"^model\.embed_out", "embed_out"),
+            reorder(r"query_key_value", gpt_neox_rows),
+        ),
+        block=("attn_norm.weight", "attn_qkv.weight", "attn_output.weight", "ffn_norm.weight", *PLAIN),
+        activations=GELU, scalings=("default",),
+    ),
+    "cohere": Family(
+        "command-r", (*COMMON, key("logit_scale", float, "logit_scale"), NO_SCALING),
+        block=(*ATTENTION, *GATED), may=HEAD_NORMS, scalings=("default",),
+    ),
+    "cohere2": Family(
+        "cohere2",
+        (
+            *COMMON, key("logit_scale", float, "logit_scale"), WINDOW, VOCABULARY,
+            key("rope.dimension_count", int, rotary_dims()), NO_SCALING,
+        ),
+        block=(*ATTENTION, *GATED), scalings=("default",), checks=(pattern_is(4),),
+    ),
+    "granite": Family(
+        "granite",
+        (
+            *SIZES, *HEADS, *ROPE, *NORMS, VOCABULARY, ROTATED_HEAD,
+            key("attention.scale", float, "attention_multiplier"),
+            key("embedding_scale", float, "embedding_multiplier"),
+            key("residual_scale", float, "residual_multiplier"),
+            key("logit_scale", float, "logits_scaling"),
+        ),
+        (ROTATED,), checks=ROPED, extra=rope_frequency_factors, scalings=("default", "linear", "yarn", "llama3"),
+    ),
+    "exaone4": Family(
+        "exaone4",
+        (*COMMON, VOCABULARY, WINDOW, key("attention.sliding_window_pattern", list, exaone_layers)),
+        block=(*ATTENTION[1:], *GATED, *AFTER, *HEAD_NORMS), checks=(*ROPED, full_exaone), extra=rope_frequency_factors,
+        scalings=("default", "linear", "yarn", "llama3"),
+    ),
+    "glm4": Family(
+        "glm4", (*COMMON, key("rope.dimension_count", int, rotary_dims(0.5))),
+        block=(*ATTENTION, "ffn_norm.weight", *PLAIN, *AFTER), shapes={"ffn_up.weight": ()}, scalings=("default",),
+    ),
+    "minicpm": Family(
+        "minicpm",
+        (
+            *COMMON,
+            key("embedding_scale", float, "scale_emb"),
+            key("residual_scale", float, lambda h: h.need("scale_depth") / math.sqrt(h.blocks)),
+            key("logit_scale", float, lambda h: h.hidden / h.need("dim_model_base")),
+        ),
+        (ROTATED,), checks=ROPED, scalings=("default", "linear"),
+    ),
+    "seed_oss": Family("seed_oss", COMMON, block=(*ATTENTION, *GATED, "post_attention_norm.weight"), checks=ROPED),
+    "nemotron": Family(
+        "nemotron",
+        (
+            *COMMON, VOCABULARY,
+            key("attention.layer_norm_epsilon", float, "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps"),
+            key("rope.dimension_count", int, phi3_rope_dims),
+            key("rope.scaling.type", str, lambda h: "linear" if h.global_rope.get("factor") else "none"),
+            key("rope.scaling.factor", float, lambda h: h.global_rope.get("factor")),
+        ),
+        (add(r"norm\.weight$", 1),), activations=("relu2",), block=(*ATTENTION, "ffn_norm.weight", *PLAIN),
+        scalings=("default", "linear"),
+    ),
+    "ministral3": Family(
+        "mistral3",
+        (
+            *COMMON, VOCABULARY, ROTATED_HEAD,
+            key("rope.scaling.yarn_log_multiplier", float, lambda h: h.global_rope.get("mscale_all_dim")),
+            key("attention.temperature_scale", float, lambda h: h.global_rope.get("llama_4_scaling_beta")),
+        ),
+        (ROTATED,), scalings=("yarn",), checks=(mistral_yarn,), limits=layer_notes,
+    ),
+}  # fmt: skip

@@ -1,0 +1,2 @@
+"""x"""
+REFUSED: dict[str, str] = {}
