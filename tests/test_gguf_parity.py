@@ -74,7 +74,114 @@ DENSE: dict[str, dict[str, Any]] = {
         }, **UNTIED,
     },
 }  # fmt: skip
-FAMILIES: dict[str, dict[str, Any]] = {**DENSE}
+EXPERTS: dict[str, dict[str, Any]] = {
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2, **UNTIED},
+    "qwen2_moe": {
+        "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48, "shared_expert_intermediate_size": 96,
+        "norm_topk_prob": False, **UNTIED,
+    },
+    "qwen3_moe": {
+        "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48, "decoder_sparse_step": 1,
+        "mlp_only_layers": [], "norm_topk_prob": True, "head_dim": 16, **TIED,
+    },
+    "olmoe": {"num_experts": 4, "num_experts_per_tok": 2, "num_key_value_heads": 4, **UNTIED},
+    "granitemoe": {
+        "logits_scaling": 4.0, "attention_multiplier": 0.2, "embedding_multiplier": 3.0, "residual_multiplier": 0.4,
+        "attention_bias": False, "num_local_experts": 4, "num_experts_per_tok": 2, **TIED,
+    },
+    "deepseek_v2": {
+        "moe_intermediate_size": 48, "n_shared_experts": 2, "n_routed_experts": 4, "num_experts_per_tok": 2,
+        "kv_lora_rank": 32, "q_lora_rank": 24, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 16,
+        "first_k_dense_replace": 1, "rms_norm_eps": 1e-6, "topk_method": "greedy", "num_key_value_heads": 4,
+        "routed_scaling_factor": 1.5,
+        "rope_scaling": {
+            "type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128, "beta_fast": 32, "beta_slow": 1,
+            "mscale": 0.707, "mscale_all_dim": 0.707,
+        },
+    },
+    "deepseek_v3": {
+        "moe_intermediate_size": 48, "n_shared_experts": 1, "n_routed_experts": 8, "num_experts_per_tok": 2,
+        "kv_lora_rank": 32, "q_lora_rank": 24, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 16,
+        "first_k_dense_replace": 1, "rms_norm_eps": 1e-6, "topk_method": "noaux_tc", "scoring_func": "sigmoid",
+        "num_key_value_heads": 4, "n_group": 2, "topk_group": 1, "norm_topk_prob": True, "routed_scaling_factor": 2.5,
+    },
+    "deepseek": {
+        "moe_intermediate_size": 48, "n_shared_experts": 2, "n_routed_experts": 4, "num_experts_per_tok": 2,
+        "moe_layer_freq": 1, "first_k_dense_replace": 1,
+    },
+    "gpt_oss": {
+        "num_local_experts": 4, "num_experts_per_tok": 2, "head_dim": 16, "sliding_window": 64,
+        "rope_scaling": {
+            "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128, "beta_fast": 32.0,
+            "beta_slow": 1.0, "truncate": False,
+        },
+    },
+    "ernie4_5_moe": {
+        "use_bias": False, "moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 48, "moe_num_shared_experts": 2,
+        "moe_layer_start_index": 1, **TIED,
+    },
+    "ernie4_5": {"use_bias": False, "head_dim": 16, **TIED},
+    "glm4_moe": {
+        "moe_intermediate_size": 48, "norm_topk_prob": True, "n_group": 1, "head_dim": 16, "topk_group": 1,
+        "n_shared_experts": 1, "n_routed_experts": 4, "routed_scaling_factor": 1.5, "num_experts_per_tok": 2,
+        "first_k_dense_replace": 1, "rope_scaling": None, "use_qk_norm": True, "attention_bias": True,
+        "partial_rotary_factor": 0.5, **UNTIED,
+    },
+}  # fmt: skip
+LIMIT = [0.0, float("inf")]
+RECURRENT: dict[str, dict[str, Any]] = {
+    "mamba": {
+        "intermediate_size": 128, "state_size": 8, "conv_kernel": 4, "use_bias": False, "use_conv_bias": True,
+        "time_step_rank": 4, "layer_norm_epsilon": 1e-5, **TIED,
+    },
+    "falcon_mamba": {
+        "intermediate_size": 128, "state_size": 8, "conv_kernel": 4, "use_bias": False, "use_conv_bias": True,
+        "time_step_rank": 4, "layer_norm_epsilon": 1e-5, "mixer_rms_eps": 1e-5, **UNTIED,
+    },
+    "mamba2": {
+        "num_heads": 8, "head_dim": 16, "intermediate_size": 128, "state_size": 16, "layer_norm_epsilon": 1e-5,
+        "conv_kernel": 4, "n_groups": 1, "use_bias": False, "use_conv_bias": True, "time_step_limit": LIMIT,
+        "time_step_rank": 8, "expand": 2, **TIED,
+    },
+    "falcon_h1": {
+        "head_dim": 16, "mamba_d_ssm": 96, "mamba_d_head": 16, "mamba_n_heads": 6, "mamba_d_state": 16,
+        "mamba_n_groups": 2, "mamba_d_conv": 4, "mamba_conv_bias": True, "rope_theta": 10000.0, **UNTIED,
+    },
+    "jamba": {
+        "attn_layer_offset": 1, "attn_layer_period": 2, "expert_layer_offset": 1, "expert_layer_period": 2,
+        "mamba_d_conv": 4, "mamba_d_state": 8, "mamba_expand": 2, "num_experts": 1, "num_experts_per_tok": 1, **UNTIED,
+    },
+    "granitemoehybrid": {
+        "logits_scaling": 4.0, "attention_multiplier": 0.2, "embedding_multiplier": 3.0, "residual_multiplier": 0.4,
+        "attention_bias": False, "layer_types": ["mamba", "attention", "mamba", "mamba"], "num_local_experts": 4,
+        "num_experts_per_tok": 2, "shared_intermediate_size": 48, "mamba_n_heads": 8, "mamba_d_head": 16,
+        "mamba_proj_bias": False, "mamba_d_state": 16, "mamba_d_conv": 4, "mamba_n_groups": 1, "mamba_conv_bias": True,
+        "mamba_expand": 2, "position_embedding_type": "nope", "time_step_limit": LIMIT, **TIED,
+    },
+    "nemotron_h": {
+        "attention_bias": False, "mamba_num_heads": 8, "mamba_head_dim": 16, "mamba_proj_bias": False,
+        "ssm_state_size": 16, "conv_kernel": 4, "n_groups": 2, "mlp_bias": False, "layer_norm_epsilon": 1e-5,
+        "use_bias": False, "use_conv_bias": True, "hybrid_override_pattern": "M-*M", "head_dim": 16,
+        "mlp_hidden_act": "relu2", "time_step_limit": LIMIT, **UNTIED,
+    },
+    "lfm2": {
+        "norm_eps": 1e-5, "conv_bias": False, "conv_L_cache": 3, "block_dim": 64, "block_multiple_of": 16,
+        "block_ffn_dim_multiplier": 1.0, "block_auto_adjust_ff_dim": True,
+        "layer_types": ["conv", "full_attention", "conv", "full_attention"],
+    },
+    "lfm2_moe": {
+        "norm_eps": 1e-5, "conv_bias": False, "conv_L_cache": 3, "moe_intermediate_size": 48, "num_experts": 4,
+        "num_experts_per_tok": 2, "norm_topk_prob": True, "use_expert_bias": True, "num_dense_layers": 1,
+        "layer_types": ["conv", "full_attention", "conv", "full_attention"],
+    },
+    "qwen3_next": {
+        "linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 16, "linear_value_head_dim": 16,
+        "linear_conv_kernel_dim": 4, "num_experts": 4, "num_experts_per_tok": 2, "decoder_sparse_step": 1,
+        "shared_expert_intermediate_size": 48, "mlp_only_layers": [], "moe_intermediate_size": 48, "head_dim": 16,
+        "partial_rotary_factor": 0.5, "norm_topk_prob": True, **UNTIED,
+    },
+}  # fmt: skip
+FAMILIES: dict[str, dict[str, Any]] = {**DENSE, **EXPERTS, **RECURRENT}
 # ggml's GELU is a table of float16 values, so logits that nearly tie may change places; these seeds have no such ties.
 SEEDS = {"gemma": 4, "gemma3_text": 7, "starcoder2": 5, "gpt2": 4, "gpt_neox": 13}
 
@@ -98,7 +205,7 @@ def draw(name: str, value: mx.array, random: np.random.Generator) -> mx.array:
     if value.ndim > 1 and "norm" not in name and min(value.shape) > 1:
         spread = 0.5 if "embed" in name or "wte" in name or "wpe" in name else 1.6 / np.sqrt(value.shape[-1])
         return mx.array(spread * noise)
-    return value.astype(mx.float32) + mx.array(0.2 * noise)
+    return value.astype(mx.float32) + mx.array(0.2 * noise) if value.ndim else value
 
 
 def build(config: dict[str, Any]) -> Any:

@@ -116,18 +116,18 @@ class Hyperparameters:
     @functools.cached_property
     def rope(self) -> dict[str, Any]:
         """Base, scaling and partial rotation in one place, wherever the config keeps them."""
-        stated = self.given.get("rope_parameters") or self.given.get("rope_scaling")
-        rope = dict(stated or self.get("rope_parameters", default={}))
+        rope = dict(self.given.get("rope_parameters") or self.given.get("rope_scaling") or {})
         if rope.keys() & {"full_attention", "sliding_attention"}:
             return rope
+        usual = self.get("rope_parameters", default={})  # of a library: its base, but no scaling that nobody asked for
         if self.get(*LOCAL_THETAS) is not None:
             rope["sliding_attention"] = {"rope_theta": self.get(*LOCAL_THETAS)}
-        theta = (stated or {}).get("rope_theta") or self.get(*THETAS) or rope.get("rope_theta")
         found = {
-            "rope_theta": theta,
+            "rope_theta": rope.get("rope_theta") or self.get(*THETAS) or usual.get("rope_theta"),
             "rope_type": rope.get("rope_type") or rope.get("type"),
             "partial_rotary_factor": rope.get("partial_rotary_factor")
-            or self.get("partial_rotary_factor", "rope_pct", "rotary_pct"),
+            or self.get("partial_rotary_factor", "rope_pct", "rotary_pct")
+            or usual.get("partial_rotary_factor"),
             "original_max_position_embeddings": rope.get("original_max_position_embeddings")
             or self.get("original_max_position_embeddings"),
         }

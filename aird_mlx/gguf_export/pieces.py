@@ -213,29 +213,30 @@ def squeeze(pattern: str) -> Operation:
 
 
 def transpose(pattern: str) -> Operation:
-    """Exchange the last two axes; an expert at a time where there are three."""
+    """Exchange the last two axes; an expert or a head at a time where there are three."""
+    compiled = re.compile(pattern)
+    return lambda drafts, _: [
+        replace(
+            draft,
+            shape=(*draft.shape[:-2], draft.shape[-1], draft.shape[-2]),
+            pieces=_cut(draft.pieces, draft.shape[-2]),
+            change=_then(draft.change, lambda values: np.ascontiguousarray(values.T)),
+        )
+        if compiled.search(draft.name)
+        else draft
+        for draft in drafts
+    ]
 
-    def apply(drafts: Drafts, _: Any) -> Drafts:
-        result = []
-        for draft in drafts:
-            if not re.search(pattern, draft.name):
-                result.append(draft)
-                continue
-            *leading, rows, columns = draft.shape
-            pieces = tuple(
-                Piece(draft.source, range(number * rows, (number + 1) * rows)) for number in range(math.prod(leading))
-            )
-            result.append(
-                replace(
-                    draft,
-                    shape=(*leading, columns, rows),
-                    pieces=pieces,
-                    change=_then(draft.change, lambda values: np.ascontiguousarray(values.T)),
-                )
-            )
-        return result
 
-    return apply
+def by_heads(pattern: str, heads: Callable[[Any], int]) -> Operation:
+    """See ``[head * out, in]`` as ``[head, out, in]``."""
+    compiled = re.compile(pattern)
+    return lambda drafts, hyperparameters: [
+        replace(draft, shape=(heads(hyperparameters), draft.shape[0] // heads(hyperparameters), *draft.shape[1:]))
+        if compiled.search(draft.name)
+        else draft
+        for draft in drafts
+    ]
 
 
 def when(applies: Callable[[Drafts, Any], bool], *operations: Operation) -> Operation:
@@ -252,6 +253,15 @@ def when(applies: Callable[[Drafts, Any], bool], *operations: Operation) -> Oper
 
 def _then(first: Values | None, second: Values) -> Values:
     return second if first is None else lambda values: second(first(values))
+
+
+def _cut(pieces: Sequence[Piece], length: int) -> tuple[Piece, ...]:
+    """The same rows in pieces of ``length``."""
+    return tuple(
+        Piece(piece.source, piece.rows[start : start + length])
+        for piece in pieces
+        for start in range(0, len(piece.rows), length)
+    )
 
 
 def _output_axis(shape: tuple[int, ...]) -> int:

@@ -95,6 +95,7 @@ class PlannedTensor:
         """Whether it takes over the codes and scales of an MLX-quantized weight."""
         return (
             self.quantization is not None
+            and self.change is None
             and EXACT.get(scheme_of(self.quantization)) == self.type
             and self.shape[-1] % block_length(self.type) == 0
         )

@@ -76,7 +76,7 @@ def usual_yarn(h: Hyperparameters) -> None:
     """MLX reads only some of yarn's settings; with the others changed, the runtimes would differ."""
     if h.scaling != "yarn":
         return
-    usual = {"attention_factor": (None,), "mscale": (None, 1), "mscale_all_dim": (None, 0), "truncate": (None, True)}
+    usual = {"attention_factor": (None,), "mscale": (None, 1), "mscale_all_dim": (None, 0)}
     changed = [name for name, values in usual.items() if h.global_rope.get(name) not in values]
     require(
         not changed,
