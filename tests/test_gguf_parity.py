@@ -164,6 +164,14 @@ RECURRENT: dict[str, dict[str, Any]] = {
         "use_bias": False, "use_conv_bias": True, "hybrid_override_pattern": "M-*M", "head_dim": 16,
         "mlp_hidden_act": "relu2", "time_step_limit": LIMIT, **UNTIED,
     },
+    "nemotron_h+moe": {
+        "attention_bias": False, "mamba_num_heads": 8, "mamba_head_dim": 16, "mamba_proj_bias": False,
+        "ssm_state_size": 16, "conv_kernel": 4, "n_groups": 2, "mlp_bias": False, "layer_norm_epsilon": 1e-5,
+        "use_bias": False, "use_conv_bias": True, "hybrid_override_pattern": "ME*M", "head_dim": 16,
+        "mlp_hidden_act": "relu2", "time_step_limit": LIMIT, "n_routed_experts": 8, "num_experts_per_tok": 2,
+        "moe_intermediate_size": 48, "moe_shared_expert_intermediate_size": 48, "n_shared_experts": 1, "n_group": 1,
+        "topk_group": 1, "norm_topk_prob": True, "routed_scaling_factor": 2.5, **UNTIED,
+    },
     "lfm2": {
         "norm_eps": 1e-5, "conv_bias": False, "conv_L_cache": 3, "block_dim": 64, "block_multiple_of": 16,
         "block_ffn_dim_multiplier": 1.0, "block_auto_adjust_ff_dim": True,
@@ -180,17 +188,24 @@ RECURRENT: dict[str, dict[str, Any]] = {
         "shared_expert_intermediate_size": 48, "mlp_only_layers": [], "moe_intermediate_size": 48, "head_dim": 16,
         "partial_rotary_factor": 0.5, "norm_topk_prob": True, **UNTIED,
     },
+    "rwkv7": {
+        "norm_eps": 1e-5, "head_dim": 64, "a_low_rank_dim": 16, "v_low_rank_dim": 8, "gate_low_rank_dim": 16,
+        "decay_low_rank_dim": 16, **UNTIED,
+    },
 }  # fmt: skip
 FAMILIES: dict[str, dict[str, Any]] = {**DENSE, **EXPERTS, **RECURRENT}
 # ggml's GELU is a table of float16 values, so logits that nearly tie may change places; these seeds have no such ties.
 SEEDS = {"gemma": 4, "gemma3_text": 7, "starcoder2": 5, "gpt2": 4, "gpt_neox": 13}
 
 
+# A name after + is a variant of the model type before it.
+
+
 def write_family(folder: Path, model_type: str, changes: dict[str, Any], seed: int = 0) -> Path:
     """A tiny model in MLX layout, with random weights that make attention and logits peaked rather than flat."""
     folder.mkdir(parents=True)
     write_tokenizer(folder)
-    config = {"model_type": model_type, **SIZES, "eos_token_id": 2, **changes}
+    config = {"model_type": model_type.partition("+")[0], **SIZES, "eos_token_id": 2, **changes}
     (folder / "config.json").write_text(json.dumps(config))
     network = build(config)
     random = np.random.default_rng(seed)

@@ -212,6 +212,11 @@ def squeeze(pattern: str) -> Operation:
     )
 
 
+def flatten(pattern: str) -> Operation:
+    """One axis of them all."""
+    return change(pattern, lambda _: lambda values: values, lambda _, shape: (math.prod(shape),))
+
+
 def transpose(pattern: str) -> Operation:
     """Exchange the last two axes; an expert or a head at a time where there are three."""
     compiled = re.compile(pattern)

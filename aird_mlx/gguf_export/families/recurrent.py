@@ -7,7 +7,9 @@ llama.cpp and its heirs.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import gguf
@@ -37,10 +39,12 @@ from aird_mlx.gguf_export.pieces import (
     add,
     change,
     drop,
+    flatten,
     halves,
     rename,
     split,
     squeeze,
+    stack,
     when,
 )
 
@@ -235,10 +239,19 @@ GRANITE_FEED_FORWARD = (
 LETTERS = {"full_attention": "*", "attention": "*", "linear_attention": "M", "mamba": "M", "conv": "M", "mlp": "-", "moe": "E"}
 
 
+NEMOTRON_PATTERNS = ("hybrid_override_pattern", "layers_block_type", "layer_types")
+
+
 def nemotron_kinds(h: Hyperparameters) -> Sequence[str]:
     """One letter a block: M recurrent, * attention, - feed-forward, E experts."""
-    pattern = h.need("hybrid_override_pattern", "layers_block_type", "layer_types")
+    pattern = h.need(*NEMOTRON_PATTERNS)
     return [LETTERS.get(kind, kind) for kind in pattern]
+
+
+def nemotron_architecture(config: Mapping[str, Any]) -> str:
+    """With experts it is another."""
+    pattern = next((config[name] for name in NEMOTRON_PATTERNS if config.get(name)), ())
+    return "nemotron_h_moe" if {"E", "moe"} & set(pattern) else "nemotron_h"
 
 
 def nemotron_lengths(h: Hyperparameters) -> list[int]:
@@ -287,6 +300,12 @@ def lfm_router(h: Hyperparameters) -> None:
             "llama.cpp computes lfm2_moe with 1 and true")  # fmt: skip
 
 
+def lfm_moe_kinds(h: Hyperparameters) -> list[str]:
+    """The first blocks have one feed-forward network, the others experts."""
+    dense = int(h.get("num_dense_layers", default=0))
+    return [f"{kind} {'dense' if block < dense else 'experts'}" for block, kind in enumerate(lfm_kinds(h))]
+
+
 LFM_KEYS = (
     SIZES[0], SIZES[1], SIZES[2], HEADS[0],
     key("attention.head_count_kv", list, heads_where(lfm_kinds, "full_attention")),
@@ -328,6 +347,44 @@ def delta_router(h: Hyperparameters) -> None:
         "blocks without experts", f"llama.cpp computes {h.model_type} with experts in every block",
     )  # fmt: skip
 
+
+# --- RWKV 7 -----------------------------------------------------------------------------------------------------------
+
+
+def first_values(drafts: Drafts, _: Any) -> Drafts:
+    """llama.cpp looks for the value mix of block 0 too, which nobody uses: it gets that of the learning rate."""
+    unused = [draft for draft in drafts if not re.match(r"model\.layers\.0\.attention\.v[012]\.", draft.name)]
+    return [
+        *unused,
+        *(
+            replace(draft, name=draft.name.replace("attention.a", "attention.v"))
+            for draft in unused
+            if re.match(r"model\.layers\.0\.attention\.a[012]\.", draft.name)
+        ),
+    ]
+
+
+MIXED = "rwkvag"  # what the mix of two neighbouring tokens goes into, in llama.cpp's order
+RWKV = (
+    rename(r"\.blocks\.", ".layers."), rename(r"\.ffn_norm\.", ".ln2."), rename(r"\.ffn\.", ".feed_forward."),
+    rename(r"\.(self_)?attn\.", ".attention."), rename(r"\.attn_norm\.", ".attention_norm."),
+    rename(r"\.g_norm\.", ".ln_x."),
+    rename(r"_lora\.lora\.0\.weight$", "1.weight"), rename(r"_lora\.lora\.2\.weight$", "2.weight"),
+    rename(r"_lora\.lora\.2\.bias$", "0.weight"),
+    first_values,
+    *(rename(rf"attention\.x_{letter}$", f"attention.x.{number}.mixed") for number, letter in enumerate(MIXED)),
+    stack(r"(.*attention\.x)\.(\d)\.(mixed)"),
+    rename(r"^model\.layers\.(\d+)\.attention\.x\.mixed$", r"blk.\1.time_mix_lerp_fused.weight"),
+    rename(r"((attention\.[kr]_[ka]|attention\.r_k|feed_forward\.x_k))$", r"\1.weight"),
+    flatten(r"(attention\.(k_k|k_a|r_k|ln_x)|feed_forward\.x_k)\."),
+)  # fmt: skip
+RWKV_BLOCK = (
+    "attn_norm.weight", "attn_norm_2.weight", "channel_mix_key.weight", "channel_mix_lerp_k.weight",
+    "channel_mix_value.weight", "time_mix_k_a.weight", "time_mix_k_k.weight", "time_mix_key.weight",
+    "time_mix_lerp_fused.weight", "time_mix_ln.weight", "time_mix_output.weight", "time_mix_r_k.weight",
+    "time_mix_receptance.weight", "time_mix_value.weight", "time_mix_g1.weight", "time_mix_g2.weight",
+    *(f"time_mix_{letter}{number}.weight" for letter in "wav" for number in range(3)),
+)  # fmt: skip
 
 MAMBA = Family(
     "mamba",
@@ -385,7 +442,7 @@ RECURRENT: dict[str, Family] = {
             key("rope.freq_base", float, lambda h: h.global_rope.get("rope_theta")),
         ),
         FALCON,
-        block=(*ATTENTION, "ffn_norm.weight", *GATED, *SSM2), may=("ssm_norm.weight",), checks=(norm_after_gate,),
+        block=(*ATTENTION, "ffn_norm", *GATED, *SSM2), may=("ssm_norm.weight",), checks=(norm_after_gate,),
         scalings=("default",),
     ),
     "jamba": Family(
@@ -433,7 +490,7 @@ RECURRENT: dict[str, Family] = {
         limits=limited_steps, shapes=dict.fromkeys(GATED, ()),
     ),
     "nemotron_h": Family(
-        lambda config: "nemotron_h_moe" if config.get("num_experts_per_tok") else "nemotron_h",
+        nemotron_architecture,
         (
             SIZES[0], key("context_length", int, lambda _: UNLIMITED), SIZES[2], HEADS[0], *ROPE,
             key("attention.layer_norm_rms_epsilon", float, "layer_norm_epsilon", "rms_norm_eps", "norm_eps"), NORMS[1],
@@ -458,7 +515,8 @@ RECURRENT: dict[str, Family] = {
             in_experts("moe_latent_size", int, "moe_latent_size"),
         ),
         (
-            drop(r"^mtp\."), *STACKED,
+            drop(r"^mtp\."), rename(r"switch_mlp\.fc1", "switch_mlp.up_proj"),
+            rename(r"switch_mlp\.fc2", "switch_mlp.down_proj"), *STACKED,
             rename(r"^backbone\.(layers\.\d+)\.mixer\.experts\.", r"model.\1.mlp.experts."),
             CONVOLUTION, NEGATIVE_EXPONENTIAL, COLUMNS, STEP_BIAS, norm_by_groups("n_groups"),
         ),
@@ -493,7 +551,12 @@ RECURRENT: dict[str, Family] = {
             rename(r"\.feed_forward\.experts\.(w2|down_proj)\.", ".mlp.experts.down_proj."),
             rename(r"\.feed_forward\.experts\.(w3|up_proj)\.", ".mlp.experts.up_proj."),
         ),
-        block=LFM_BLOCKS, kinds=lfm_kinds, may=(*GATED, *EXPERTS, "exp_probs_b.bias"),
+        block={
+            f"{kind} {feed}": (*block, *tensors)
+            for kind, block in LFM_BLOCKS.items()
+            for feed, tensors in (("dense", GATED), ("experts", EXPERTS))
+        },
+        kinds=lfm_moe_kinds, may=("exp_probs_b.bias",),
         outer=("token_embd_norm.weight",), checks=(no_conv_bias, lfm_router), scalings=("default",),
     ),
     "qwen3_next": Family(
@@ -524,5 +587,21 @@ RECURRENT: dict[str, Family] = {
         },
         kinds=delta_kinds, shapes={"attn_q.weight": ()}, checks=(delta_router, scaling_is_complete),
         scalings=("default", "linear", "yarn"),
+    ),
+    "rwkv7": Family(
+        "rwkv7",
+        (
+            key("context_length", int, lambda _: UNLIMITED), SIZES[2], SIZES[0], 
+            key("attention.layer_norm_epsilon", float, "layer_norm_epsilon", "norm_eps"),
+            key("wkv.head_size", int, "head_size", "head_dim"),
+            key("attention.decay_lora_rank", int, "lora_rank_decay", "decay_low_rank_dim"),
+            key("attention.iclr_lora_rank", int, "lora_rank_iclr", "a_low_rank_dim"),
+            key("attention.value_residual_mix_lora_rank", int, "lora_rank_value_residual_mix", "v_low_rank_dim"),
+            key("attention.gate_lora_rank", int, "lora_rank_gate", "gate_low_rank_dim"),
+            key("feed_forward_length", int, lambda h: h.get("intermediate_size", default=4 * h.hidden)),
+            key("attention.head_count", int, lambda _: 0),
+        ),
+        RWKV, block=RWKV_BLOCK, outer=("output_norm.weight", "token_embd_norm.weight", "output.weight"),
+        activations=None, scalings=("default",), shapes=dict.fromkeys(("attn_output.weight",), ()),
     ),
 }  # fmt: skip
