@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gguf
 import mlx.core as mx
 import numpy as np
 import pytest
 from conftest import write_tokenizer
+from hugging_face import LAYOUTS
 from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.models.cache import make_prompt_cache
 from mlx_lm.utils import _get_classes
@@ -264,3 +267,44 @@ def test_family_gives_the_logits_of_mlx(model_type: str, tmp_path: Path) -> None
     folder = write_family(tmp_path / "model", model_type, FAMILIES[model_type], SEEDS.get(model_type, 0))
     written = export_gguf(folder, tmp_path / "m.gguf", "f32")
     assert_same_logits(written.path, mlx_logits(folder, IDS), IDS)
+
+
+def to_hugging_face(folder: Path, model_type: str, target: Path, dtype: Any = mx.float32, shards: int = 1) -> Path:
+    """The same model as `write_family`'s, as it was before mlx-lm's ``sanitize``."""
+    shutil.copytree(folder, target)
+    config = json.loads((folder / "config.json").read_text())
+    stored = {name: np.array(value) for name, value in mx.load(str(folder / "model.safetensors")).items()}
+    weights = LAYOUTS.get(model_type, lambda weights, _: weights)(stored, full_config(config))
+    arrays = {name: mx.array(np.ascontiguousarray(value)).astype(dtype) for name, value in weights.items()}
+    (target / "model.safetensors").unlink()
+    index = {}
+    for number in range(shards):
+        part = f"model-{number + 1:05d}-of-{shards:05d}.safetensors"
+        names = sorted(arrays)[number::shards]
+        mx.save_safetensors(str(target / part), {name: arrays[name] for name in names}, {"format": "pt"})
+        index.update(dict.fromkeys(names, part))
+    (target / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
+    return target
+
+
+def full_config(config: dict[str, Any]) -> dict[str, Any]:
+    return {**vars(_get_classes(dict(config))[1].from_dict(dict(config))), **config}
+
+
+def tensors_of(gguf_file: Path) -> dict[str, tuple[str, np.ndarray]]:
+    return {
+        tensor.name: (tensor.tensor_type.name, np.array(tensor.data)) for tensor in gguf.GGUFReader(gguf_file).tensors
+    }
+
+
+@pytest.mark.parametrize("model_type", sorted(LAYOUTS))
+def test_both_layouts_give_the_same_file(model_type: str, tmp_path: Path) -> None:
+    folder = write_family(tmp_path / "mlx", model_type, FAMILIES[model_type])
+    other = to_hugging_face(folder, model_type, tmp_path / "hf", shards=3)
+    ours = tensors_of(export_gguf(folder, tmp_path / "mlx.gguf", "f32").path)
+    theirs = tensors_of(export_gguf(other, tmp_path / "hf.gguf", "f32").path)
+    assert list(ours) == list(theirs)
+    for name, (kind, values) in ours.items():
+        assert theirs[name][0] == kind, name
+        # Falcon's multipliers and the one of norms are put in and taken out, with a rounding each.
+        np.testing.assert_allclose(theirs[name][1], values, rtol=1e-6, atol=1e-6 if "norm" in name else 0, err_msg=name)

@@ -153,6 +153,32 @@ def interleaved(first: str, second: str) -> Callable[[Any, int], dict[str, Rows]
     return lambda _, length: {first: range(0, length, 2), second: range(1, length, 2)}
 
 
+def split_values(
+    pattern: str, parts: Mapping[str, Values], shape: Callable[[tuple[int, ...]], tuple[int, ...]]
+) -> Operation:
+    """Make several tensors of one by functions of its values, a matrix at a time.
+
+    Args:
+        pattern: what of the name is replaced by each part's name.
+        parts: name to function of a matrix's float32 values.
+        shape: from the old shape to that of each part.
+    """
+    compiled = re.compile(pattern)
+
+    def apply(drafts: Drafts, _: Any) -> Drafts:
+        result = []
+        for draft in drafts:
+            if not compiled.search(draft.name):
+                result.append(draft)
+                continue
+            pieces = _cut(draft.pieces, draft.shape[-2])
+            for name, values in parts.items():
+                result.append(Draft(compiled.sub(name, draft.name), shape(draft.shape), pieces, _then(draft.change, values)))
+        return result
+
+    return apply
+
+
 def reorder(pattern: str, order: Callable[[Any, int], np.ndarray]) -> Operation:
     """Put the rows of the output axis in another order.
 
@@ -274,7 +300,8 @@ def _output_axis(shape: tuple[int, ...]) -> int:
 
 
 def _choose(draft: Draft, rows: Rows) -> Draft:
-    """These rows of every matrix of a draft."""
+    """These rows of every matrix of a draft; only of values that are still as they are stored."""
+    assert draft.change is None, draft.name
     axis = _output_axis(draft.shape)
     matrices, length = math.prod(draft.shape[:axis]), draft.shape[axis]
     if len(draft.pieces) == 1 and matrices == 1 and isinstance(rows, range) and isinstance(draft.pieces[0].rows, range):

@@ -79,8 +79,9 @@ def prepare(folder: Path, outtype: str, embedding_type: str | None = None, outpu
         raise ModelError(f"model: {folder} has no config.json; a model folder is needed. Check the path.")
     try:
         family, hyperparameters = read_hyperparameters(config)
-        stored = read_stored_tensors(folder)
-        quantization = config.get("quantization") or config.get("quantization_config")
+        stored, quantization = tensors.as_mlx_quantizes(
+            read_stored_tensors(folder), config.get("quantization") or config.get("quantization_config")
+        )
         choice = TypeChoice(outtype, stored, embedding_type, output_type)
         plan = tensors.plan_tensors(stored, family, hyperparameters, choice.choose, quantization)
         extra, limits = family.extra(hyperparameters), family.limits(hyperparameters)

@@ -11,7 +11,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import gguf
@@ -131,6 +131,32 @@ def common_type(plan: list[PlannedTensor]) -> str:
     for planned in plan:
         counts[planned.type] += planned.parameters
     return NATIVE_KINDS[counts.most_common(1)[0][0]]
+
+
+def as_mlx_quantizes(
+    stored: Mapping[str, StoredTensor], quantization: Mapping[str, Any] | None
+) -> tuple[dict[str, StoredTensor], Mapping[str, Any] | None]:
+    """Headers of Hugging Face's MXFP4 ``_blocks`` and ``_scales`` under the names that MLX gives the same bytes.
+
+    Args:
+        stored: headers of a folder.
+        quantization: of its config.
+
+    Returns:
+        Both, as a folder of MLX would have them.
+    """
+    if not any(name.endswith("_blocks") for name in stored):
+        return dict(stored), quantization
+    renamed, settings = {}, {"group_size": 32, "bits": 4, "mode": "mxfp4"}
+    for name, tensor in stored.items():
+        if name.endswith("_blocks"):  # [.., out, group, 16] bytes -> [.., out, in / 8] words
+            shape = (*tensor.shape[:-2], tensor.shape[-2] * tensor.shape[-1] // 4)
+            renamed[f"{name.removesuffix('_blocks')}.weight"] = replace(tensor, dtype="U32", shape=shape)
+        elif name.endswith("_scales"):
+            renamed[f"{name.removesuffix('_scales')}.scales"] = tensor
+        else:
+            renamed[name] = tensor
+    return renamed, settings
 
 
 def plan_tensors(

@@ -37,7 +37,7 @@ from aird_mlx.gguf_export.families.keys import (
 )
 from aird_mlx.gguf_export.families.rope import rope_frequency_factors
 from aird_mlx.gguf_export.hyperparameters import Hyperparameters, Key, key, require
-from aird_mlx.gguf_export.pieces import Rows, by_heads, drop, halves, interleaved, rename, split, stack, transpose, when
+from aird_mlx.gguf_export.pieces import Rows, by_heads, drop, halves, interleaved, rename, split, split_values, stack, transpose, when
 
 WITH_NORM = (*ATTENTION, "ffn_norm.weight")
 SHARED = ("ffn_gate_shexp.weight", "ffn_up_shexp.weight", "ffn_down_shexp.weight")
@@ -268,10 +268,21 @@ WITH_EXPERTS: dict[str, Family] = {
         "gpt-oss", (*COMMON, WINDOW, key("expert_feed_forward_length", int, "intermediate_size")),
         (
             rename(r"sinks$", "sinks.weight"),
-            rename(r"(experts\.\w+_proj)_bias$", r"\1.bias"),
-            transpose(r"experts\.(gate_up|down)_proj$"),
-            rename(r"(experts\.(gate_up|down)_proj)$", r"\1.weight"),
-            split(r"(?<=experts\.)gate_up_proj(?=\.weight)", interleaved("gate_proj", "up_proj")),
+            # Of Hugging Face's plain weights the experts are [in, out], gate and up in turns.
+            split_values(
+                r"gate_up_proj$",
+                {"gate_proj.weight": lambda values: values.T[::2], "up_proj.weight": lambda values: values.T[1::2]},
+                lambda shape: (shape[0], shape[2] // 2, shape[1]),
+            ),
+            split_values(
+                r"gate_up_proj_bias$",
+                {"gate_proj.bias": lambda values: values[:, ::2], "up_proj.bias": lambda values: values[:, 1::2]},
+                lambda shape: (shape[0], shape[1] // 2),
+            ),
+            transpose(r"experts\.down_proj$"),
+            rename(r"(experts\.down_proj)$", r"\1.weight"),
+            rename(r"(experts\.down_proj)_bias$", r"\1.bias"),
+            split(r"(?<=experts\.)gate_up_proj(?=\.weight)", interleaved("gate_proj", "up_proj")),  # MXFP4 blocks
         ),
         block=(*ATTENTION, "post_attention_norm.weight", "attn_sinks.weight", *EXPERTS),
         checks=(plain_rope, usual_yarn, scaling_is_complete, window_alternates), scalings=("default", "yarn"),
