@@ -31,7 +31,10 @@ def take_apart(weights: Weights, inside: str = "experts", names: dict[str, str] 
 
 def turn_convolutions(weights: Weights) -> Weights:
     """``[channel, kernel, 1]`` to ``[channel, 1, kernel]``."""
-    return {name: value.swapaxes(1, 2) if re.search(r"conv(1d)?\.weight$", name) else value for name, value in weights.items()}
+    return {
+        name: value.swapaxes(1, 2) if re.search(r"conv(1d)?\.weight$", name) else value
+        for name, value in weights.items()
+    }
 
 
 def change(pattern: str, values: Callable[[np.ndarray], np.ndarray], weights: Weights) -> Weights:
@@ -137,7 +140,8 @@ LAYOUTS: dict[str, Callable[[Weights, dict[str, Any]], Weights]] = {
     "mamba2": lambda weights, _: turn_convolutions(weights),
     "falcon_h1": unfold_falcon,
     "jamba": lambda weights, _: turn_convolutions(weights),
-    "granitemoehybrid": lambda weights, _: turn_convolutions(join_gate_and_up(weights, "input_linear", "output_linear")),
+    "granitemoehybrid": lambda weights,
+    _: turn_convolutions(join_gate_and_up(weights, "input_linear", "output_linear")),
     "nemotron_h": lambda weights, _: turn_convolutions(weights),
     "nemotron_h+moe": lambda weights, _: turn_convolutions(
         take_apart(rename(weights, (r"fc1", "up_proj"), (r"fc2", "down_proj")))

@@ -6,22 +6,22 @@ import json
 import shutil
 import sys
 import types
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import gguf
 import mlx.core as mx
+import mlx.nn
 import numpy as np
 import pytest
-from conftest import write_tokenizer
-from hugging_face import LAYOUTS
 from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.models.cache import make_prompt_cache
-from mlx_lm.utils import _get_classes
+from mlx_lm.utils import _get_classes, load_model
 
 from aird_mlx.gguf_export import export_gguf, is_available
 from aird_mlx.gguf_export.runtime import LlamaRuntime
+from conftest import write_tokenizer
+from hugging_face import LAYOUTS
 
 needs_llama = pytest.mark.skipif(not is_available(), reason="llama-cpp-python is not installed")
 
@@ -45,7 +45,8 @@ DENSE: dict[str, dict[str, Any]] = {
     "phi": {"partial_rotary_factor": 0.5, "num_key_value_heads": 4, "intermediate_size": 256, "layer_norm_eps": 1e-5},
     "phi3": {"original_max_position_embeddings": 512, **UNTIED},
     "olmo": {
-        "d_model": 64, "n_layers": 4, "mlp_hidden_size": 192, "n_heads": 4, "embedding_size": 320, "weight_tying": False,
+        "d_model": 64, "n_layers": 4, "mlp_hidden_size": 192, "n_heads": 4, "embedding_size": 320,
+        "weight_tying": False,
         "num_key_value_heads": 4,
     },
     "olmo2": UNTIED,
@@ -204,6 +205,12 @@ SEEDS = {"gemma": 4, "gemma3_text": 7, "starcoder2": 5, "gpt2": 4, "gpt_neox": 1
 # A name after + is a variant of the model type before it.
 
 
+WIDE: dict[str, dict[str, Any]] = {
+    "qwen3_moe": {"hidden_size": 256, "moe_intermediate_size": 256, "head_dim": 64, "num_hidden_layers": 2},
+    "mamba2": {"hidden_size": 256, "intermediate_size": 512, "num_heads": 8, "head_dim": 64, "num_hidden_layers": 2},
+}
+
+
 def write_family(folder: Path, model_type: str, changes: dict[str, Any], seed: int = 0) -> Path:
     """A tiny model in MLX layout, with random weights that make attention and logits peaked rather than flat."""
     folder.mkdir(parents=True)
@@ -308,3 +315,50 @@ def test_both_layouts_give_the_same_file(model_type: str, tmp_path: Path) -> Non
         assert theirs[name][0] == kind, name
         # Falcon's multipliers and the one of norms are put in and taken out, with a rounding each.
         np.testing.assert_allclose(theirs[name][1], values, rtol=1e-6, atol=1e-6 if "norm" in name else 0, err_msg=name)
+
+
+@needs_llama
+@pytest.mark.parametrize(
+    ("settings", "kind"),
+    [
+        ({"group_size": 32, "bits": 4}, "Q4_1"),
+        ({"group_size": 32, "bits": 4, "mode": "mxfp4"}, "MXFP4"),
+    ],
+)
+def test_quantized_experts_keep_their_codes(settings: dict[str, Any], kind: str, tmp_path: Path) -> None:
+    folder = write_family(tmp_path / "model", "qwen3_moe", {**FAMILIES["qwen3_moe"], "moe_intermediate_size": 64})
+    network, config = load_model(folder)
+    mlx.nn.quantize(network, **settings, class_predicate=lambda path, module: hasattr(module, "to_quantized"))
+    mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(network.parameters())))
+    (folder / "config.json").write_text(json.dumps({**config, "quantization": settings}))
+    written = export_gguf(folder, tmp_path / "m.gguf", "auto")
+    stored = tensors_of(written.path)
+    for name in ("gate", "up", "down"):
+        found, data = stored[f"blk.2.ffn_{name}_exps.weight"]
+        linear = network.layers[2].mlp.switch_mlp[f"{name}_proj"]
+        biases = {"biases": linear.biases.astype(mx.float32)} if "biases" in linear else {}
+        scales = linear.scales if kind == "MXFP4" else linear.scales.astype(mx.float32)
+        expected = mx.dequantize(linear.weight, scales, **biases, **settings).astype(mx.float32)
+        assert found == kind
+        decoded = gguf.quants.dequantize(data, gguf.GGMLQuantizationType[found]).reshape(expected.shape)
+        # The codes are MLX's; scales lie in float16, which holds eleven bits of them.
+        np.testing.assert_allclose(decoded, np.array(expected), rtol=1e-3, atol=2e-3 if kind == "Q4_1" else 0)
+    expected_logits = np.array(network(mx.array([IDS]))[0].astype(mx.float32))
+    with LlamaRuntime(written.path, n_ctx=512) as runtime:
+        found_logits = runtime.logits(IDS)
+    assert (found_logits.argmax(-1) == expected_logits.argmax(-1)).mean() > 0.8  # llama.cpp rounds what goes in
+
+
+@needs_llama
+def test_llama_cpp_quantizes_experts_and_recurrent_blocks(tmp_path: Path) -> None:
+    for model_type in ("qwen3_moe", "mamba2"):
+        folder = write_family(tmp_path / model_type, model_type, {**FAMILIES[model_type], **WIDE[model_type]})
+        written = export_gguf(folder, tmp_path / f"{model_type}.gguf", "q4_k_m")
+        stored = tensors_of(written.path)
+        assert {"Q4_K"} < {kind for kind, _ in stored.values()}
+        assert {kind for name, (kind, _) in stored.items() if "ffn_gate_inp" in name or "ssm_conv1d" in name} <= {"F32"}
+        with LlamaRuntime(written.path, n_ctx=64) as runtime:
+            found = runtime.logits(IDS[:32])
+        expected = mlx_logits(folder, IDS[:32])
+        correlation = np.corrcoef(found.reshape(-1), expected.reshape(-1))[0, 1]
+        assert correlation > 0.8  # four bits of random weights

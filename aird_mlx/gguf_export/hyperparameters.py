@@ -26,7 +26,9 @@ EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 EXPERTS_USED = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts")
 THETAS = ("global_rope_theta", "rope_global_theta", "rope_theta_global", "rope_theta", "rotary_emb_base")
 LOCAL_THETAS = ("local_rope_theta", "rope_local_theta", "rope_theta_local", "swa_rope_theta", "rope_local_base_freq")
-NO_TOKENS = dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))  # the usual ones may be beyond the vocabulary
+NO_TOKENS = dict.fromkeys(
+    ("bos_token_id", "eos_token_id", "pad_token_id")
+)  # the usual ones may be beyond the vocabulary
 
 
 @dataclass(frozen=True)
@@ -202,7 +204,7 @@ def read_keys(keys: tuple[Key, ...], hyperparameters: Hyperparameters) -> dict[s
     Raises:
         ModelError: a value is not of its key's kind.
     """
-    found = {}
+    found: dict[str, tuple[type, Any]] = {}
     for one in keys:
         value = one.read(hyperparameters)
         if value is None:
@@ -232,7 +234,7 @@ def _defaults_of_mlx(config: Mapping[str, Any]) -> dict[str, Any]:
         arguments = _get_classes(dict(config))[1].from_dict(dict(config))
     except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError, SystemExit):
         return {}  # mlx-lm leaves the program where a package is missing that its olmo needs
-    values = asdict(arguments) if is_dataclass(arguments) else {}
+    values = asdict(arguments) if is_dataclass(arguments) and not isinstance(arguments, type) else {}
     return {name: value for name, value in values.items() if value is not None}
 
 
@@ -241,7 +243,7 @@ def _defaults_of_transformers(config: Mapping[str, Any]) -> dict[str, Any]:
     from huggingface_hub.errors import StrictDataclassError
     from transformers import CONFIG_MAPPING
 
-    model_type = config.get("model_type")
+    model_type = str(config.get("model_type"))
     if model_type not in CONFIG_MAPPING:
         return {}
     try:

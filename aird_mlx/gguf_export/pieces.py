@@ -153,32 +153,6 @@ def interleaved(first: str, second: str) -> Callable[[Any, int], dict[str, Rows]
     return lambda _, length: {first: range(0, length, 2), second: range(1, length, 2)}
 
 
-def split_values(
-    pattern: str, parts: Mapping[str, Values], shape: Callable[[tuple[int, ...]], tuple[int, ...]]
-) -> Operation:
-    """Make several tensors of one by functions of its values, a matrix at a time.
-
-    Args:
-        pattern: what of the name is replaced by each part's name.
-        parts: name to function of a matrix's float32 values.
-        shape: from the old shape to that of each part.
-    """
-    compiled = re.compile(pattern)
-
-    def apply(drafts: Drafts, _: Any) -> Drafts:
-        result = []
-        for draft in drafts:
-            if not compiled.search(draft.name):
-                result.append(draft)
-                continue
-            pieces = _cut(draft.pieces, draft.shape[-2])
-            for name, values in parts.items():
-                result.append(Draft(compiled.sub(name, draft.name), shape(draft.shape), pieces, _then(draft.change, values)))
-        return result
-
-    return apply
-
-
 def reorder(pattern: str, order: Callable[[Any, int], np.ndarray]) -> Operation:
     """Put the rows of the output axis in another order.
 
@@ -189,70 +163,6 @@ def reorder(pattern: str, order: Callable[[Any, int], np.ndarray]) -> Operation:
     compiled = re.compile(pattern)
     return lambda drafts, hyperparameters: [
         _choose(draft, order(hyperparameters, draft.shape[_output_axis(draft.shape)]))
-        if compiled.search(draft.name)
-        else draft
-        for draft in drafts
-    ]
-
-
-def change(
-    pattern: str,
-    values: Callable[[Any], Values],
-    shape: Callable[[Any, tuple[int, ...]], tuple[int, ...]] = lambda _, shape: shape,
-) -> Operation:
-    """Compute other values, whole pieces at a time, from float32.
-
-    Args:
-        pattern: of the name.
-        values: from hyperparameters to the function of a piece's array.
-        shape: from hyperparameters and the old shape to the new.
-    """
-    compiled = re.compile(pattern)
-
-    def apply(drafts: Drafts, hyperparameters: Any) -> Drafts:
-        return [
-            replace(
-                draft,
-                shape=shape(hyperparameters, draft.shape),
-                change=_then(draft.change, values(hyperparameters)),
-            )
-            if compiled.search(draft.name)
-            else draft
-            for draft in drafts
-        ]
-
-    return apply
-
-
-def add(pattern: str, number: float) -> Operation:
-    """Add a number: the one of norms that multiply with ``1 + weight``."""
-    return change(pattern, lambda _: lambda values: values + np.float32(number))
-
-
-def squeeze(pattern: str) -> Operation:
-    """Drop axes of length 1: the one of a depthwise convolution, wherever the layout has it."""
-    return change(
-        pattern,
-        lambda _: lambda values: values,
-        lambda _, shape: tuple(axis for axis in shape if axis != 1),
-    )
-
-
-def flatten(pattern: str) -> Operation:
-    """One axis of them all."""
-    return change(pattern, lambda _: lambda values: values, lambda _, shape: (math.prod(shape),))
-
-
-def transpose(pattern: str) -> Operation:
-    """Exchange the last two axes; an expert or a head at a time where there are three."""
-    compiled = re.compile(pattern)
-    return lambda drafts, _: [
-        replace(
-            draft,
-            shape=(*draft.shape[:-2], draft.shape[-1], draft.shape[-2]),
-            pieces=_cut(draft.pieces, draft.shape[-2]),
-            change=_then(draft.change, lambda values: np.ascontiguousarray(values.T)),
-        )
         if compiled.search(draft.name)
         else draft
         for draft in drafts
@@ -282,11 +192,12 @@ def when(applies: Callable[[Drafts, Any], bool], *operations: Operation) -> Oper
     return apply
 
 
-def _then(first: Values | None, second: Values) -> Values:
+def then(first: Values | None, second: Values) -> Values:
+    """One function after the other."""
     return second if first is None else lambda values: second(first(values))
 
 
-def _cut(pieces: Sequence[Piece], length: int) -> tuple[Piece, ...]:
+def cut(pieces: Sequence[Piece], length: int) -> tuple[Piece, ...]:
     """The same rows in pieces of ``length``."""
     return tuple(
         Piece(piece.source, piece.rows[start : start + length])

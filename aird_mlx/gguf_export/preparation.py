@@ -19,6 +19,7 @@ from aird_mlx.gguf_export.hyperparameters import Hyperparameters, read_json, rea
 from aird_mlx.gguf_export.llama_quantizer import check_quantizer
 from aird_mlx.gguf_export.notes import notes_on_plan
 from aird_mlx.gguf_export.outtypes import AUTO, OutType, find_outtype
+from aird_mlx.gguf_export.quantized import as_mlx_quantizes
 from aird_mlx.gguf_export.stored import StoredTensor, read_stored_tensors
 
 
@@ -79,7 +80,7 @@ def prepare(folder: Path, outtype: str, embedding_type: str | None = None, outpu
         raise ModelError(f"model: {folder} has no config.json; a model folder is needed. Check the path.")
     try:
         family, hyperparameters = read_hyperparameters(config)
-        stored, quantization = tensors.as_mlx_quantizes(
+        stored, quantization = as_mlx_quantizes(
             read_stored_tensors(folder), config.get("quantization") or config.get("quantization_config")
         )
         choice = TypeChoice(outtype, stored, embedding_type, output_type)
@@ -99,7 +100,8 @@ def prepare(folder: Path, outtype: str, embedding_type: str | None = None, outpu
     if not vocabulary.chat_templates.get("default"):
         notes.append("the folder has no chat template, so neither has the file: chat programs will guess one")
     return Prepared(
-        folder, family, hyperparameters, stored, plan, embedding_type, output_type, vocabulary, wanted, extra, tuple(notes)
+        folder, family, hyperparameters, stored, plan, embedding_type, output_type, vocabulary, wanted, extra,
+        tuple(notes),
     )  # fmt: skip
 
 

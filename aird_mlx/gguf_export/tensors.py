@@ -11,7 +11,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import gguf
@@ -21,6 +21,7 @@ from aird_mlx.gguf_export.families import Family
 from aird_mlx.gguf_export.hyperparameters import Hyperparameters
 from aird_mlx.gguf_export.outtypes import EXACT, NATIVE_KINDS, Kind, block_length, scheme_of
 from aird_mlx.gguf_export.pieces import Draft, Drafts, Piece, Values, drop, rename, take_all
+from aird_mlx.gguf_export.quantized import bare_names, plain_shape, quantization_of
 from aird_mlx.gguf_export.stored import ARRAYS, StoredTensor
 
 EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
@@ -133,32 +134,6 @@ def common_type(plan: list[PlannedTensor]) -> str:
     return NATIVE_KINDS[counts.most_common(1)[0][0]]
 
 
-def as_mlx_quantizes(
-    stored: Mapping[str, StoredTensor], quantization: Mapping[str, Any] | None
-) -> tuple[dict[str, StoredTensor], Mapping[str, Any] | None]:
-    """Headers of Hugging Face's MXFP4 ``_blocks`` and ``_scales`` under the names that MLX gives the same bytes.
-
-    Args:
-        stored: headers of a folder.
-        quantization: of its config.
-
-    Returns:
-        Both, as a folder of MLX would have them.
-    """
-    if not any(name.endswith("_blocks") for name in stored):
-        return dict(stored), quantization
-    renamed, settings = {}, {"group_size": 32, "bits": 4, "mode": "mxfp4"}
-    for name, tensor in stored.items():
-        if name.endswith("_blocks"):  # [.., out, group, 16] bytes -> [.., out, in / 8] words
-            shape = (*tensor.shape[:-2], tensor.shape[-2] * tensor.shape[-1] // 4)
-            renamed[f"{name.removesuffix('_blocks')}.weight"] = replace(tensor, dtype="U32", shape=shape)
-        elif name.endswith("_scales"):
-            renamed[f"{name.removesuffix('_scales')}.scales"] = tensor
-        else:
-            renamed[name] = tensor
-    return renamed, settings
-
-
 def plan_tensors(
     stored: Mapping[str, StoredTensor],
     family: Family,
@@ -182,8 +157,8 @@ def plan_tensors(
         ExportError: a tensor in the folder has no place in the architecture, or is stored in a type that is no number.
         ModelError: a tensor is missing or has another shape than the config says.
     """
-    settings = {name: _quantization_of(name, stored, quantization) for name in _bare_names(stored)}
-    drafts: Drafts = [take_all(name, _plain_shape(name, stored, found)) for name, found in settings.items()]
+    settings = {name: quantization_of(name, stored, quantization) for name in bare_names(stored)}
+    drafts: Drafts = [take_all(name, plain_shape(name, stored, found)) for name, found in settings.items()]
     for operation in (*EVERYWHERE, *family.tensors):
         drafts = operation(drafts, hyperparameters)
     named = _name_drafts(drafts, hyperparameters)
@@ -199,15 +174,6 @@ def plan_tensors(
     if len(set(rows)) > 1:
         raise ModelError(f"model: embedding and output have {rows} rows; they must agree. Use a consistent folder.")
     return plan
-
-
-def _bare_names(stored: Mapping[str, StoredTensor]) -> list[str]:
-    """Names of the weights, scales and biases of quantized ones left out."""
-    quantized = {name.removesuffix(".scales") for name in stored if name.endswith(".scales")}
-    parts = {f"{stem}.{part}" for stem in quantized for part in ("scales", "biases")}
-    return [*(name for name in stored if name not in parts), *(
-        f"{stem}.weight" for stem in quantized if f"{stem}.weight" not in stored
-    )]  # fmt: skip
 
 
 def _name_drafts(drafts: Drafts, hyperparameters: Hyperparameters) -> dict[str, Draft]:
@@ -251,16 +217,13 @@ def _refuse(left_over: list[str], hyperparameters: Hyperparameters) -> None:
 
 def _check_complete(named: Mapping[str, Draft], family: Family, hyperparameters: Hyperparameters) -> None:
     """What one block has, all of its kind must have; and what the family cannot do without."""
-    by_block: dict[int, dict[str, Draft]] = {number: {} for number in range(hyperparameters.blocks)}
+    kinds = family.block_kinds(hyperparameters)
+    by_block: list[dict[str, str]] = [{} for _ in kinds]  # of each block, tensor to source
+    known: dict[str, dict[str, str]] = {kind: {} for kind in kinds}
     for name, draft in named.items():
         if name.startswith("blk."):
-            _, number, inner = name.split(".", 2)
-            by_block.setdefault(int(number), {})[inner] = draft
-    kinds = family.block_kinds(hyperparameters)
-    known = {
-        kind: {inner: draft.source for number in by_block if kinds[number] == kind for inner, draft in by_block[number].items()}
-        for kind in set(kinds)
-    }  # fmt: skip
+            _, block, inner = name.split(".", 2)
+            by_block[int(block)][inner] = known[kinds[int(block)]][inner] = draft.source
     for number, kind in enumerate(kinds):
         for inner, source in known[kind].items():
             if inner not in by_block[number]:
@@ -350,45 +313,3 @@ def _sizes(hyperparameters: Hyperparameters) -> dict[str, int]:
     if isinstance(intermediate, int):
         sizes["intermediate"] = intermediate
     return sizes
-
-
-def _quantization_of(
-    source: str, stored: Mapping[str, StoredTensor], quantization: Mapping[str, Any] | None
-) -> dict[str, Any] | None:
-    """Settings of one MLX-quantized tensor: the config's, overridden by an entry under its own name."""
-    stem = source.removesuffix(".weight")
-    if f"{stem}.scales" not in stored:
-        return None
-    if quantization is None:
-        raise ModelError(
-            f"model: {stem} is quantized but config.json has no quantization entry; group_size and bits are needed. "
-            "Use the config of these weights."
-        )
-    settings = quantization.get(stem)
-    chosen = settings if isinstance(settings, Mapping) else quantization
-    kept = {key: chosen[key] for key in ("group_size", "bits", "mode") if chosen.get(key) is not None}
-    if "bits" not in kept:
-        raise ModelError(f"model: quantization of {stem} has no bits; the export needs it. Use a complete config.json.")
-    return kept
-
-
-def _plain_shape(
-    source: str, stored: Mapping[str, StoredTensor], quantization: Mapping[str, Any] | None
-) -> tuple[int, ...]:
-    if source not in stored:  # scales or biases without their weight
-        raise ModelError(f"model: no tensor {source} beside its scales; it is needed. Copy the folder again.")
-    shape = stored[source].shape
-    if quantization is None:
-        return shape
-    plain = (*shape[:-1], shape[-1] * 32 // int(quantization["bits"]))  # codes are packed into uint32
-    mode, _ = scheme_of(quantization)
-    group = int(quantization.get("group_size", 64))
-    for part in ("scales", "biases") if mode == "affine" else ("scales",):
-        found = stored.get(f"{source.removesuffix('.weight')}.{part}")
-        if found is None or found.shape != (*plain[:-1], plain[-1] // group) or found.dtype not in ARRAYS:
-            seen = "missing" if found is None else f"{found.shape} {found.dtype}"
-            raise ModelError(
-                f"model: {part} of {source} are {seen}; {mode} weights {plain} in groups of {group} need one for each "
-                "group. Use the config of these weights."
-            )
-    return plain

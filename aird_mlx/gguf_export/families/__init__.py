@@ -14,13 +14,23 @@ from aird_mlx.errors import ExportError
 from aird_mlx.gguf_export.families.dense import DENSE
 from aird_mlx.gguf_export.families.experts import WITH_EXPERTS
 from aird_mlx.gguf_export.families.family import Family
-from aird_mlx.gguf_export.families.recurrent import RECURRENT
+from aird_mlx.gguf_export.families.hybrid import HYBRID
+from aird_mlx.gguf_export.families.latent import LATENT_ROWS
+from aird_mlx.gguf_export.families.mamba import STATE_SPACE
 from aird_mlx.gguf_export.families.refused import REFUSED
+from aird_mlx.gguf_export.families.rwkv import RECURRENT_NETWORK
 from aird_mlx.gguf_export.hyperparameters import Hyperparameters, merge_config, require
 
 __all__ = ["FAMILIES", "Family", "exportable_families", "find_family", "read_hyperparameters", "refused_families"]
 
-FAMILIES: dict[str, Family] = {**DENSE, **WITH_EXPERTS, **RECURRENT}
+FAMILIES: dict[str, Family] = {
+    **DENSE,
+    **WITH_EXPERTS,
+    **LATENT_ROWS,
+    **STATE_SPACE,
+    **HYBRID,
+    **RECURRENT_NETWORK,
+}
 
 
 def exportable_families() -> tuple[str, ...]:

@@ -1,7 +1,4 @@
-"""Rows of the dense families: attention and one feed-forward network in every block.
-
-Where a row has `rotated`, llama.cpp rotates neighbouring pairs and Hugging Face's order is half against half.
-"""
+"""Rows of the dense families: attention and one feed-forward network in every block."""
 
 from __future__ import annotations
 
@@ -11,11 +8,15 @@ from typing import Any
 
 import numpy as np
 
+from aird_mlx.gguf_export.changes import add, transpose
+from aird_mlx.gguf_export.families import checks
+from aird_mlx.gguf_export.families.checks import ROPED
 from aird_mlx.gguf_export.families.family import AFTER, ATTENTION, BLOCK, GATED, HEAD_NORMS, PLAIN, Family
 from aird_mlx.gguf_export.families.keys import (
     COMMON,
     HEAD_DIM,
     HEADS,
+    NO_SCALING,
     NORMS,
     ROPE,
     ROTATED_HEAD,
@@ -23,105 +24,19 @@ from aird_mlx.gguf_export.families.keys import (
     VOCABULARY,
     WINDOW,
     WINDOW_LAYERS,
-    no_scaling,
     rotary_dims,
     sliding_layers,
 )
-from aird_mlx.gguf_export.families.rope import longrope_factors, longrope_key, rotated, rope_frequency_factors
-from aird_mlx.gguf_export.hyperparameters import Hyperparameters, key, require
-from aird_mlx.gguf_export.pieces import add, change, drop, rename, reorder, split, stack, transpose, when
+from aird_mlx.gguf_export.families.rope import ROTATED, longrope_factors, longrope_key, rope_frequency_factors
+from aird_mlx.gguf_export.hyperparameters import Hyperparameters, key
+from aird_mlx.gguf_export.pieces import drop, rename, reorder, split, stack, when
 
-FUSED = {"attn_q.weight": (), "attn_k.weight": (), "attn_v.weight": ()}
 GELU = ("gelu_pytorch_tanh", "gelu_new", "gelu_fast", "gelu")
-NO_SCALING = key("rope.scaling.type", str, no_scaling)
-
-
-def layer_notes(h: Hyperparameters) -> list[str]:
-    """llama.cpp has no sliding window for this architecture: attention is full at any length."""
-    window = h.get("sliding_window") if h.get("use_sliding_window", default=True) else None
-    if window is None or "sliding_attention" not in (h.given.get("layer_types") or []):
-        return []  # without layer_types MLX attends to everything too
-    return [f"attention is full in llama.cpp; the config has a sliding window of {window} tokens: equal up to there"]
-
-
-def full_in_mlx(h: Hyperparameters) -> list[str]:
-    """MLX attends to everything where llama.cpp looks back over a window."""
-    window = h.get("sliding_window")
-    return [] if window is None else [
-        f"llama.cpp keeps to the sliding window of {window} tokens in some blocks, MLX does not: equal up to there"
-    ]  # fmt: skip
-
-
-def scale_is_head_dim(h: Hyperparameters) -> None:
-    """Gemma's query scale, which llama.cpp takes from the head."""
-    largest = h.blocks == {"gemma2": 46, "gemma3": 62}.get(h.architecture)
-    usual = h.hidden / h.heads if largest else h.head_dim
-    given = h.get("query_pre_attn_scalar", default=usual)
-    require(given == usual, f"query_pre_attn_scalar {given}", f"llama.cpp computes {h.model_type} with {usual:g}")
-
-
-def plain_rope(h: Hyperparameters) -> None:
-    """MLX's model ignores what llama.cpp would compute."""
-    require(not h.get("rope_traditional", "rope_interleaved"), "rope_traditional is true",
-            "llama.cpp's converter order assumes the split-half form")  # fmt: skip
-
-
-def whole_rotation(h: Hyperparameters) -> None:
-    """llama.cpp rotates whole heads here."""
-    share = float(h.global_rope.get("partial_rotary_factor") or 1.0)
-    require(share == 1.0, f"partial_rotary_factor {share}", f"only 1.0 can be exported for {h.model_type}")
-
-
-def usual_yarn(h: Hyperparameters) -> None:
-    """MLX reads only some of yarn's settings; with the others changed, the runtimes would differ."""
-    if h.scaling != "yarn":
-        return
-    usual = {"attention_factor": (None,), "mscale": (None, 1), "mscale_all_dim": (None, 0)}
-    changed = [name for name, values in usual.items() if h.global_rope.get(name) not in values]
-    require(
-        not changed,
-        f"yarn scaling sets {', '.join(changed)}",
-        "only factor, original_max_position_embeddings, beta_fast and beta_slow can be exported",
-    )
-
-
-def scaling_is_complete(h: Hyperparameters) -> None:
-    """Required numbers of a scaling."""
-    needed = {"linear": ("factor",), "llama3": ("factor",), "yarn": ("factor", "original_max_position_embeddings")}
-    for name in needed.get(h.scaling, ()):
-        require(
-            h.global_rope.get(name) is not None, f"rope scaling {h.scaling!r} has no {name}", "the export needs it"
-        )
-
-
-def window_every(period: str) -> Any:
-    """The pattern of blocks that MLX computes with a window: all but each ``period``-th."""
-    return lambda h: [(block + 1) % int(h.need(period)) != 0 for block in range(h.blocks)]
-
-
-def pattern_is(period: int, name: str = "sliding_window_pattern") -> Any:
-    """Refuses another period than the one that llama.cpp is made for."""
-
-    def check(h: Hyperparameters) -> None:
-        found = h.get(name, default=period)
-        require(found == period, f"{name} {found}", f"llama.cpp computes {h.model_type} with {period}")
-
-    return check
-
-
-def norms_of_heads(h: Hyperparameters) -> dict[str, tuple[str, ...]]:
-    """For `stack`: nothing but a name."""
-    return {}
-
-
-ROPED = (plain_rope, whole_rotation, usual_yarn, scaling_is_complete)
-ROTATED = rotated(r"self_attn\.[qk]_proj\.")
-
 LLAMA = Family(
     "llama", (*COMMON, VOCABULARY, ROTATED_HEAD), (ROTATED,),
-    scalings=("default", "linear", "yarn", "llama3"), checks=ROPED, limits=layer_notes, extra=rope_frequency_factors,
+    scalings=("default", "linear", "yarn", "llama3"), checks=ROPED, limits=checks.layer_notes,
+    extra=rope_frequency_factors,
 )  # fmt: skip
-QWEN = {"activations": ("silu",), "checks": ROPED, "limits": layer_notes}
 
 
 def gpt_neox_rows(h: Hyperparameters, length: int) -> np.ndarray:
@@ -145,23 +60,6 @@ def phi3_rope_dims(h: Hyperparameters) -> int:
     return int(float(h.global_rope.get("partial_rotary_factor") or 1.0) * h.hidden) // h.heads
 
 
-def smollm_layers(h: Hyperparameters) -> None:
-    """llama.cpp leaves out the rotation of every fourth block."""
-    layers = h.get("no_rope_layers", default=[])
-    usual = [int((block + 1) % 4 != 0) for block in range(h.blocks)]
-    require(list(layers) in ([], usual), f"no_rope_layers {layers}", "llama.cpp leaves out each fourth block")
-
-
-def full_exaone(h: Hyperparameters) -> None:
-    """llama.cpp knows the hybrid window of EXAONE 4 by its 64 blocks alone."""
-    hybrid = bool(h.given.get("sliding_window_pattern"))
-    require(
-        hybrid == (h.blocks == 64),
-        f"{h.blocks} blocks {'with' if hybrid else 'without'} a sliding_window_pattern",
-        "llama.cpp looks back over a window exactly in models of 64 blocks",
-    )
-
-
 def exaone_layers(h: Hyperparameters) -> list[bool] | None:
     """From the pattern that MLX reads, ``LLLG``."""
     pattern = h.get("sliding_window_pattern")
@@ -170,22 +68,15 @@ def exaone_layers(h: Hyperparameters) -> list[bool] | None:
     return [pattern[block % len(pattern)] == "L" for block in range(h.blocks)]
 
 
-def mistral_yarn(h: Hyperparameters) -> None:
-    """MLX multiplies the queries as llama.cpp does, if the config has the number."""
-    require(h.scaling == "yarn", f"rope scaling {h.scaling!r}", "llama.cpp computes ministral3 with yarn")
-    for name in ("llama_4_scaling_beta", "mscale_all_dim", "original_max_position_embeddings", "factor"):
-        require(h.global_rope.get(name) is not None, f"rope_parameters have no {name}", "the export needs it")
-
-
 DENSE: dict[str, Family] = {
     "llama": LLAMA,
     "mistral": LLAMA,
     "internlm3": LLAMA,
-    "qwen2": Family("qwen2", COMMON, **QWEN),
-    "qwen3": Family("qwen3", COMMON, block=(*BLOCK, *HEAD_NORMS), **QWEN),
+    "qwen2": Family("qwen2", COMMON, checks=ROPED, limits=checks.layer_notes),
+    "qwen3": Family("qwen3", COMMON, block=(*BLOCK, *HEAD_NORMS), checks=ROPED, limits=checks.layer_notes),
     "gemma": Family(
         "gemma", (*SIZES, *HEADS, *NORMS, *HEAD_DIM), (add(r"norm\.weight$", 1), drop(r"^lm_head\.")),
-        activations=GELU, scalings=("default",), checks=(plain_rope,),
+        activations=GELU, scalings=("default",), checks=(checks.plain_rope,),
     ),
     "gemma2": Family(
         "gemma2",
@@ -196,12 +87,14 @@ DENSE: dict[str, Family] = {
             WINDOW,
         ),
         (add(r"norm\.weight$", 1), drop(r"^lm_head\.")),
-        block=(*BLOCK, *AFTER), activations=GELU, scalings=("default",), checks=(plain_rope, scale_is_head_dim),
-        limits=full_in_mlx,
+        block=(*BLOCK, *AFTER), activations=GELU, scalings=("default",),
+        checks=(checks.plain_rope, checks.scale_is_head_dim),
+        limits=checks.full_in_mlx,
     ),
     "gemma3_text": Family(
         "gemma3", (*COMMON, WINDOW), (add(r"norm\.weight$", 1),),
-        block=(*BLOCK, *AFTER, *HEAD_NORMS), activations=GELU, checks=(scale_is_head_dim, pattern_is(6), scaling_is_complete),
+        block=(*BLOCK, *AFTER, *HEAD_NORMS), activations=GELU,
+        checks=(checks.scale_is_head_dim, checks.pattern_is(6), checks.scaling_is_complete),
     ),
     "phi": Family(
         "phi2",
@@ -215,7 +108,10 @@ DENSE: dict[str, Family] = {
         "phi3",
         (
             *SIZES, *HEADS, NORMS[0],
-            key("rope.scaling.original_context_length", int, lambda h: h.global_rope.get("original_max_position_embeddings")),
+            key(
+                "rope.scaling.original_context_length", int,
+                lambda h: h.global_rope.get("original_max_position_embeddings"),
+            ),
             key("rope.dimension_count", int, phi3_rope_dims),
             key("rope.freq_base", float, lambda h: h.global_rope.get("rope_theta")),
             key("attention.sliding_window", int, lambda h: h.get("sliding_window", default=0)),
@@ -223,11 +119,14 @@ DENSE: dict[str, Family] = {
         ),
         shapes={"ffn_up.weight": ()},
         block=("attn_norm.weight", "attn_qkv.weight", "attn_output.weight", "ffn_norm.weight", *PLAIN),
-        scalings=("default", "longrope", "su"), checks=(plain_rope,), extra=longrope_factors,
+        scalings=("default", "longrope", "su"), checks=(checks.plain_rope,), extra=longrope_factors,
     ),
     "olmo": Family(
         "olmo",
-        (*COMMON, key("attention.layer_norm_epsilon", float, lambda _: 1e-5), key("attention.clamp_kqv", float, "clip_qkv")),
+        (
+            *COMMON, key("attention.layer_norm_epsilon", float, lambda _: 1e-5),
+            key("attention.clamp_kqv", float, "clip_qkv"),
+        ),
         (
             rename(r"^(model\.)?transformer\.blocks\.", "model.layers."),
             rename(r"^(model\.)?transformer\.wte\.", "model.embed_tokens."),
@@ -244,11 +143,13 @@ DENSE: dict[str, Family] = {
     ),
     "olmo2": Family("olmo2", COMMON, block=(*ATTENTION[1:], *GATED, *AFTER, *HEAD_NORMS), checks=ROPED),
     "olmo3": Family(
-        "olmo2", (*COMMON, WINDOW, WINDOW_LAYERS), block=(*ATTENTION[1:], *GATED, *AFTER, *HEAD_NORMS), checks=(usual_yarn, scaling_is_complete),
+        "olmo2",
+        (*COMMON, key("rope.freq_base_swa", float, lambda h: h.global_rope.get("rope_theta")), WINDOW, WINDOW_LAYERS),
+        block=(*ATTENTION[1:], *GATED, *AFTER, *HEAD_NORMS), checks=(checks.usual_yarn, checks.scaling_is_complete),
         scalings=("default", "yarn"),
     ),
     "smollm3": Family(
-        "smollm3", LLAMA.keys, (ROTATED,), checks=(*ROPED, smollm_layers), limits=layer_notes,
+        "smollm3", LLAMA.keys, (ROTATED,), checks=(*ROPED, checks.smollm_layers), limits=checks.layer_notes,
     ),
     "stablelm": Family(
         "stablelm",
@@ -276,7 +177,8 @@ DENSE: dict[str, Family] = {
             rename(r"^model\.(?=(h|wte|wpe|ln_f)\.)", ""),
         ),
         block=("attn_norm.weight", "attn_qkv.weight", "attn_output.weight", "ffn_norm.weight", *PLAIN),
-        outer=("output_norm.weight", "position_embd.weight"), shapes=dict.fromkeys(PLAIN, ()), activations=("gelu_new", *GELU),
+        outer=("output_norm.weight", "position_embd.weight"), shapes=dict.fromkeys(PLAIN, ()),
+        activations=("gelu_new", *GELU),
     ),
     "gpt_neox": Family(
         "gptneox",
@@ -304,7 +206,7 @@ DENSE: dict[str, Family] = {
             *COMMON, key("logit_scale", float, "logit_scale"), WINDOW, VOCABULARY,
             key("rope.dimension_count", int, rotary_dims()), NO_SCALING,
         ),
-        block=(*ATTENTION, *GATED), scalings=("default",), checks=(pattern_is(4),),
+        block=(*ATTENTION, *GATED), scalings=("default",), checks=(checks.pattern_is(4),),
     ),
     "granite": Family(
         "granite",
@@ -320,7 +222,8 @@ DENSE: dict[str, Family] = {
     "exaone4": Family(
         "exaone4",
         (*COMMON, VOCABULARY, WINDOW, key("attention.sliding_window_pattern", list, exaone_layers)),
-        block=(*ATTENTION[1:], *GATED, *AFTER, *HEAD_NORMS), checks=(*ROPED, full_exaone), extra=rope_frequency_factors,
+        block=(*ATTENTION[1:], *GATED, *AFTER, *HEAD_NORMS), checks=(*ROPED, checks.full_exaone),
+        extra=rope_frequency_factors,
         scalings=("default", "linear", "yarn", "llama3"),
     ),
     "glm4": Family(
@@ -342,7 +245,10 @@ DENSE: dict[str, Family] = {
         "nemotron",
         (
             *COMMON, VOCABULARY,
-            key("attention.layer_norm_epsilon", float, "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps"),
+            key(
+                "attention.layer_norm_epsilon", float,
+                "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps",
+            ),
             key("rope.dimension_count", int, phi3_rope_dims),
             key("rope.scaling.type", str, lambda h: "linear" if h.global_rope.get("factor") else "none"),
             key("rope.scaling.factor", float, lambda h: h.global_rope.get("factor")),
@@ -357,6 +263,6 @@ DENSE: dict[str, Family] = {
             key("rope.scaling.yarn_log_multiplier", float, lambda h: h.global_rope.get("mscale_all_dim")),
             key("attention.temperature_scale", float, lambda h: h.global_rope.get("llama_4_scaling_beta")),
         ),
-        (ROTATED,), scalings=("yarn",), checks=(mistral_yarn,), limits=layer_notes,
+        (ROTATED,), scalings=("yarn",), checks=(checks.mistral_yarn,), limits=checks.layer_notes,
     ),
 }  # fmt: skip

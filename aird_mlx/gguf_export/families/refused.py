@@ -1,2 +1,3 @@
 """x"""
+
 REFUSED: dict[str, str] = {}

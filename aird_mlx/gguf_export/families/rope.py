@@ -83,3 +83,4 @@ def _attention_factor(hyperparameters: Hyperparameters) -> float | None:
 
 
 longrope_key: Key = key("rope.scaling.attn_factor", float, _attention_factor)
+ROTATED = rotated(r"self_attn\.[qk]_proj\.")
