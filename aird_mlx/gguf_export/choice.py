@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from aird_mlx.gguf_export import blocks, encoding
+from aird_mlx.gguf_export.completeness import EMBEDDING, OUTPUT
 from aird_mlx.gguf_export.outtypes import (
     AUTO,
     EXACT,
@@ -27,7 +28,6 @@ from aird_mlx.gguf_export.outtypes import (
 )
 from aird_mlx.gguf_export.pieces import count_rows
 from aird_mlx.gguf_export.stored import StoredTensor
-from aird_mlx.gguf_export.tensors import EMBEDDING, OUTPUT
 
 SAMPLE_ROWS = 128
 

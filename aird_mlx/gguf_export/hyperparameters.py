@@ -96,6 +96,12 @@ class Hyperparameters:
         return int(self.need("hidden_size", "n_embd", "d_model", "dim"))
 
     @functools.cached_property
+    def context_length(self) -> int:
+        """Longest text in tokens; 2048 where the config does not say."""
+        names = ("max_position_embeddings", "n_ctx", "n_positions", "max_length", "max_sequence_length")
+        return int(self.get(*names, default=2048))
+
+    @functools.cached_property
     def heads(self) -> int:
         """Query heads."""
         return int(self.need("num_attention_heads", "n_head", "n_heads"))

@@ -17,14 +17,13 @@ from typing import Any
 import gguf
 
 from aird_mlx.errors import ExportError, ModelError
+from aird_mlx.gguf_export.completeness import EMBEDDING, OUTPUT, check_complete, check_places, check_shapes, refuse
 from aird_mlx.gguf_export.families import Family
 from aird_mlx.gguf_export.hyperparameters import Hyperparameters
 from aird_mlx.gguf_export.outtypes import EXACT, NATIVE_KINDS, Kind, block_length, scheme_of
 from aird_mlx.gguf_export.pieces import Draft, Drafts, Piece, Values, drop, rename, take_all
 from aird_mlx.gguf_export.quantized import bare_names, plain_shape, quantization_of
 from aird_mlx.gguf_export.stored import ARRAYS, StoredTensor
-
-EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
 
 # From GGUF name, shape, header and MLX quantization of a matrix to the type it is written in.
 Choose = Callable[[str, tuple[int, ...], StoredTensor, Mapping[str, Any] | None], Kind]
@@ -35,22 +34,6 @@ ALWAYS_F32 = re.compile(
     r"|shortconv\.conv|time_mix_first|time_mix_w1|time_mix_w2|time_mix_decay_w1|time_mix_decay_w2|time_mix_lerp_fused"
     r")\.weight$"
 )
-# Shapes that config.json tells: GGUF name inside a block -> axes as words of `_sizes`.
-SHAPES = {
-    "attn_norm.weight": ("hidden",),
-    "ffn_norm.weight": ("hidden",),
-    "attn_q.weight": ("query", "hidden"),
-    "attn_q.bias": ("query",),
-    "attn_k.weight": ("key", "hidden"),
-    "attn_k.bias": ("key",),
-    "attn_v.weight": ("key", "hidden"),
-    "attn_v.bias": ("key",),
-    "attn_output.weight": ("hidden", "query"),
-    "attn_output.bias": ("hidden",),
-    "ffn_gate.weight": ("intermediate", "hidden"),
-    "ffn_up.weight": ("intermediate", "hidden"),
-    "ffn_down.weight": ("hidden", "intermediate"),
-}
 # What every layout may have: the language model inside a larger one, names without their prefix, rope tables.
 EVERYWHERE = (
     drop(r"(^|\.)(vision_tower|vision_model|visual|multi_modal_projector|audio_tower|embed_vision)\."),
@@ -166,9 +149,9 @@ def plan_tensors(
         named.pop(OUTPUT, None)  # a copy of the embedding that some folders still carry
     order = {name: number for number, name in enumerate(_names_of(hyperparameters.architecture))}
     named = {name: named[name] for name in sorted(named, key=lambda name: _place_of(name, order))}
-    _check_places(named, family, hyperparameters)
-    _check_complete(named, family, hyperparameters)
-    _check_shapes(named, family, hyperparameters)
+    check_places(named, family, hyperparameters)
+    check_complete(named, family, hyperparameters)
+    check_shapes(named, family, hyperparameters)
     plan = [_plan_tensor(name, draft, settings, stored, choose) for name, draft in named.items()]
     rows = [tensor.shape[0] for tensor in plan if tensor.name in (EMBEDDING, OUTPUT)]
     if len(set(rows)) > 1:
@@ -188,76 +171,8 @@ def _name_drafts(drafts: Drafts, hyperparameters: Hyperparameters) -> dict[str, 
             left_over.append(draft.source)
         else:
             named[name] = draft
-    _refuse(left_over, hyperparameters)
+    refuse(left_over, hyperparameters)
     return named
-
-
-def _check_places(named: Mapping[str, Draft], family: Family, hyperparameters: Hyperparameters) -> None:
-    """Whether llama.cpp looks for every tensor, and not only knows the name."""
-    kinds = family.block_kinds(hyperparameters)
-    left_over = []
-    for name, draft in named.items():
-        if name.startswith("blk."):
-            _, number, inner = name.split(".", 2)
-            inside = int(number) < len(kinds) and family.has_place(kinds[int(number)], inner)
-        else:
-            inside = name in (EMBEDDING, OUTPUT, *family.outer) or name.removesuffix("bias") + "weight" in named
-        if not inside:
-            left_over.append(draft.source)
-    _refuse(left_over, hyperparameters)
-
-
-def _refuse(left_over: list[str], hyperparameters: Hyperparameters) -> None:
-    if left_over:
-        raise ExportError(
-            f"gguf: {len(left_over)} tensors have no place in {hyperparameters.architecture}, first "
-            f"{min(left_over)}; every weight must be written. Use llama.cpp's convert_hf_to_gguf.py for this model."
-        )
-
-
-def _check_complete(named: Mapping[str, Draft], family: Family, hyperparameters: Hyperparameters) -> None:
-    """What one block has, all of its kind must have; and what the family cannot do without."""
-    kinds = family.block_kinds(hyperparameters)
-    by_block: list[dict[str, str]] = [{} for _ in kinds]  # of each block, tensor to source
-    known: dict[str, dict[str, str]] = {kind: {} for kind in kinds}
-    for name, draft in named.items():
-        if name.startswith("blk."):
-            _, block, inner = name.split(".", 2)
-            by_block[int(block)][inner] = known[kinds[int(block)]][inner] = draft.source
-    for number, kind in enumerate(kinds):
-        for inner, source in known[kind].items():
-            if inner not in by_block[number]:
-                missing = re.sub(r"\.\d+\.", f".{number}.", source, count=1)
-                raise ModelError(
-                    f"model: no tensor {missing}; {hyperparameters.model_type} needs it. Copy the folder again."
-                )
-        for inner in family.needs(kind):
-            if inner not in by_block[number]:
-                raise ModelError(
-                    f"model: no tensor of block {number} becomes {inner}; {hyperparameters.model_type} needs it. "
-                    "Copy the folder again."
-                )
-    needed = [EMBEDDING, *family.outer] + ([OUTPUT] if hyperparameters.tied is False else [])
-    for name in needed:
-        if name not in named:
-            raise ModelError(
-                f"model: no tensor becomes {name}; {hyperparameters.model_type} needs it. Copy the folder again."
-            )
-
-
-def _check_shapes(named: Mapping[str, Draft], family: Family, hyperparameters: Hyperparameters) -> None:
-    sizes = _sizes(hyperparameters)
-    shapes = {**SHAPES, **family.shapes}
-    for name, draft in named.items():
-        axes = shapes.get(name.split(".", 2)[-1] if name.startswith("blk.") else name)
-        if not axes:
-            continue
-        wanted = tuple(sizes.get(axis) for axis in axes)
-        if None not in wanted and draft.shape != wanted:
-            raise ModelError(
-                f"model: {draft.source} has shape {draft.shape}; config.json says {wanted}. Use the config of these "
-                "weights."
-            )
 
 
 def _names_of(architecture: str) -> list[str]:
@@ -300,16 +215,3 @@ def _plan_tensor(
     always = len(draft.shape) < 2 or ALWAYS_F32.search(name)
     kind = Kind.F32 if always else choose(name, draft.shape, stored[source], quantization)
     return PlannedTensor(name, draft.shape, kind, draft.pieces, draft.change, quantization)
-
-
-def _sizes(hyperparameters: Hyperparameters) -> dict[str, int]:
-    """Axis words to lengths; ``vocab`` is left to the embedding itself, which may be padded."""
-    sizes = {"hidden": hyperparameters.hidden}
-    if hyperparameters.get("num_attention_heads", "n_head", "n_heads") is not None:
-        sizes["query"] = hyperparameters.heads * hyperparameters.head_dim
-        sizes["key"] = hyperparameters.kv_heads * hyperparameters.head_dim
-        sizes["head"] = hyperparameters.head_dim
-    intermediate = hyperparameters.get("intermediate_size")
-    if isinstance(intermediate, int):
-        sizes["intermediate"] = intermediate
-    return sizes

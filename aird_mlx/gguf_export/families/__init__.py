@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from aird_mlx.errors import ExportError
+from aird_mlx.gguf_export.families.delta import DELTA
 from aird_mlx.gguf_export.families.dense import DENSE
 from aird_mlx.gguf_export.families.experts import WITH_EXPERTS
 from aird_mlx.gguf_export.families.family import Family
@@ -29,6 +30,7 @@ FAMILIES: dict[str, Family] = {
     **LATENT_ROWS,
     **STATE_SPACE,
     **HYBRID,
+    **DELTA,
     **RECURRENT_NETWORK,
 }
 
