@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path
@@ -252,9 +253,14 @@ def _defaults_of_transformers(config: Mapping[str, Any]) -> dict[str, Any]:
     model_type = str(config.get("model_type"))
     if model_type not in CONFIG_MAPPING:
         return {}
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)  # it warns of what it does not know, which is not its business here
     try:
         values = dict(CONFIG_MAPPING[model_type](**{**NO_TOKENS, **config}).to_dict())
     except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError, StrictDataclassError):
         return {}
+    finally:
+        logger.setLevel(level)
     values.pop("tie_word_embeddings", None)  # MLX ties what it finds no output matrix for
     return values

@@ -16,6 +16,7 @@ from aird_mlx.gguf_export.families.dense import DENSE
 from aird_mlx.gguf_export.families.experts import WITH_EXPERTS
 from aird_mlx.gguf_export.families.family import Family
 from aird_mlx.gguf_export.families.hybrid import HYBRID
+from aird_mlx.gguf_export.families.joined import JOINED
 from aird_mlx.gguf_export.families.latent import LATENT_ROWS
 from aird_mlx.gguf_export.families.mamba import STATE_SPACE
 from aird_mlx.gguf_export.families.refused import REFUSED
@@ -26,6 +27,7 @@ __all__ = ["FAMILIES", "Family", "exportable_families", "find_family", "read_hyp
 
 FAMILIES: dict[str, Family] = {
     **DENSE,
+    **JOINED,
     **WITH_EXPERTS,
     **LATENT_ROWS,
     **STATE_SPACE,

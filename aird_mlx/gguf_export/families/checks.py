@@ -11,10 +11,24 @@ Check = Callable[[Hyperparameters], None]
 
 def layer_notes(h: Hyperparameters) -> list[str]:
     """llama.cpp has no sliding window for this architecture: attention is full at any length."""
+    notes = []
+    if h.scaling == "dynamic":
+        notes.append(f"MLX stretches the rope beyond {h.context_length} tokens, llama.cpp does not: equal up to there")
     window = h.get("sliding_window") if h.get("use_sliding_window", default=True) else None
-    if window is None or "sliding_attention" not in (h.given.get("layer_types") or []):
-        return []  # without layer_types MLX attends to everything too
-    return [f"attention is full in llama.cpp; the config has a sliding window of {window} tokens: equal up to there"]
+    if window is not None and "sliding_attention" in (h.given.get("layer_types") or []):
+        # Without layer_types MLX attends to everything too.
+        notes.append(
+            f"attention is full in llama.cpp; the config has a sliding window of {window} tokens: equal up to there"
+        )
+    return notes
+
+
+def always_long(h: Hyperparameters) -> list[str]:
+    """MLX rotates by the long factors at any length."""
+    if h.scaling not in ("longrope", "su"):
+        return []
+    original = h.global_rope.get("original_max_position_embeddings")
+    return [f"MLX always takes the long rope factors, llama.cpp only when opened for more than {original} tokens"]
 
 
 def full_in_mlx(h: Hyperparameters) -> list[str]:
@@ -107,9 +121,9 @@ def mistral_yarn(h: Hyperparameters) -> None:
         require(h.global_rope.get(name) is not None, f"rope_parameters have no {name}", "the export needs it")
 
 
-def whole_key_norms(h: Hyperparameters) -> None:
-    """OLMoE."""
-    require(h.kv_heads == h.heads, f"{h.kv_heads} key-value heads", f"llama.cpp computes olmoe with {h.heads}")
+def no_shared_keys(h: Hyperparameters) -> None:
+    """llama.cpp expects as many key-value heads as query heads."""
+    require(h.kv_heads == h.heads, f"{h.kv_heads} key-value heads", f"llama.cpp computes {h.model_type} with {h.heads}")
 
 
 def top_weights_sum_to_one(expected: bool) -> Check:

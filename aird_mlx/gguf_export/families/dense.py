@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
-from aird_mlx.gguf_export.changes import add, transpose
+from aird_mlx.gguf_export.changes import add
 from aird_mlx.gguf_export.families import checks
 from aird_mlx.gguf_export.families.checks import ROPED
 from aird_mlx.gguf_export.families.family import AFTER, ATTENTION, BLOCK, GATED, HEAD_NORMS, PLAIN, Family
@@ -27,9 +25,9 @@ from aird_mlx.gguf_export.families.keys import (
     rotary_dims,
     sliding_layers,
 )
-from aird_mlx.gguf_export.families.rope import ROTATED, longrope_factors, longrope_key, rope_frequency_factors
+from aird_mlx.gguf_export.families.rope import ROTATED, rope_frequency_factors
 from aird_mlx.gguf_export.hyperparameters import Hyperparameters, key
-from aird_mlx.gguf_export.pieces import drop, rename, reorder, split, stack, when
+from aird_mlx.gguf_export.pieces import drop, stack
 
 GELU = ("gelu_pytorch_tanh", "gelu_new", "gelu_fast", "gelu")
 LLAMA = Family(
@@ -39,23 +37,7 @@ LLAMA = Family(
 )  # fmt: skip
 
 
-def gpt_neox_rows(h: Hyperparameters, length: int) -> np.ndarray:
-    """From (head, q k v) to (q k v, head)."""
-    return np.arange(length).reshape(h.heads, 3, -1).swapaxes(0, 1).reshape(-1)
-
-
-def is_old_gpt2(drafts: Any, _: Hyperparameters) -> bool:
-    """Hugging Face's layout, whose linears are transposed; MLX's has another prefix."""
-    return any(draft.name.startswith("h.") for draft in drafts)
-
-
-def olmo_parts(h: Hyperparameters, length: int) -> Mapping[str, range]:
-    """The fused projection of the original OLMo."""
-    third = length // 3
-    return {f"self_attn.{name}_proj": range(at * third, (at + 1) * third) for at, name in enumerate("qkv")}
-
-
-def phi3_rope_dims(h: Hyperparameters) -> int:
+def rounded_rotary_dims(h: Hyperparameters) -> int:
     """As the converter rounds it."""
     return int(float(h.global_rope.get("partial_rotary_factor") or 1.0) * h.hidden) // h.heads
 
@@ -66,6 +48,26 @@ def exaone_layers(h: Hyperparameters) -> list[bool] | None:
     if not pattern or h.get("sliding_window") is None:
         return sliding_layers(h) if h.get("sliding_window") is not None else None
     return [pattern[block % len(pattern)] == "L" for block in range(h.blocks)]
+
+
+def in_ministral(name: str) -> Callable[[Hyperparameters], float | None]:
+    """An entry of the rope parameters that only this kind of language model has."""
+    return lambda h: h.global_rope.get(name) if h.get("model_type") == "ministral3" else None
+
+
+HUNYUAN_CONTEXT = 256 * 1024
+
+
+def when_dynamic(value: Any) -> Callable[[Hyperparameters], Any]:
+    """A value that only a model with dynamic rope scaling gets."""
+    return lambda h: value if h.scaling == "dynamic" else None
+
+
+def hunyuan_base(h: Hyperparameters) -> float | None:
+    """Hunyuan's dynamic scaling is another base at every length."""
+    if h.scaling != "dynamic":
+        return None
+    return float(h.global_rope["rope_theta"]) * float(h.global_rope["alpha"]) ** (h.head_dim / (h.head_dim - 2))
 
 
 DENSE: dict[str, Family] = {
@@ -100,46 +102,9 @@ DENSE: dict[str, Family] = {
         "phi2",
         (
             *SIZES, HEADS[0], key("attention.head_count_kv", int, lambda h: h.heads),
-            NORMS[1], key("rope.dimension_count", int, phi3_rope_dims),
+            NORMS[1], key("rope.dimension_count", int, rounded_rotary_dims),
         ),
         activations=GELU, block=(*ATTENTION, *PLAIN), scalings=("default",),
-    ),
-    "phi3": Family(
-        "phi3",
-        (
-            *SIZES, *HEADS, NORMS[0],
-            key(
-                "rope.scaling.original_context_length", int,
-                lambda h: h.global_rope.get("original_max_position_embeddings"),
-            ),
-            key("rope.dimension_count", int, phi3_rope_dims),
-            key("rope.freq_base", float, lambda h: h.global_rope.get("rope_theta")),
-            key("attention.sliding_window", int, lambda h: h.get("sliding_window", default=0)),
-            longrope_key,
-        ),
-        shapes={"ffn_up.weight": ()},
-        block=("attn_norm.weight", "attn_qkv.weight", "attn_output.weight", "ffn_norm.weight", *PLAIN),
-        scalings=("default", "longrope", "su"), checks=(checks.plain_rope,), extra=longrope_factors,
-    ),
-    "olmo": Family(
-        "olmo",
-        (
-            *COMMON, key("attention.layer_norm_epsilon", float, lambda _: 1e-5),
-            key("attention.clamp_kqv", float, "clip_qkv"),
-        ),
-        (
-            rename(r"^(model\.)?transformer\.blocks\.", "model.layers."),
-            rename(r"^(model\.)?transformer\.wte\.", "model.embed_tokens."),
-            rename(r"^(model\.)?transformer\.ff_out\.", "lm_head."),
-            rename(r"\.attn_out\.", ".self_attn.o_proj."),
-            rename(r"\.ff_out\.", ".mlp.down_proj."),
-            split(r"att_proj", olmo_parts),
-            split(r"ff_proj", lambda _, length: {
-                "mlp.up_proj": range(length // 2), "mlp.gate_proj": range(length // 2, length),
-            }),
-            ROTATED,
-        ),
-        block=(*ATTENTION[1:], *GATED), outer=(), checks=ROPED, shapes=dict.fromkeys(GATED, ()),
     ),
     "olmo2": Family("olmo2", COMMON, block=(*ATTENTION[1:], *GATED, *AFTER, *HEAD_NORMS), checks=ROPED),
     "olmo3": Family(
@@ -164,37 +129,6 @@ DENSE: dict[str, Family] = {
     "starcoder2": Family(
         "starcoder2", COMMON, activations=GELU, block=(*ATTENTION, "ffn_norm.weight", *PLAIN), checks=ROPED,
         scalings=("default",),
-    ),
-    "gpt2": Family(
-        "gpt2",
-        (
-            SIZES[0], key("context_length", int, "n_ctx", "n_positions"), SIZES[2],
-            key("feed_forward_length", int, lambda h: 4 * h.hidden), HEADS[0], NORMS[1],
-        ),
-        (
-            drop(r"\.attn\.(masked_)?bias$"),
-            when(is_old_gpt2, transpose(r"\.(c_attn|c_proj|c_fc)\.weight$")),
-            rename(r"^model\.(?=(h|wte|wpe|ln_f)\.)", ""),
-        ),
-        block=("attn_norm.weight", "attn_qkv.weight", "attn_output.weight", "ffn_norm.weight", *PLAIN),
-        outer=("output_norm.weight", "position_embd.weight"), shapes=dict.fromkeys(PLAIN, ()),
-        activations=("gelu_new", *GELU),
-    ),
-    "gpt_neox": Family(
-        "gptneox",
-        (
-            *SIZES, key("rope.dimension_count", int, rotary_dims(0.25)), HEADS[0],
-            key("use_parallel_residual", bool, lambda h: h.get("use_parallel_residual", default=True)), NORMS[1],
-        ),
-        (
-            drop(r"\.attention\.(masked_)?bias$"),
-            rename(r"^model\.h\.", "gpt_neox.layers."),
-            rename(r"^model\.(?=embed_in|final_layer_norm)", "gpt_neox."),
-            rename(r"^model\.embed_out", "embed_out"),
-            reorder(r"query_key_value", gpt_neox_rows),
-        ),
-        block=("attn_norm.weight", "attn_qkv.weight", "attn_output.weight", "ffn_norm.weight", *PLAIN),
-        activations=GELU, scalings=("default",),
     ),
     "cohere": Family(
         "command-r", (*COMMON, key("logit_scale", float, "logit_scale"), NO_SCALING),
@@ -249,7 +183,7 @@ DENSE: dict[str, Family] = {
                 "attention.layer_norm_epsilon", float,
                 "layer_norm_eps", "layer_norm_epsilon", "norm_epsilon", "norm_eps",
             ),
-            key("rope.dimension_count", int, phi3_rope_dims),
+            key("rope.dimension_count", int, rounded_rotary_dims),
             key("rope.scaling.type", str, lambda h: "linear" if h.global_rope.get("factor") else "none"),
             key("rope.scaling.factor", float, lambda h: h.global_rope.get("factor")),
         ),
@@ -264,5 +198,31 @@ DENSE: dict[str, Family] = {
             key("attention.temperature_scale", float, lambda h: h.global_rope.get("llama_4_scaling_beta")),
         ),
         (ROTATED,), scalings=("yarn",), checks=(checks.mistral_yarn,), limits=checks.layer_notes,
+    ),
+    "mistral3": Family(
+        "mistral3",
+        (
+            *COMMON, VOCABULARY, ROTATED_HEAD,
+            key("rope.scaling.yarn_log_multiplier", float, in_ministral("mscale_all_dim")),
+            key("attention.temperature_scale", float, in_ministral("llama_4_scaling_beta")),
+        ),
+        (ROTATED,), scalings=("default", "yarn"), checks=(checks.plain_rope, checks.scaling_is_complete),
+        limits=checks.layer_notes,
+    ),
+    "exaone": Family(
+        "exaone", (*COMMON, key("rope.dimension_count", int, rotary_dims())), checks=ROPED,
+        scalings=("default", "linear", "yarn", "llama3"), extra=rope_frequency_factors,
+    ),
+    "hunyuan_v1_dense": Family(
+        "hunyuan-dense",
+        (
+            *COMMON,
+            key("rope.freq_base", float, hunyuan_base),
+            key("rope.scaling.type", str, when_dynamic("none")),
+            key("rope.scaling.factor", float, when_dynamic(1.0)),
+            key("rope.scaling.original_context_length", int, when_dynamic(HUNYUAN_CONTEXT)),
+            key("context_length", int, when_dynamic(HUNYUAN_CONTEXT)),
+        ),
+        block=BLOCK, may=HEAD_NORMS, checks=(checks.plain_rope, checks.whole_rotation), scalings=("default", "dynamic"),
     ),
 }  # fmt: skip

@@ -102,7 +102,7 @@ WITH_EXPERTS: dict[str, Family] = {
     "olmoe": Family(
         "olmoe", (*COMMON, key("attention.layer_norm_rms_epsilon", float, lambda _: 1e-5)), STACKED,
         block=(*WITH_NORM, *EXPERTS, *HEAD_NORMS),
-        checks=(*ROPED, checks.top_weights_sum_to_one(False), checks.whole_key_norms),
+        checks=(*ROPED, checks.top_weights_sum_to_one(False), checks.no_shared_keys),
         outer=("output_norm.weight", "output.weight"),
     ),
     "granitemoe": Family(
@@ -179,5 +179,15 @@ WITH_EXPERTS: dict[str, Family] = {
         (*STACKED, ROTATED),
         block={"dense": BLOCK, "experts": (*WITH_NORM, *EXPERTS, *SHARED)}, kinds=leading_dense,
         checks=(checks.plain_rope, checks.top_weights_sum_to_one(False)), scalings=("default",),
+    ),
+    "dots1": Family(
+        "dots1",
+        (
+            *COMMON, EXPERT_LENGTH, LEADING_DENSE, SHARED_COUNT, WEIGHTS_SCALE,
+            key("expert_weights_norm", bool, "norm_topk_prob"),
+        ),
+        STACKED,
+        block={"dense": (*BLOCK, *HEAD_NORMS), "experts": (*WITH_NORM, *HEAD_NORMS, *EXPERTS, *SHARED)},
+        kinds=leading_dense, may=("exp_probs_b.bias",), checks=(*ROPED, checks.no_shared_keys),
     ),
 }  # fmt: skip
