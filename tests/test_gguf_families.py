@@ -45,6 +45,7 @@ def test_both_layouts_give_the_same_file(model_type: str, tmp_path: Path) -> Non
         ("deepseek_v2", {"q_lora_rank": None}, "4 blocks without q_lora_rank"),
         ("deepseek_v2", {"topk_method": "group_limited_greedy", "n_group": 2, "topk_group": 1}, "with 2 groups"),
         ("gpt_oss", {"layer_types": ["full_attention"] * 3 + ["sliding_attention"]}, "every second block"),
+        ("qwen3_moe", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope scaling 'yarn' on qwen3_moe"),
         ("glm4_moe", {"hidden_act": "gelu"}, "hidden_act 'gelu'"),
         ("mamba", {"layer_norm_epsilon": 1e-6}, "layer_norm_epsilon 1e-06"),
         ("mamba2", {"n_groups": 2}, "n_groups 2; llama.cpp normalizes each group by itself"),

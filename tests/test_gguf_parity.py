@@ -32,12 +32,51 @@ from family_models import (
 needs_llama = pytest.mark.skipif(not is_available(), reason="llama-cpp-python is not installed")
 
 
+SCALINGS: dict[str, dict[str, Any]] = {
+    "linear": {"factor": 4.0},
+    "llama3": {
+        "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64,
+    },
+    "yarn": {"factor": 4.0, "original_max_position_embeddings": 128},
+    "dynamic": {"factor": 2.0},
+}  # fmt: skip
+
+
 @needs_llama
 @pytest.mark.parametrize("model_type", list(FAMILIES))
 def test_family_gives_the_logits_of_mlx(model_type: str, tmp_path: Path) -> None:
     folder = write_family(tmp_path / "model", model_type, FAMILIES[model_type], SEEDS.get(model_type, 0))
     written = export_gguf(folder, tmp_path / "m.gguf", "f32")
     assert_same_logits(written.path, mlx_logits(folder, IDS), IDS)
+
+
+@needs_llama
+@pytest.mark.parametrize(
+    ("model_type", "kind"),
+    [
+        ("granite", "llama3"),
+        ("granitemoe", "yarn"),
+        ("exaone4", "llama3"),
+        ("olmo3", "yarn"),
+        ("gemma3_text", "linear"),
+        ("nemotron", "linear"),
+        ("internlm3", "dynamic"),
+        ("qwen3_next", "yarn"),
+        ("deepseek_v3", "yarn"),
+    ],
+)
+def test_rope_scaling_of_other_families_gives_the_logits_of_mlx(model_type: str, kind: str, tmp_path: Path) -> None:
+    scaling = {"type": kind, "rope_type": kind, **SCALINGS[kind]}
+    if model_type == "deepseek_v3":
+        scaling |= {"mscale": 1.0, "mscale_all_dim": 1.0}
+    changes = {**FAMILIES[model_type], "rope_scaling": scaling}
+    folder = write_family(tmp_path / "model", model_type, changes, SEEDS.get(model_type, 0))
+    written = export_gguf(folder, tmp_path / "m.gguf", "f32")
+    expected = mlx_logits(folder, IDS)
+    assert_same_logits(written.path, expected, IDS)
+    if kind != "dynamic":  # which begins beyond the context
+        plain = write_family(tmp_path / "plain", model_type, FAMILIES[model_type], SEEDS.get(model_type, 0))
+        assert np.abs(mlx_logits(plain, IDS) - expected).max() > 0.1, "the scaling changes nothing here"
 
 
 @needs_llama

@@ -113,7 +113,7 @@ def _check(family: Family, hyperparameters: Hyperparameters) -> None:
     require(
         hyperparameters.scaling in family.scalings,
         f"rope scaling {hyperparameters.scaling!r} on {hyperparameters.model_type}",
-        f"{', '.join(family.scalings)} is what llama.cpp computes there",
+        f"{', '.join(family.scalings)} is what MLX and llama.cpp compute alike there",
     )
     for check in family.checks:
         check(hyperparameters)

@@ -32,7 +32,7 @@ from aird_mlx.gguf_export.pieces import drop, stack
 GELU = ("gelu_pytorch_tanh", "gelu_new", "gelu_fast", "gelu")
 LLAMA = Family(
     "llama", (*COMMON, VOCABULARY, ROTATED_HEAD), (ROTATED,),
-    scalings=("default", "linear", "yarn", "llama3"), checks=ROPED, limits=checks.layer_notes,
+    scalings=("default", "linear", "yarn", "llama3", "dynamic"), checks=ROPED, limits=checks.layer_notes,
     extra=rope_frequency_factors,
 )  # fmt: skip
 
@@ -95,7 +95,7 @@ DENSE: dict[str, Family] = {
     ),
     "gemma3_text": Family(
         "gemma3", (*COMMON, WINDOW), (add(r"norm\.weight$", 1),),
-        block=(*BLOCK, *AFTER, *HEAD_NORMS), activations=GELU,
+        block=(*BLOCK, *AFTER, *HEAD_NORMS), activations=GELU, scalings=("default", "linear"),
         checks=(checks.scale_is_head_dim, checks.pattern_is(6), checks.scaling_is_complete),
     ),
     "phi": Family(

@@ -86,18 +86,18 @@ QWEN_SHARED = ("ffn_gate_inp_shexp.weight", *SHARED)
 GRANITE = DENSE["granite"]
 WITH_EXPERTS: dict[str, Family] = {
     "mixtral": Family(
-        "llama", LLAMA.keys, (*NUMBERED, ROTATED), block=(*WITH_NORM, *EXPERTS), scalings=LLAMA.scalings, checks=ROPED,
-        extra=rope_frequency_factors, limits=LLAMA.limits,
+        "llama", LLAMA.keys, (*NUMBERED, ROTATED), block=(*WITH_NORM, *EXPERTS), scalings=("default",), checks=ROPED,
+        limits=LLAMA.limits,
     ),
     "qwen2_moe": Family(
         "qwen2moe",
         (*COMMON, EXPERT_LENGTH, key("expert_shared_feed_forward_length", int, "shared_expert_intermediate_size")),
         STACKED, block=(*WITH_NORM, *EXPERTS, *QWEN_SHARED),
-        checks=(*ROPED, checks.top_weights_sum_to_one(False), checks.all_blocks_have_experts),
+        checks=(*ROPED, checks.all_blocks_have_experts), scalings=("default", "linear"),
     ),
     "qwen3_moe": Family(
         "qwen3moe", (*COMMON, EXPERT_LENGTH), STACKED, block=(*WITH_NORM, *EXPERTS, *HEAD_NORMS),
-        checks=(*ROPED, checks.top_weights_sum_to_one(True), checks.all_blocks_have_experts),
+        checks=(*ROPED, checks.top_weights_sum_to_one(True), checks.all_blocks_have_experts), scalings=("default",),
     ),
     "olmoe": Family(
         "olmoe", (*COMMON, key("attention.layer_norm_rms_epsilon", float, lambda _: 1e-5)), STACKED,
@@ -178,7 +178,7 @@ WITH_EXPERTS: dict[str, Family] = {
         ),
         (*STACKED, ROTATED),
         block={"dense": BLOCK, "experts": (*WITH_NORM, *EXPERTS, *SHARED)}, kinds=leading_dense,
-        checks=(checks.plain_rope, checks.top_weights_sum_to_one(False)), scalings=("default",),
+        checks=(checks.plain_rope,), scalings=("default",),
     ),
     "dots1": Family(
         "dots1",
