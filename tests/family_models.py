@@ -32,14 +32,20 @@ SIZES: dict[str, Any] = {
     "rms_norm_eps": 1e-5,
     "vocab_size": 320,
     "max_position_embeddings": 512,
-    "rope_theta": 10000.0,
+    "rope_theta": 5000.0,  # not llama.cpp's default, so that a missing key shows
 }
 TIED, UNTIED = {"tie_word_embeddings": True}, {"tie_word_embeddings": False}
 GEMMA = {"head_dim": 32, "hidden_act": "gelu_pytorch_tanh"}
 DENSE: dict[str, dict[str, Any]] = {
     "gemma": GEMMA,
-    "gemma2": {**GEMMA, "query_pre_attn_scalar": 32, "sliding_window": 4096},
-    "gemma3_text": {**GEMMA, "query_pre_attn_scalar": 32, "sliding_window": 64, "num_hidden_layers": 6},
+    "gemma2": {
+        "query_pre_attn_scalar": 32, "sliding_window": 4096, "attn_logit_softcapping": 10.0,
+        "final_logit_softcapping": 60.0, **GEMMA,
+    },
+    "gemma3_text": {
+        "query_pre_attn_scalar": 32, "sliding_window": 64, "num_hidden_layers": 6,
+        "rope_local_base_freq": 700.0, **GEMMA,
+    },
     "phi": {"partial_rotary_factor": 0.5, "num_key_value_heads": 4, "intermediate_size": 256, "layer_norm_eps": 1e-5},
     "phi3": {"original_max_position_embeddings": 512, **UNTIED},
     "olmo": {
@@ -55,7 +61,7 @@ DENSE: dict[str, dict[str, Any]] = {
     "gpt2": {
         "n_ctx": 512, "n_positions": 512, "n_embd": 64, "n_head": 4, "n_layer": 4, "layer_norm_epsilon": 1e-5,
     },
-    "gpt_neox": {"layer_norm_eps": 1e-5, "rotary_emb_base": 10000, "rotary_pct": 0.25, "intermediate_size": 256},
+    "gpt_neox": {"layer_norm_eps": 1e-5, "rotary_emb_base": 5000, "rotary_pct": 0.25, "intermediate_size": 256},
     "cohere": {"layer_norm_eps": 1e-5, "logit_scale": 0.25, "num_key_value_heads": 2},
     "cohere2": {"layer_norm_eps": 1e-5, "logit_scale": 0.25, "head_dim": 16, "sliding_window": 64},
     "granite": {
@@ -65,14 +71,14 @@ DENSE: dict[str, dict[str, Any]] = {
     "exaone4": {"head_dim": 16, "rope_scaling": None, "sliding_window": None, "sliding_window_pattern": None, **UNTIED},
     "internlm3": {"qkv_bias": True, **UNTIED},
     "glm4": {"attention_bias": True, "head_dim": 16, "partial_rotary_factor": 0.5},
-    "minicpm": {"dim_model_base": 16, "scale_depth": 1.4, "scale_emb": 3.0, **UNTIED},
+    "minicpm": {"dim_model_base": 32, "scale_depth": 1.1, "scale_emb": 3.0, **UNTIED},
     "seed_oss": {"head_dim": 16, "attention_bias": True, **UNTIED},
     "nemotron": {"hidden_act": "relu2", "norm_eps": 1e-5, "partial_rotary_factor": 0.5, **UNTIED},
     "ministral3": {
         "head_dim": 16, "rope_parameters": {
             "rope_type": "yarn", "type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128,
             "beta_fast": 32.0, "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1,
-            "rope_theta": 10000.0,
+            "rope_theta": 5000.0,
         }, **UNTIED,
     },
 }  # fmt: skip
@@ -175,7 +181,7 @@ RECURRENT: dict[str, dict[str, Any]] = {
     },
     "falcon_h1": {
         "head_dim": 16, "mamba_d_ssm": 96, "mamba_d_head": 16, "mamba_n_heads": 6, "mamba_d_state": 16,
-        "mamba_n_groups": 2, "mamba_d_conv": 4, "mamba_conv_bias": True, "rope_theta": 10000.0, **UNTIED,
+        "mamba_n_groups": 2, "mamba_d_conv": 4, "mamba_conv_bias": True, "rope_theta": 5000.0, **UNTIED,
     },
     "jamba": {
         "attn_layer_offset": 1, "attn_layer_period": 2, "expert_layer_offset": 1, "expert_layer_period": 2,
@@ -223,9 +229,24 @@ RECURRENT: dict[str, dict[str, Any]] = {
         "decay_low_rank_dim": 16, **UNTIED,
     },
 }  # fmt: skip
-FAMILIES: dict[str, dict[str, Any]] = {**DENSE, **EXPERTS, **RECURRENT}
+VARIANTS: dict[str, dict[str, Any]] = {
+    "stablelm+parallel": {**DENSE["stablelm"], "use_parallel_residual": True, "qk_layernorm": True},
+    "gpt_neox+sequential": {**DENSE["gpt_neox"], "use_parallel_residual": False},
+    "granitemoehybrid+dense": {
+        **RECURRENT["granitemoehybrid"], "num_local_experts": 0, "num_experts_per_tok": 0,
+        "shared_intermediate_size": 96,
+    },
+    "granitemoehybrid+attention": {
+        **RECURRENT["granitemoehybrid"], "layer_types": ["attention"] * 4, "position_embedding_type": "rope",
+    },
+    "falcon_h1+tied": {**RECURRENT["falcon_h1"], "mamba_rms_norm": True, "mamba_n_groups": 1, **TIED},
+}  # fmt: skip
+FAMILIES: dict[str, dict[str, Any]] = {**DENSE, **EXPERTS, **RECURRENT, **VARIANTS}
 # ggml's GELU is a table of float16 values, so logits that nearly tie may change places; these seeds have no such ties.
-SEEDS = {"gemma": 29, "gemma3_text": 35, "phi": 54, "starcoder2": 76, "gpt2": 9, "gpt_neox": 65}
+SEEDS = {
+    "gemma": 55, "gemma2": 1, "gemma3_text": 11, "phi": 34, "starcoder2": 38, "gpt2": 9, "gpt_neox": 41,
+    "gpt_neox+sequential": 44,
+}  # fmt: skip
 
 
 WIDE: dict[str, dict[str, Any]] = {

@@ -37,6 +37,7 @@ def test_both_layouts_give_the_same_file(model_type: str, tmp_path: Path) -> Non
         ("phimoe", {}, "sparse mixing"),
         ("gemma2", {"query_pre_attn_scalar": 64}, "query_pre_attn_scalar 64; llama.cpp computes gemma2 with 32"),
         ("gemma3_text", {"sliding_window_pattern": 3}, "sliding_window_pattern 3"),
+        ("cohere", {"use_qk_norm": True}, "4 blocks with use_qk_norm true"),
         ("cohere2", {"sliding_window_pattern": 2}, "sliding_window_pattern 2"),
         ("exaone4", {"sliding_window": 64, "sliding_window_pattern": "LLLG"}, "exactly in models of 64 blocks"),
         ("smollm3", {"no_rope_layers": [0, 1, 1, 1]}, "no_rope_layers [0, 1, 1, 1]"),

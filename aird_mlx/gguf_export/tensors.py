@@ -145,8 +145,8 @@ def plan_tensors(
     for operation in (*EVERYWHERE, *family.tensors):
         drafts = operation(drafts, hyperparameters)
     named = _name_drafts(drafts, hyperparameters)
-    if hyperparameters.tied:
-        named.pop(OUTPUT, None)  # a copy of the embedding that some folders still carry
+    if hyperparameters.tied and OUTPUT in named and named[OUTPUT].change is None:
+        del named[OUTPUT]  # a copy of the embedding that some folders still carry; not one that was computed
     order = {name: number for number, name in enumerate(_names_of(hyperparameters.architecture))}
     named = {name: named[name] for name in sorted(named, key=lambda name: _place_of(name, order))}
     check_places(named, family, hyperparameters)

@@ -104,6 +104,16 @@ def smollm_layers(h: Hyperparameters) -> None:
     require(list(layers) in ([], usual), f"no_rope_layers {layers}", "llama.cpp leaves out each fourth block")
 
 
+def norms_of_large_cohere(h: Hyperparameters) -> None:
+    """llama.cpp knows the norms of Command R+ by its 64 blocks alone."""
+    found = bool(h.get("use_qk_norm"))
+    require(
+        found == (h.blocks >= 64),
+        f"{h.blocks} blocks with use_qk_norm {str(found).lower()}",
+        "llama.cpp computes cohere with it exactly from 64 blocks on",
+    )
+
+
 def full_exaone(h: Hyperparameters) -> None:
     """llama.cpp knows the hybrid window of EXAONE 4 by its 64 blocks alone."""
     hybrid = bool(h.given.get("sliding_window_pattern"))

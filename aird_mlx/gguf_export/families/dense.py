@@ -19,6 +19,7 @@ from aird_mlx.gguf_export.families.keys import (
     ROPE,
     ROTATED_HEAD,
     SIZES,
+    UNUSUAL_BASE,
     VOCABULARY,
     WINDOW,
     WINDOW_LAYERS,
@@ -77,13 +78,13 @@ DENSE: dict[str, Family] = {
     "qwen2": Family("qwen2", COMMON, checks=ROPED, limits=checks.layer_notes),
     "qwen3": Family("qwen3", COMMON, block=(*BLOCK, *HEAD_NORMS), checks=ROPED, limits=checks.layer_notes),
     "gemma": Family(
-        "gemma", (*SIZES, *HEADS, *NORMS, *HEAD_DIM), (add(r"norm\.weight$", 1), drop(r"^lm_head\.")),
+        "gemma", (*SIZES, *HEADS, *NORMS, *HEAD_DIM, UNUSUAL_BASE), (add(r"norm\.weight$", 1), drop(r"^lm_head\.")),
         activations=GELU, scalings=("default",), checks=(checks.plain_rope,),
     ),
     "gemma2": Family(
         "gemma2",
         (
-            *SIZES, *HEADS, *NORMS, *HEAD_DIM,
+            *SIZES, *HEADS, *NORMS, *HEAD_DIM, UNUSUAL_BASE,
             key("attn_logit_softcapping", float, "attn_logit_softcapping"),
             key("final_logit_softcapping", float, "final_logit_softcapping"),
             WINDOW,
@@ -102,7 +103,7 @@ DENSE: dict[str, Family] = {
         "phi2",
         (
             *SIZES, HEADS[0], key("attention.head_count_kv", int, lambda h: h.heads),
-            NORMS[1], key("rope.dimension_count", int, rounded_rotary_dims),
+            NORMS[1], key("rope.dimension_count", int, rounded_rotary_dims), UNUSUAL_BASE,
         ),
         activations=GELU, block=(*ATTENTION, *PLAIN), scalings=("default",),
     ),
@@ -119,7 +120,7 @@ DENSE: dict[str, Family] = {
     "stablelm": Family(
         "stablelm",
         (
-            *SIZES, key("rope.dimension_count", int, rotary_dims(0.25)), *HEADS,
+            *SIZES, key("rope.dimension_count", int, rotary_dims(0.25)), *HEADS, UNUSUAL_BASE,
             key("use_parallel_residual", bool, lambda h: h.get("use_parallel_residual", default=True)),
             key("attention.layer_norm_epsilon", float, "layer_norm_eps", "norm_eps"),
         ),
@@ -133,6 +134,7 @@ DENSE: dict[str, Family] = {
     "cohere": Family(
         "command-r", (*COMMON, key("logit_scale", float, "logit_scale"), NO_SCALING),
         block=(*ATTENTION, *GATED), may=HEAD_NORMS, scalings=("default",),
+        checks=(checks.norms_of_large_cohere,),
     ),
     "cohere2": Family(
         "cohere2",

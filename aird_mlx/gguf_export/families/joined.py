@@ -16,7 +16,7 @@ from aird_mlx.gguf_export.families import checks
 from aird_mlx.gguf_export.families.checks import ROPED
 from aird_mlx.gguf_export.families.dense import GELU, rounded_rotary_dims
 from aird_mlx.gguf_export.families.family import ATTENTION, GATED, PLAIN, Family
-from aird_mlx.gguf_export.families.keys import COMMON, HEADS, NORMS, SIZES, rotary_dims
+from aird_mlx.gguf_export.families.keys import COMMON, HEADS, NORMS, SIZES, UNUSUAL_BASE, rotary_dims
 from aird_mlx.gguf_export.families.rope import ROTATED, longrope_factors, longrope_key, rotated
 from aird_mlx.gguf_export.hyperparameters import Hyperparameters, key
 from aird_mlx.gguf_export.pieces import drop, rename, reorder, split, when
@@ -103,7 +103,7 @@ JOINED: dict[str, Family] = {
     "gpt_neox": Family(
         "gptneox",
         (
-            *SIZES, key("rope.dimension_count", int, rotary_dims(0.25)), HEADS[0],
+            *SIZES, key("rope.dimension_count", int, rotary_dims(0.25)), HEADS[0], UNUSUAL_BASE,
             key("use_parallel_residual", bool, lambda h: h.get("use_parallel_residual", default=True)), NORMS[1],
         ),
         (

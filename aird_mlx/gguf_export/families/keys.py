@@ -17,6 +17,7 @@ SCALINGS = {
     "longrope": gguf.RopeScalingType.LONGROPE,
     "su": gguf.RopeScalingType.LONGROPE,
 }
+USUAL_BASE = 10000.0
 YARN = {  # GGUF's word -> the config's
     "extrapolation_factor": "rope.scaling.yarn_ext_factor",
     "attention_factor": "rope.scaling.yarn_attn_factor",
@@ -56,6 +57,12 @@ def rotary_dims(default: float = 1.0) -> Any:
         return int(float(share) * hyperparameters.head_dim)
 
     return read
+
+
+def unusual_base(hyperparameters: Hyperparameters) -> float | None:
+    """The rope's base for families whose converter leaves it out: None where it is what llama.cpp takes then."""
+    base = float(hyperparameters.global_rope.get("rope_theta") or USUAL_BASE)
+    return None if base == USUAL_BASE else base
 
 
 def _scaled(name: str, kinds: tuple[str, ...] = ("linear", "yarn")) -> Any:
@@ -119,3 +126,4 @@ ROTATED_HEAD = key("rope.dimension_count", int, lambda h: h.head_dim)
 WINDOW = key("attention.sliding_window", int, "sliding_window")
 WINDOW_LAYERS = key("attention.sliding_window_pattern", list, sliding_layers)
 NO_SCALING = key("rope.scaling.type", str, no_scaling)
+UNUSUAL_BASE = key("rope.freq_base", float, unusual_base)

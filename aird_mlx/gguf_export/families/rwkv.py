@@ -39,7 +39,7 @@ RWKV = (
     *(rename(rf"attention\.x_{letter}$", f"attention.x.{number}.mixed") for number, letter in enumerate(MIXED)),
     stack(r"(.*attention\.x)\.(\d)\.(mixed)"),
     rename(r"^model\.layers\.(\d+)\.attention\.x\.mixed$", r"blk.\1.time_mix_lerp_fused.weight"),
-    rename(r"((attention\.[kr]_[ka]|attention\.r_k|feed_forward\.x_k))$", r"\1.weight"),
+    rename(r"(attention\.(k_k|k_a|r_k)|feed_forward\.x_k)$", r"\1.weight"),
     flatten(r"(attention\.(k_k|k_a|r_k|ln_x)|feed_forward\.x_k)\."),
 )  # fmt: skip
 RWKV_BLOCK = (
