@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from aird_mlx.errors import ExportError, ModelError
 from aird_mlx.gguf_export import export_gguf
 from aird_mlx.gguf_export.families import read_hyperparameters
 from family_models import FAMILIES, SIZES, tensors_of, to_hugging_face, write_family
-from hugging_face import LAYOUTS
+from hugging_face import LAYOUTS, join_gate_and_up
 
 
 @pytest.mark.parametrize("model_type", sorted(LAYOUTS))
@@ -27,6 +29,60 @@ def test_both_layouts_give_the_same_file(model_type: str, tmp_path: Path) -> Non
         assert theirs[name][0] == kind, name
         # Falcon's multipliers and the one of norms are put in and taken out, with a rounding each.
         np.testing.assert_allclose(theirs[name][1], values, rtol=1e-6, atol=1e-6 if "norm" in name else 0, err_msg=name)
+
+
+def test_experts_joined_without_a_suffix_give_the_same_file(tmp_path: Path) -> None:
+    """As newer versions of transformers save them: ``mlp.experts.gate_up_proj``, one tensor for all experts."""
+    folder = write_family(tmp_path / "mlx", "qwen3_moe", FAMILIES["qwen3_moe"])
+    weights = {name: np.array(value) for name, value in mx.load(str(folder / "model.safetensors")).items()}
+    joined = join_gate_and_up(weights, "experts.gate_up_proj", "experts.down_proj")
+    arrays = {re.sub(r"(experts\.\w+)\.weight$", r"\1", name): mx.array(value) for name, value in joined.items()}
+    assert "model.layers.0.mlp.experts.gate_up_proj" in arrays
+    ours = tensors_of(export_gguf(folder, tmp_path / "mlx.gguf", "f32").path)
+    mx.save_safetensors(str(folder / "model.safetensors"), arrays)
+    theirs = tensors_of(export_gguf(folder, tmp_path / "hf.gguf", "f32").path)
+    assert list(ours) == list(theirs)
+    assert all(np.array_equal(theirs[name][1], values) for name, (_, values) in ours.items())
+
+
+def test_mxfp4_blocks_of_hugging_face_keep_their_bytes(tmp_path: Path) -> None:
+    """gpt-oss as it was published: bytes and exponents, gate and up in turns."""
+    folder = write_family(tmp_path / "mlx", "gpt_oss", {**FAMILIES["gpt_oss"], "intermediate_size": 64})
+    weights = dict(mx.load(str(folder / "model.safetensors")))
+    mx.eval(weights)
+    config = json.loads((folder / "config.json").read_text())
+    settings = {"group_size": 32, "bits": 4, "mode": "mxfp4"}
+    quantized: dict[str, Any] = dict(weights)
+    blocks: dict[str, Any] = {name: value for name, value in weights.items() if ".experts." not in name}
+    for name, value in weights.items():
+        if not re.search(r"experts\.\w+\.weight$", name):
+            continue
+        stem = name.removesuffix(".weight")
+        quantized[name], quantized[f"{stem}.scales"] = mx.quantize(value, **settings)
+    for block in range(4):
+        stem = f"model.layers.{block}.mlp.experts"
+        for part in ("weight", "scales"):
+            gate, up = (np.array(quantized[f"{stem}.{name}_proj.{part}"]) for name in ("gate", "up"))
+            both = np.stack([gate, up], axis=2).reshape(len(gate), -1, gate.shape[-1])
+            down = np.array(quantized[f"{stem}.down_proj.{part}"])
+            for name, codes in (("gate_up_proj", both), ("down_proj", down)):
+                if part == "weight":
+                    packed = np.ascontiguousarray(codes).view(np.uint8)
+                    blocks[f"{stem}.{name}_blocks"] = mx.array(packed.reshape(*codes.shape[:2], -1, 16))
+                else:
+                    blocks[f"{stem}.{name}_scales"] = mx.array(codes)
+        gate, up = (np.array(weights[f"{stem}.{name}_proj.bias"]) for name in ("gate", "up"))
+        blocks[f"{stem}.gate_up_proj_bias"] = mx.array(np.stack([gate, up], axis=2).reshape(len(gate), -1))
+        blocks[f"{stem}.down_proj_bias"] = weights[f"{stem}.down_proj.bias"]
+    mx.save_safetensors(str(folder / "model.safetensors"), quantized)
+    (folder / "config.json").write_text(json.dumps({**config, "quantization": settings}))
+    ours = tensors_of(export_gguf(folder, tmp_path / "mlx.gguf", "auto").path)
+    mx.save_safetensors(str(folder / "model.safetensors"), blocks)
+    (folder / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "mxfp4"}}))
+    theirs = tensors_of(export_gguf(folder, tmp_path / "hf.gguf", "auto").path)
+    assert {kind for name, (kind, _) in theirs.items() if "_exps.weight" in name} == {"MXFP4"}
+    assert list(ours) == list(theirs)
+    assert all(np.array_equal(theirs[name][1], values) for name, (_, values) in ours.items())
 
 
 @pytest.mark.parametrize(
