@@ -707,7 +707,10 @@ def change_tokenizer(folder: Path, change: Callable[[dict[str, Any]], Any]) -> N
             lambda f: change_tokenizer(f, lambda t: t.update(normalizer={"type": "Lowercase"})),
             "f32", ExportError, "normalizer Lowercase",
         ),
-        (lambda f: change_tokenizer(f, lambda t: t["model"].update(type="Unigram")), "f32", ModelError, "cannot be used"),
+        (
+            lambda f: change_tokenizer(f, lambda t: t["model"].update(type="Unigram")),
+            "f32", ModelError, "cannot be used",
+        ),
         (
             lambda f: change_tokenizer(f, lambda t: t["model"]["vocab"].update(beyond=5000)),
             "f32", ExportError, "token id 5000; the embedding has 416 rows",

@@ -12,7 +12,7 @@ import gguf
 import numpy as np
 
 from aird_mlx.errors import ModelError
-from aird_mlx.gguf_export import tensors, tokenizer
+from aird_mlx.gguf_export import general, tensors, tokenizer
 from aird_mlx.gguf_export.choice import TypeChoice
 from aird_mlx.gguf_export.families import Family, read_hyperparameters
 from aird_mlx.gguf_export.hyperparameters import Hyperparameters, read_json, read_keys
@@ -99,6 +99,7 @@ def prepare(folder: Path, outtype: str, embedding_type: str | None = None, outpu
     notes = [*limits, *vocabulary.notes, *notes_on_plan(plan, choice, wanted)]
     if not vocabulary.chat_templates.get("default"):
         notes.append("the folder has no chat template, so neither has the file: chat programs will guess one")
+    notes += general.read_card(folder).notes
     return Prepared(
         folder, family, hyperparameters, stored, plan, embedding_type, output_type, vocabulary, wanted, extra,
         tuple(notes),

@@ -106,7 +106,7 @@ def export_gguf(
         outtype: of `outtypes.OUTTYPES`, or ``auto``: what the folder holds, MLX-quantized weights in the block that
             takes their codes and scales. Norms and biases are always f32.
         embedding_type, output_type: of these two matrices; None: as the others.
-        name: for ``general.name``; the folder's name by default.
+        name: for ``general.name``; by default the card's, or made from the folder's or the hub's.
         extra_metadata: further keys, each starting with ``aird.``.
         progress: called with (tensors written, tensors in all) after each tensor.
 
@@ -121,7 +121,7 @@ def export_gguf(
             f"gguf: {outfile} exists already; a new file is needed. Choose another outfile, or remove it."
         )
     prepared = prepare(folder, outtype, embedding_type, output_type)
-    header = describe(prepared, name or folder.resolve().name, extra_metadata or {})
+    header = describe(prepared, name, extra_metadata or {})
     tally = Tally()
     sha256 = _write(prepared, header, outfile, _encode(prepared, tally, progress))
     if not prepared.wanted.native:
