@@ -486,6 +486,15 @@ def test_missing_chat_template_is_noted(folders: dict[str, Path], tmp_path: Path
     assert [note for note in check_exportable(folder, "f16") if "no chat template" in note]
 
 
+def test_template_that_cannot_be_parsed_is_noted(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(folders["llama-tied"], folder)
+    (folder / "chat_template.jinja").write_text("{% for m in messages %}")
+    (note,) = check_exportable(folder, "f16")
+    assert "no jinja (Unexpected end of template" in note
+    assert "\n" not in note
+
+
 def test_merges_are_read_in_both_forms(tmp_path: Path) -> None:
     write_tokenizer(tmp_path, "gpt-2")
     content = json.loads((tmp_path / "tokenizer.json").read_text())
