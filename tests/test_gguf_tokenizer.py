@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import struct
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,7 @@ LLAMA3_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+RUN = re.compile(r"(.)\1\1", re.DOTALL)  # of one letter: "aa a" and "a aa" are equally likely to a unigram model
 BYTES = [f"<0x{value:02X}>" for value in range(256)]
 
 
@@ -402,7 +405,7 @@ def train_sentencepiece(folder: Path, **options: Any) -> Any:
     (folder / "corpus.txt").write_text("\n".join(lines), encoding="utf-8")
     sentencepiece.SentencePieceTrainer.train(
         input=str(folder / "corpus.txt"), model_prefix=str(folder / "tokenizer"), vocab_size=700, minloglevel=2,
-        character_coverage=1.0, **options,
+        character_coverage=1.0, num_threads=1, **options,
     )  # fmt: skip
     return sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
 
@@ -425,8 +428,9 @@ def test_trained_sentencepiece_model_has_its_own_ids(tmp_path: Path, options: Ma
     vocabulary = read_vocabulary(tmp_path, 720)
     assert vocabulary.model == ("llama" if options["model_type"] == "bpe" else "t5")
     # A visible space written out beside one is two to sentencepiece; runs of a mark have several likeliest ways.
-    texts = [text for text in CORPUS if "\u2581" not in text and "''''" not in text]
-    assert len(texts) == 198
+    unigram = options["model_type"] == "unigram"
+    texts = [text for text in CORPUS if "\u2581" not in text and not (unigram and RUN.search(text))]
+    assert len(texts) > (140 if unigram else 198)
     texts.append("a <tool> b<tool>c  d   e")
     with open_vocabulary(vocabulary, tmp_path) as runtime:
         assert differing(runtime, processor.encode, texts) == []
@@ -434,17 +438,20 @@ def test_trained_sentencepiece_model_has_its_own_ids(tmp_path: Path, options: Ma
 
 @needs_llama
 def test_unigram_of_tokenizer_json_has_the_ids_of_hugging_face(tmp_path: Path) -> None:
-    tokenizer = Tokenizer(models.Unigram())
+    lines = "\n".join(text.replace(" ", "\u2581") for text in CORPUS if text.isascii())
+    counts = Counter(lines[at : at + length] for length in (1, 2, 3, 5) for at in range(len(lines) - length))
+    pieces = [piece for piece, count in sorted(counts.items()) if len(piece) == 1 or count > 3]
+    # Trained models differ from run to run; no two sums of these are alike.
+    scores = [-8.0 - 0.37 * len(piece) - number**2 * 0.6180339887 % 1 for number, piece in enumerate(pieces)]
+    vocab = [("<unk>", 0.0), ("</s>", 0.0), *zip(pieces, scores, strict=True)]
+    tokenizer = Tokenizer(models.Unigram(vocab, unk_id=0))
+    tokenizer.add_special_tokens(["<unk>", "</s>"])
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
-    trainer = trainers.UnigramTrainer(
-        vocab_size=900, show_progress=False, unk_token="<unk>", special_tokens=["<unk>", "</s>"], max_piece_length=8
-    )
-    tokenizer.train_from_iterator([text for text in CORPUS if text.isascii()], trainer)
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    vocabulary = read_vocabulary(write_files(tmp_path, tokenizer, eos_token="</s>"), 1000)
+    vocabulary = read_vocabulary(write_files(tmp_path, tokenizer, eos_token="</s>"), 3000)
     assert (vocabulary.model, vocabulary.add_bos, vocabulary.add_eos) == ("t5", False, True)
-    texts = [text for text in CORPUS if not text.startswith(" ") and "''" not in text and "aa" not in text]
-    assert len(texts) > 180  # runs of one letter have several likeliest ways
+    texts = [text for text in CORPUS if not text.startswith(" ") and not RUN.search(text)]
+    assert len(texts) > 140
     with open_vocabulary(vocabulary, tmp_path) as runtime:
         assert differing(runtime, lambda text: tokenizer.encode(text, add_special_tokens=False).ids, texts) == []
         assert runtime.tokenize("a b", add_special=True) == tokenizer.encode("a b").ids
