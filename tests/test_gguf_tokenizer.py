@@ -368,6 +368,23 @@ def test_sentencepiece_bpe_has_the_ids_of_hugging_face(tmp_path: Path, prefix: s
         assert differing(runtime, lambda text: tokenizer.encode(text).ids, texts) == []
 
 
+@needs_llama
+@pytest.mark.parametrize("prefix", ["prepend", "first"])
+def test_sentencepiece_chat_has_the_ids_of_hugging_face(tmp_path: Path, prefix: str) -> None:
+    tokenizer = sentencepiece_like(prefix)
+    tokenizer.add_special_tokens(["[INST]", "[/INST]"])
+    folder = write_files(tmp_path, tokenizer, bos_token="<s>", eos_token="</s>")
+    (folder / "chat_template.jinja").write_text(
+        "{{ bos_token }}{% for m in messages %}[INST] {{ m.content }}[/INST]{% endfor %}"
+    )
+    vocabulary = read_vocabulary(folder, 1000)
+    assert vocabulary.add_space_prefix == (prefix == "prepend")
+    assert bool([note for note in vocabulary.notes if "as chats need it" in note]) == (prefix == "first")
+    with open_vocabulary(vocabulary, tmp_path) as runtime:
+        chats = [f"<s>[INST] {text}[/INST] Yes, {text}</s>[INST] and?[/INST]" for text in CORPUS]
+        assert differing(runtime, lambda text: tokenizer.encode(text).ids, chats) == []
+
+
 def test_merges_that_no_scores_can_express_are_refused(tmp_path: Path) -> None:
     tokenizer = sentencepiece_like("prepend")
     content = json.loads(tokenizer.to_str())

@@ -97,8 +97,8 @@ def prepare(folder: Path, outtype: str, embedding_type: str | None = None, outpu
     if not wanted.native:
         check_quantizer(wanted)
     vocabulary = tokenizer.read_vocabulary(folder, plan[0].shape[0])
+    notes = [*limits, *vocabulary.notes, *notes_on_plan(plan, choice, wanted)]
     notes += _notes_on_template(vocabulary.chat_templates.get("default"))
-    notes += general.read_card(folder).notes
     notes += general.read_card(folder).notes
     return Prepared(
         folder, family, hyperparameters, stored, plan, embedding_type, output_type, vocabulary, wanted, extra,

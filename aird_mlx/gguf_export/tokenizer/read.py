@@ -16,7 +16,7 @@ from aird_mlx.gguf_export.tokenizer.byte_level import read_byte_level
 from aird_mlx.gguf_export.tokenizer.sentencepiece_bpe import read_sentencepiece_json
 from aird_mlx.gguf_export.tokenizer.sentencepiece_model import read_sentencepiece_model
 from aird_mlx.gguf_export.tokenizer.special import find_added_around, find_special_ids
-from aird_mlx.gguf_export.tokenizer.templates import read_chat_templates
+from aird_mlx.gguf_export.tokenizer.templates import chat_begins_with, read_chat_templates
 from aird_mlx.gguf_export.tokenizer.unigram import read_unigram_json
 from aird_mlx.gguf_export.tokenizer.vocabulary import Vocabulary
 from aird_mlx.gguf_export.tokenizer.wordpiece import read_wordpiece
@@ -44,7 +44,8 @@ def read_vocabulary(folder: Path, vocab_size: int) -> Vocabulary:
     try:
         if content:
             around = _template_ids(folder / "tokenizer.json")
-            vocabulary = _read_json(content, read_added(content, settings, {}), vocab_size)
+            added = read_added(content, settings, {})
+            vocabulary = _read_json(folder, content, added, vocab_size)
         else:
             around = None
             others = read_json(folder / "added_tokens.json")
@@ -65,11 +66,16 @@ def read_vocabulary(folder: Path, vocab_size: int) -> Vocabulary:
     )
 
 
-def _read_json(content: Mapping[str, Any], added: Mapping[int, Added], vocab_size: int) -> Vocabulary:
+def _read_json(folder: Path, content: Mapping[str, Any], added: Mapping[int, Added], vocab_size: int) -> Vocabulary:
     model = content.get("model") or {}
     kind = model.get("type") or ("BPE" if "merges" in model else None)  # early files do not say
     if kind == "BPE":
-        return (read_sentencepiece_json if model.get("byte_fallback") else read_byte_level)(content, added, vocab_size)
+        if not model.get("byte_fallback"):
+            return read_byte_level(content, added, vocab_size)
+        bos = read_json(folder / "tokenizer_config.json").get("bos_token")
+        bos = bos.get("content") if isinstance(bos, Mapping) else bos
+        begins = chat_begins_with(folder, [one.text for one in added.values()], str(bos or ""))
+        return read_sentencepiece_json(content, added, vocab_size, chat_begins_with_token=begins)
     if kind == "Unigram":
         return read_unigram_json(content, added, vocab_size)
     if kind == "WordPiece":

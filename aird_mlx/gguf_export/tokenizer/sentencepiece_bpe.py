@@ -32,13 +32,18 @@ LATE_SCORE = -1e9  # of pieces that sentencepiece merges after all others
 _PROBES = ("a", "ab cd  ef", "a\nb\t c", "1 23 (x)")
 
 
-def read_sentencepiece_json(content: Mapping[str, Any], added: Mapping[int, Added], vocab_size: int) -> Vocabulary:
+def read_sentencepiece_json(
+    content: Mapping[str, Any], added: Mapping[int, Added], vocab_size: int, *, chat_begins_with_token: bool = False
+) -> Vocabulary:
     """The vocabulary of a BPE with ``byte_fallback`` in ``tokenizer.json``.
 
     Args:
         content: the parsed file.
         added: its added tokens.
         vocab_size: rows of the embedding.
+        chat_begins_with_token: rendered chats begin with an added token. Then a space prefix that stands only at the
+            start of a text never stands in a chat, and llama.cpp, which would put one behind every token, is told not
+            to put any.
 
     Raises:
         ExportError: merges that no scores can express, or a normalizer or pre-tokenizer llama.cpp has no equal for.
@@ -49,7 +54,7 @@ def read_sentencepiece_json(content: Mapping[str, Any], added: Mapping[int, Adde
     if len(kinds) != 256:
         raise ExportError(f"tokenizer: {len(kinds)} byte tokens; byte_fallback needs 256. {_ELSEWHERE}")
     notes = notes_on_added(added)
-    add_space_prefix = _space_prefix(content, model["vocab"], notes)
+    add_space_prefix = _space_prefix(content, model["vocab"], notes, chat_begins_with_token)
     scores = _scores(model, {index for index in texts if index not in kinds and index not in added})
     ids: dict[str, int] = {}
     if model.get("unk_token") in model["vocab"]:
@@ -116,7 +121,7 @@ def _scores(model: Mapping[str, Any], own: set[int]) -> dict[int, float]:
     return scores | late
 
 
-def _space_prefix(content: Mapping[str, Any], texts: Collection[str], notes: list[str]) -> bool:
+def _space_prefix(content: Mapping[str, Any], texts: Collection[str], notes: list[str], chat: bool) -> bool:
     """Whether a space is put before the text, found by running normalizer and pre-tokenizer on a few texts.
 
     Raises:
@@ -141,6 +146,12 @@ def _space_prefix(content: Mapping[str, Any], texts: Collection[str], notes: lis
                 + _ELSEWHERE
             )
     schemes = {step.get("prepend_scheme") for step in list_steps(content.get("pre_tokenizer"))}
+    if prefixed and "first" in schemes and chat:
+        notes.append(
+            "the tokenizer puts a space before a text only at its very start, llama.cpp behind every special token or "
+            "nowhere: nowhere here, as chats need it, so the first word of other text gets another id"
+        )
+        return False
     if prefixed and "first" in schemes:
         notes.append("llama.cpp adds the space prefix after special tokens too, the tokenizer only at the start")
     if prefixed and "".join(_run(content, " a")) == f"{SPACE}a":

@@ -5,10 +5,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
-from aird_mlx.errors import ModelError
+import jinja2
+
+from aird_mlx.errors import ModelError, PromptError
+from aird_mlx.gguf_export.chat import compile_template
 from aird_mlx.gguf_export.hyperparameters import read_json
+from aird_mlx.prompts import TEMPLATE_ERRORS
 
 
 def read_chat_templates(folder: Path) -> dict[str, str]:
@@ -24,6 +29,25 @@ def read_chat_templates(folder: Path) -> dict[str, str]:
             f"tokenizer: the chat template in {folder} cannot be read ({type(error).__name__}: {error}); UTF-8 text, "
             "or entries with name and template, are needed. Copy the file again."
         ) from error
+
+
+def chat_begins_with(folder: Path, tokens: Collection[str], bos: str) -> bool:
+    """Whether a rendered chat begins with one of these tokens; False without a template that renders.
+
+    Args:
+        folder: the model's.
+        tokens: texts of its added tokens.
+        bos: how the template's ``bos_token`` is written.
+    """
+    template = read_chat_templates(folder).get("default")
+    if not template:
+        return False
+    try:
+        said = [{"role": "user", "content": "a"}]
+        text = compile_template(template, str(folder)).render(messages=said, bos_token=bos, add_generation_prompt=True)
+    except (PromptError, jinja2.TemplateError, *TEMPLATE_ERRORS):
+        return False
+    return text.startswith(tuple(tokens))
 
 
 def _find_chat_templates(folder: Path) -> dict[str, str]:
