@@ -10,7 +10,7 @@ from typing import Any
 import gguf
 import pytest
 
-from aird_mlx.gguf_export import check_exportable, export_gguf
+from aird_mlx.gguf_export import LlamaRuntime, check_exportable, export_gguf, is_available
 from aird_mlx.gguf_export.general import read_general, read_licence
 
 CARD = """---
@@ -113,3 +113,13 @@ def test_unreadable_card_is_noted(model_folder: Callable[..., Path], tmp_path: P
     assert len(notes) == (0 if b"list" in card else 1)
     assert not [note for note in notes if "\n" in note]
     assert "general.license" not in general_keys(export_gguf(folder, tmp_path / "m.gguf", "f16").path)
+
+
+@pytest.mark.skipif(not is_available(), reason="llama-cpp-python is not installed")
+@pytest.mark.parametrize("name", ["my-phi3-clone", "Phi-3.5-tiny"])
+def test_name_of_a_phi_3_with_other_tokens_is_one_that_llama_cpp_takes(
+    model_folder: Callable[..., Path], tmp_path: Path, name: str
+) -> None:
+    written = export_gguf(model_folder(), tmp_path / "m.gguf", "f16", name=name)
+    with LlamaRuntime(written.path, vocab_only=True) as runtime:
+        assert runtime.metadata("general.name") == name.replace("phi3", "phi 3").replace("Phi-3", "Phi 3")

@@ -8,6 +8,8 @@ Source: llama.cpp's ``gguf-py/gguf/metadata.py`` and ``ModelBase.prepare_metadat
 from __future__ import annotations
 
 import dataclasses
+import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,8 @@ from aird_mlx.gguf_export.hyperparameters import read_json
 QUANTIZATION_VERSION = gguf.GGML_QUANT_VERSION
 QUANTIZED_BY = "aird-mlx"
 _UNQUANTIZED = (gguf.LlamaFileType.ALL_F32, gguf.LlamaFileType.MOSTLY_F16, gguf.LlamaFileType.MOSTLY_BF16)
+# llama.cpp refuses a file whose name holds phi-3 or phi3 and whose vocabulary does not hold these.
+_PHI_3_TOKENS = {"<unk>", "<s>", "</s>", "<|endoftext|>"}
 _WHOLE = ("sampling_top_k", "sampling_penalty_last_n", "sampling_mirostat")
 
 
@@ -89,7 +93,9 @@ def read_general(folder: Path, parameters: int, name: str | None = None) -> Meta
     return _typed(general)
 
 
-def add_general(writer: gguf.GGUFWriter, folder: Path, name: str | None, file_type: gguf.LlamaFileType) -> None:
+def add_general(
+    writer: gguf.GGUFWriter, folder: Path, name: str | None, file_type: gguf.LlamaFileType, tokens: Collection[str]
+) -> None:
     """Write these keys; the tensors must have been described before, since they are counted.
 
     Args:
@@ -97,12 +103,15 @@ def add_general(writer: gguf.GGUFWriter, folder: Path, name: str | None, file_ty
         folder: the model's.
         name: as for `read_general`.
         file_type: of the weights.
+        tokens: of the vocabulary, which decide whether llama.cpp may take the model for a Phi-3.
     """
     parameters, shared, expert, experts = writer.get_total_parameter_count()
     general = read_general(folder, parameters, name)
     general.size_label = general.size_label or gguf.size_label(parameters, shared, expert, experts)
     if file_type not in _UNQUANTIZED:
         general.quantized_by = general.quantized_by or QUANTIZED_BY
+    if not set(tokens) >= _PHI_3_TOKENS:
+        general.name = re.sub(r"(?i)(phi)-?3", r"\1 3", str(general.name))
     writer.add_type("model")
     general.set_gguf_meta_model(writer)
     writer.add_file_type(int(file_type))

@@ -40,7 +40,7 @@ def describe(prepared: Prepared, name: str | None, extra: Mapping[str, Value]) -
         writer.add_tensor_info(
             planned.name, planned.shape, np.dtype(np.float32), planned.size_bytes, raw_dtype=planned.type
         )
-    general.add_general(writer, prepared.folder, name, prepared.wanted.file_type)
+    general.add_general(writer, prepared.folder, name, prepared.wanted.file_type, prepared.vocabulary.tokens)
     return writer
 
 
