@@ -475,6 +475,29 @@ def test_unigram_of_tokenizer_json_has_the_ids_of_hugging_face(tmp_path: Path) -
 
 
 @needs_llama
+def test_unigram_with_byte_fallback_keeps_ascii(tmp_path: Path) -> None:
+    words = [
+        ("<unk>", 0.0),
+        ("</s>", 0.0),
+        *((text, 0.0) for text in BYTES),
+        ("\u2581a", -2.0),
+        ("b", -3.0),
+        ("\u2581", -4.0),
+    ]
+    tokenizer = Tokenizer(models.Unigram(words, unk_id=0, byte_fallback=True))
+    tokenizer.add_special_tokens(["<unk>", "</s>"])
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
+    vocabulary = read_vocabulary(write_files(tmp_path, tokenizer, eos_token="</s>"), 300)
+    assert any("beyond ASCII" in note for note in vocabulary.notes)
+    with open_vocabulary(vocabulary, tmp_path) as runtime:
+        texts = ["a b\n", "a\tb{c}", "zab ~"]
+        assert differing(runtime, lambda text: tokenizer.encode(text, add_special_tokens=False).ids, texts) == []
+        assert runtime.tokenize("\u00e9")[-1] == 0
+    scores = vocabulary.scores or []
+    assert scores[vocabulary.tokens.index("\n")] == -14.0
+
+
+@needs_llama
 def test_wordpiece_has_the_ids_of_hugging_face(tmp_path: Path) -> None:
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
