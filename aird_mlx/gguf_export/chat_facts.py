@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from aird_mlx.gguf_export.metadata import read_json
+from aird_mlx.gguf_export.hyperparameters import read_json
 from aird_mlx.gguf_export.tokenizer import Vocabulary
 
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
