@@ -162,10 +162,13 @@ def export(
     revision: str | None,
     embedding_type: str | None,
     output_type: str | None,
+    chat_apps: bool,
+    lm_studio: Path | None,
 ) -> int:
     """Write MODEL as GGUF files: a hub id, a folder (MLX or Hugging Face format), or `demo`."""
     chosen = choose_model(context, model_argument, model)
     start_library()
+    from aird_mlx.chat_apps import place_in_lm_studio, write_chat_apps
     from aird_mlx.gguf_export import export_gguf, name_files, plan_export
     from aird_mlx.model import find_folder
 
@@ -182,7 +185,9 @@ def export(
             written = export_gguf(
                 folder, path, kind, embedding_type=embedding_type, output_type=output_type, progress=step
             )
-        show(0, render.show_export, written)
+        beside = write_chat_apps(written.path, written.chat) if chat_apps else []
+        beside += [place_in_lm_studio(written.path, lm_studio, chosen)] if lm_studio else []
+        show(0, render.show_export, written, beside)
     return 0
 
 

@@ -99,6 +99,8 @@ export_options = with_options(
     ),
     click.option("--embedding-type", metavar="TYPE", help="Of the token embedding.  [default: as the others]"),
     click.option("--output-type", metavar="TYPE", help="Of the output matrix.  [default: as the others]"),
+    click.option("--chat-apps", is_flag=True, help="Also write NAME.Modelfile, NAME.preset.ini and NAME.run.sh."),
+    click.option("--lm-studio", type=FILE, metavar="DIR", help="Also put the files into LM Studio's folder of models."),
     click.option("--dry-run", is_flag=True, help="List the tensors with type and bytes, write nothing."),
 )
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
@@ -116,11 +117,11 @@ def caption(text: str) -> Text:
     return Text(text, style="dim")
 
 
-def show_export(written: GgufFile) -> None:
-    """Print which file was written, and where llama.cpp will differ from MLX."""
+def show_export(written: GgufFile, beside: Sequence[Path] = ()) -> None:
+    """Print which file was written, what for chat programs, and where llama.cpp will differ from MLX."""
     zeros = f"{100 * written.sparsity:.1f} % of the linears' weights, {100 * written.sparsity_before:.1f} % before"
     figures = {"gguf": str(written.path), "size": size(written.size_bytes), "sha256": written.sha256, "zeros": zeros}
-    show_files(figures)
+    show_files(figures | {path.name.removeprefix(written.path.stem + "."): str(path) for path in beside})
     show_notes(written.notes)
 
 

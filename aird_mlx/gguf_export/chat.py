@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from aird_mlx.errors import PromptError
@@ -133,7 +136,7 @@ def compile_template(template: str, where: str) -> jinja2.Template:
     'Hi'
     """
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
     )
     environment.filters["tojson"] = _to_json
     environment.globals |= {"raise_exception": _refuse, "strftime_now": _now}
@@ -144,6 +147,16 @@ def compile_template(template: str, where: str) -> jinja2.Template:
             f"prompts: the chat template of {where} is no jinja ({error}); a working template is needed. Export the "
             "file again."
         ) from error
+
+
+class _Generation(Extension):
+    """``{% generation %}`` marks what an assistant wrote, for training; here it is its content."""
+
+    tags = {"generation"}  # noqa: RUF012 - as jinja's own extensions have it
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 def _to_json(value: Any, indent: int | None = None) -> str:

@@ -8,7 +8,7 @@ import gguf
 import numpy as np
 
 from aird_mlx.errors import ExportError
-from aird_mlx.gguf_export import metadata, tokenizer
+from aird_mlx.gguf_export import general, tokenizer
 from aird_mlx.gguf_export.hyperparameters import write_keys
 from aird_mlx.gguf_export.outtypes import Kind
 from aird_mlx.gguf_export.preparation import Prepared
@@ -18,12 +18,12 @@ EXTRA_PREFIX = "aird."
 Value = str | int | float | bool
 
 
-def describe(prepared: Prepared, name: str, extra: Mapping[str, Value]) -> gguf.GGUFWriter:
+def describe(prepared: Prepared, name: str | None, extra: Mapping[str, Value]) -> gguf.GGUFWriter:
     """A writer with every key and tensor header.
 
     Args:
         prepared: what the file is to be.
-        name: for ``general.name``.
+        name: for ``general.name``; None: as the model's files say.
         extra: see `add_extra_metadata`.
 
     Raises:
@@ -31,14 +31,6 @@ def describe(prepared: Prepared, name: str, extra: Mapping[str, Value]) -> gguf.
     """
     plan = prepared.plan
     writer = gguf.GGUFWriter(None, prepared.hyperparameters.architecture)
-    writer.add_type("model")
-    writer.add_name(name)
-    writer.add_size_label(gguf.size_label(prepared.parameters, 0, 0, 0))
-    licence = metadata.read_licence(prepared.folder)
-    if licence is not None:
-        writer.add_license(licence)
-    writer.add_file_type(int(prepared.wanted.file_type))
-    writer.add_quantization_version(metadata.QUANTIZATION_VERSION)
     write_keys(writer, prepared.family.keys, prepared.hyperparameters)
     tokenizer.add_vocabulary(writer, prepared.vocabulary)
     add_extra_metadata(writer, extra)
@@ -48,6 +40,7 @@ def describe(prepared: Prepared, name: str, extra: Mapping[str, Value]) -> gguf.
         writer.add_tensor_info(
             planned.name, planned.shape, np.dtype(np.float32), planned.size_bytes, raw_dtype=planned.type
         )
+    general.add_general(writer, prepared.folder, name, prepared.wanted.file_type, prepared.vocabulary.tokens)
     return writer
 
 

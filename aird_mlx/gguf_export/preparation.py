@@ -11,8 +11,9 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-from aird_mlx.errors import ModelError
-from aird_mlx.gguf_export import tensors, tokenizer
+from aird_mlx.errors import ModelError, PromptError
+from aird_mlx.gguf_export import general, tensors, tokenizer
+from aird_mlx.gguf_export.chat import compile_template
 from aird_mlx.gguf_export.choice import TypeChoice
 from aird_mlx.gguf_export.families import Family, read_hyperparameters
 from aird_mlx.gguf_export.hyperparameters import Hyperparameters, read_json, read_keys
@@ -97,12 +98,24 @@ def prepare(folder: Path, outtype: str, embedding_type: str | None = None, outpu
         check_quantizer(wanted)
     vocabulary = tokenizer.read_vocabulary(folder, plan[0].shape[0])
     notes = [*limits, *vocabulary.notes, *notes_on_plan(plan, choice, wanted)]
-    if not vocabulary.chat_templates.get("default"):
-        notes.append("the folder has no chat template, so neither has the file: chat programs will guess one")
+    notes += _notes_on_template(vocabulary.chat_templates.get("default"))
+    notes += general.read_card(folder).notes
     return Prepared(
         folder, family, hyperparameters, stored, plan, embedding_type, output_type, vocabulary, wanted, extra,
         tuple(notes),
     )  # fmt: skip
+
+
+def _notes_on_template(template: str | None) -> list[str]:
+    """What chat programs will make of the chat template, in a sentence; empty if they can use it."""
+    if not template:
+        return ["the folder has no chat template, so neither has the file: chat programs will guess one"]
+    try:
+        compile_template(template, "the folder")
+    except PromptError as error:
+        reason = str(error).partition(" (")[2].partition("); a working")[0]
+        return [f"the chat template is no jinja ({reason}): llama.cpp will not render it"]
+    return []
 
 
 def check_exportable(folder: Path, outtype: str) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ import numpy as np
 
 from aird_mlx.errors import ExportError
 from aird_mlx.gguf_export.blocks import count_zeros
+from aird_mlx.gguf_export.chat_facts import ChatFacts, gather_chat_facts
 from aird_mlx.gguf_export.encoding import VALUES_AT_A_TIME, Tally, encode_tensor
 from aird_mlx.gguf_export.header import EXTRA_PREFIX, Value, describe
 from aird_mlx.gguf_export.llama_quantizer import find_mixture, quantize_file
@@ -65,6 +66,7 @@ class GgufFile:
         parameters: how many weights they hold together.
         size_bytes: of the file.
         sha256: of the whole file, hexadecimal.
+        chat: what chat programs need to know of it.
         sparsity: share of exact zeros among the weights of the blocks' linears, counted in what was written.
         sparsity_before: the same in what the folder holds.
         dequantized: the folder held MLX-quantized weights, which were dequantized on the way and
@@ -79,6 +81,7 @@ class GgufFile:
     parameters: int
     size_bytes: int
     sha256: str
+    chat: ChatFacts
     sparsity: float
     sparsity_before: float = 0.0
     dequantized: bool = False
@@ -106,7 +109,7 @@ def export_gguf(
         outtype: of `outtypes.OUTTYPES`, or ``auto``: what the folder holds, MLX-quantized weights in the block that
             takes their codes and scales. Norms and biases are always f32.
         embedding_type, output_type: of these two matrices; None: as the others.
-        name: for ``general.name``; the folder's name by default.
+        name: for ``general.name``; by default the card's, or made from the folder's or the hub's.
         extra_metadata: further keys, each starting with ``aird.``.
         progress: called with (tensors written, tensors in all) after each tensor.
 
@@ -121,7 +124,7 @@ def export_gguf(
             f"gguf: {outfile} exists already; a new file is needed. Choose another outfile, or remove it."
         )
     prepared = prepare(folder, outtype, embedding_type, output_type)
-    header = describe(prepared, name or folder.resolve().name, extra_metadata or {})
+    header = describe(prepared, name, extra_metadata or {})
     tally = Tally()
     sha256 = _write(prepared, header, outfile, _encode(prepared, tally, progress))
     if not prepared.wanted.native:
@@ -138,6 +141,7 @@ def export_gguf(
         dequantized=any(tensor.quantization is not None and not tensor.is_exact for tensor in prepared.plan),
         pre_tokenizer=prepared.vocabulary.pre,
         notes=(*prepared.notes, *notes_on_writing(tally, prepared.wanted)),
+        chat=gather_chat_facts(folder, prepared.vocabulary, prepared.hyperparameters.context_length),
     )
 
 
