@@ -73,8 +73,18 @@ class GgufChat:
         Raises:
             PromptError: the template cannot render the conversation.
         """
+        text = self.render_text(messages, options)
+        ids = self.runtime.tokenize(text)
+        return ids + (self.runtime.tokenize(prefill, parse_special=False) if prefill else [])
+
+    def render_text(self, messages: Sequence[Mapping[str, str]], options: Mapping[str, Any] | None = None) -> str:
+        """The conversation as text, special tokens written out, up to the answer's start.
+
+        Raises:
+            PromptError: the template cannot render it.
+        """
         try:
-            text = self._template.render(
+            return self._template.render(
                 messages=[dict(message) for message in messages],
                 add_generation_prompt=True,
                 **self._special,
@@ -85,8 +95,6 @@ class GgufChat:
                 f"prompts: the chat template in {self.runtime.path} cannot render the conversation ({error}); a "
                 "working jinja template is needed. Check the model it was exported from."
             ) from error
-        ids = self.runtime.tokenize(text)
-        return ids + (self.runtime.tokenize(prefill, parse_special=False) if prefill else [])
 
     def encode(self, text: str) -> list[int]:
         """Token ids of plain text, behind the token the file says comes first."""

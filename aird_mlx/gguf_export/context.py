@@ -6,6 +6,7 @@ Source: ``llama.h`` and ``examples/batched`` of llama.cpp.
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from typing import Any
 
@@ -66,6 +67,27 @@ class Context:
     def clear(self) -> None:
         """Forget what was decoded."""
         self._library.llama_memory_clear(self._library.llama_get_memory(self._context), True)
+
+    def forget(self, sequence: int) -> None:
+        """Drop what was decoded of one sequence."""
+        self._library.llama_memory_seq_rm(self._library.llama_get_memory(self._context), sequence, -1, -1)
+
+    def copy_sequence(self, sequence: int, target: Context) -> None:
+        """Let another context of the same model, opened for as many sequences, go on where one of this one's stands.
+
+        Raises:
+            ParityError: there is no room in it.
+        """
+        library = self._library
+        size = library.llama_state_seq_get_size(self._context, sequence)
+        state = (ctypes.c_uint8 * size)()
+        target.forget(sequence)
+        read = library.llama_state_seq_get_data(self._context, state, size, sequence)
+        if not read or not library.llama_state_seq_set_data(target._context, state, read, sequence):
+            raise ParityError(
+                f"llama.cpp: {size} bytes of a sequence's state were not taken over ({last_reason()}); room in the "
+                "other context is needed. Use a larger n_ctx."
+            )
 
     def decode(self, tokens: Sequence[tuple[int, int, int, bool]]) -> np.ndarray:
         """Run a batch of (token, position, sequence, wants logits); logits of those that want them, in order."""
