@@ -177,7 +177,7 @@ class _Api:
             return
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
         # Equal lengths, so that the time tells nothing.
-        digest = hashlib.sha256(given.strip().encode("utf-8", errors="surrogateescape")).digest()
+        digest = hashlib.sha256(given.strip().encode("latin-1")).digest()
         if not hmac.compare_digest(digest, self._key) or scheme.lower() != "bearer":
             raise RequestError(
                 401,
