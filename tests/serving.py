@@ -65,7 +65,9 @@ def running(checked: CheckedFile, settings: ServiceSettings | None = None) -> It
     log = StringIO()
     service = Service(checked, settings or ServiceSettings(), log)
     with closing(service):
-        config = uvicorn.Config(make_app(service), port=0, log_level="error", lifespan="off", timeout_graceful_shutdown=2)
+        config = uvicorn.Config(
+            make_app(service), port=0, log_level="error", lifespan="off", timeout_graceful_shutdown=2
+        )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, daemon=True)
         thread.start()

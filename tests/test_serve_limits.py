@@ -1,4 +1,4 @@
-"""What a server does not let itself be made to do: bad bodies, strangers, crowds, clients that leave, and its own end."""
+"""What a server does not let itself be made to do: bad bodies, strangers, crowds, clients that leave, its own end."""
 
 from __future__ import annotations
 
@@ -151,7 +151,9 @@ def test_full_queue_is_503_with_retry_after(http: httpx.Client, server: Running)
 def test_client_that_leaves_stops_its_generation(http: httpx.Client, server: Running, stream: bool) -> None:
     cancelled, tokens = metric(http, "aird_cancelled_total"), metric(http, 'aird_tokens_total{kind="answer"}')
     body = json.dumps(LONG | {"stream": stream}).encode()
-    head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+    head = (
+        f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+    )
     with socket.create_connection(("127.0.0.1", httpx.URL(server.url).port or 0)) as one:
         one.sendall(head.encode() + b"\r\n" + body)
         wait_until(lambda: metric(http, "aird_active_answers") == 1)

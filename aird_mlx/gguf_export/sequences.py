@@ -10,6 +10,8 @@ and logits, no text and no threads.
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -34,7 +36,7 @@ class Sequences:
     Attributes:
         parallel: how many sequences may be open, numbered from 0; fewer than asked for where wider batches round
             differently.
-        least: narrower batches round differently, so idle sequences fill a step up to this width.
+        least: narrower batches round differently, so a step is filled up to this width.
 
     Raises:
         ParityError: there is no memory for so much.
@@ -50,6 +52,8 @@ class Sequences:
             self._reader = runtime.new_context()
             self._reader.open(parallel, length)
         self._lengths: dict[int, int] = {}
+        # Of the last prompt. Below the time after which Python takes its lock from a thread, a prompt keeps it.
+        self._token_seconds = 1.0
         self.least, self.parallel = 1, parallel
         self.least, self.parallel = self._measure_widths()
 
@@ -81,7 +85,10 @@ class Sequences:
                 tap.clear()
             last = len(ids) - 1 - start
             batch = [(int(token), start + at, sequence, at == last) for at, token in enumerate(chunk)]
-            found = self._reader.decode(batch)
+            started = time.perf_counter()
+            is_short = self._token_seconds * len(batch) < sys.getswitchinterval()
+            found = self._reader.decode(batch, keep_lock=tap is not None and is_short)
+            self._token_seconds = (time.perf_counter() - started) / len(batch)
             logits = found[0] if len(found) else logits
             if tap is not None:
                 for layer, new in tap.rows(self._runtime.hidden).items():
@@ -94,20 +101,25 @@ class Sequences:
         return logits, rows
 
     def step(self, tokens: Mapping[int, int]) -> dict[int, np.ndarray]:
-        """Append a token to each of some open sequences: by sequence the logits ``[vocab]`` after it.
+        """Append a token to each open sequence: by sequence the logits ``[vocab]`` after it.
 
         Raises:
             ParityError: llama.cpp fails.
         """
-        idle = [number for number in range(self.parallel) if number not in self._lengths]
-        fillers = idle[: max(0, self.least - len(tokens))]
-        batch = [(int(token), self._lengths[number], number, True) for number, token in tokens.items()]
-        logits = self._writer.decode(batch + [(0, 0, number, True) for number in fillers])
+        # llama.cpp computes sequences together only if their numbers follow each other: gaps are filled by idle ones,
+        # which then forget what they were given, and so is what is missing to the least width.
+        last = min(max(max(tokens), min(tokens) + self.least - 1), self.parallel - 1)
+        numbers = range(min(min(tokens), last - self.least + 1), last + 1)
+        fillers = [number for number in numbers if number not in tokens]
+        assert not self._lengths.keys() & set(fillers), "every open sequence is given a token"
+        logits = self._writer.decode(
+            [(int(tokens.get(number, 0)), self._lengths.get(number, 0), number, True) for number in numbers]
+        )
         for number in fillers:
             self._writer.forget(number)
         for number in tokens:
             self._lengths[number] += 1
-        return dict(zip(tokens, logits, strict=False))
+        return {number: row for number, row in zip(numbers, logits, strict=True) if number in tokens}
 
     def forget(self, sequence: int) -> None:
         """Close a sequence; its number is free."""
@@ -137,7 +149,7 @@ class Sequences:
         found = []
         for step in range(steps):
             following = {numbers[sequence]: tokens[sequence, MEASURED_PROMPT + step] for sequence in range(width)}
-            after = self.step(dict(sorted(following.items())))
+            after = self.step(following)
             found.append(np.stack([after[number] for number in numbers]))
         for number in numbers:
             self.forget(number)
