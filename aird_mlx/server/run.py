@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import logging
 import socket
 from collections.abc import Callable
 
@@ -38,6 +39,8 @@ def serve(checked: CheckedFile, settings: ServiceSettings, ready: Callable[[str]
         )
     listener = _listen(settings.host, settings.port)
     try:
+        # asyncio warns of each write to a client that has just left.
+        logging.getLogger("asyncio").setLevel(logging.ERROR)
         log = log_stream()
         service = Service(checked, settings, log)
         try:
