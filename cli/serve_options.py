@@ -36,6 +36,15 @@ guard_options = with_options(
         help="Most tokens of a prompt and its answer.",
     ),
     click.option(
+        "--n-gpu-layers",
+        "-ngl",
+        type=click.IntRange(min=-1),
+        default=0,
+        show_default=True,
+        metavar="N",
+        help="Blocks computed on the GPU, -1 for all; what was measured is the CPU.",
+    ),
+    click.option(
         "--max-tokens",
         type=click.IntRange(min=1),
         default=1024,

@@ -28,6 +28,7 @@ class GgufChat:
         path: the GGUF file.
         parallel: most answers generated side by side.
         layers: where the residual stream is read, see `LlamaRuntime`.
+        gpu_layers: blocks computed on the GPU, see there.
 
     Raises:
         DependencyError: llama-cpp-python is not installed.
@@ -35,8 +36,8 @@ class GgufChat:
         PromptError: the file has no chat template, or one that is no jinja.
     """
 
-    def __init__(self, path: Path, *, parallel: int = 16, layers: Collection[int] = ()) -> None:
-        self.runtime = LlamaRuntime(path, parallel=parallel, layers=layers)
+    def __init__(self, path: Path, *, parallel: int = 16, layers: Collection[int] = (), gpu_layers: int = 0) -> None:
+        self.runtime = LlamaRuntime(path, parallel=parallel, layers=layers, gpu_layers=gpu_layers)
         template = self.runtime.metadata("tokenizer.chat_template")
         try:
             if template is None:

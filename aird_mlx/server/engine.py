@@ -102,6 +102,7 @@ class Engine:
         context_length: most tokens of a prompt and its answer; at most the file's own.
         parallel: most answers at once.
         queue: most requests waiting for a place.
+        gpu_layers: blocks computed on the GPU, -1 for all.
 
     Attributes:
         chat: template and tokenizer of the file; may be used from other threads.
@@ -111,9 +112,12 @@ class Engine:
         AirdError: as for `GgufChat`, or there is no memory for so many places.
     """
 
-    def __init__(self, path: Path, probe: Probe | None, *, context_length: int, parallel: int, queue: int) -> None:
+    def __init__(
+        self, path: Path, probe: Probe | None, *, context_length: int, parallel: int, queue: int, gpu_layers: int = 0
+    ) -> None:
         self.probe = probe
-        self.chat = GgufChat(path, parallel=parallel, layers=() if probe is None else [probe.layer])
+        layers = () if probe is None else [probe.layer]
+        self.chat = GgufChat(path, parallel=parallel, layers=layers, gpu_layers=gpu_layers)
         try:
             self.context_length = min(context_length, self.chat.context_length or context_length)
             self._sequences = Sequences(self.chat.runtime, parallel, self.context_length)

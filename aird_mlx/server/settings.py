@@ -25,6 +25,7 @@ class ServiceSettings:
             ``log``.
         guard_model: another GGUF file, asked for a second opinion ``guard_when`` the probe raises an alarm, or always.
         ctx_size: most tokens of a prompt and its answer.
+        n_gpu_layers: blocks computed on the GPU, -1 for all; the probe was fitted on the CPU.
         parallel: most answers at once; ``queue``: most requests waiting.
         max_tokens: of one answer.
         temperature: of requests that name none; 0 is what was measured.
@@ -40,6 +41,7 @@ class ServiceSettings:
     ctx_size: int = 2048
     parallel: int = 4
     queue: int = 64
+    n_gpu_layers: int = 0
     max_tokens: int = 1024
     max_request_bytes: int = 1 << 20
     temperature: float = 0.0
@@ -79,6 +81,7 @@ def open_guard(checked: CheckedFile, settings: ServiceSettings, *, probe: bool =
             context_length=settings.ctx_size,
             parallel=settings.parallel,
             queue=settings.queue,
+            gpu_layers=settings.n_gpu_layers,
         )
     except AirdError:
         if second is not None:
