@@ -18,6 +18,7 @@ from aird_mlx.guard.seal import seal
 from aird_mlx.model import ChatModel, load, save
 from aird_mlx.prompts import KINDS, render_prompt
 from aird_mlx.server.checks import CheckedFile, check_file
+from aird_mlx.server.engine import Engine
 from aird_mlx.server.settings import ServiceSettings
 
 DEMO_LENGTH = 64
@@ -47,10 +48,10 @@ def checked_demo(path: Path) -> CheckedFile:
 
 @dataclass
 class Running:
-    """A server that answers at ``url``; ``log`` is what it logged so far."""
+    """A server that answers at ``url`` with an engine; ``log`` is what it logged so far."""
 
     url: str
-    service: object
+    engine: Engine
     log: StringIO
 
 
@@ -76,7 +77,7 @@ def running(checked: CheckedFile, settings: ServiceSettings | None = None) -> It
             time.sleep(0.01)
         try:
             port = server.servers[0].sockets[0].getsockname()[1]
-            yield Running(f"http://127.0.0.1:{port}", service, log)
+            yield Running(f"http://127.0.0.1:{port}", service.engine, log)
         finally:
             server.should_exit = True
             thread.join(20)

@@ -106,6 +106,7 @@ class Engine:
 
     Attributes:
         chat: template and tokenizer of the file; may be used from other threads.
+        written: tokens chosen so far, of all answers.
         parallel: places there are; fewer than asked for where wider batches would change answers.
 
     Raises:
@@ -126,6 +127,7 @@ class Engine:
             raise
         self.parallel = self._sequences.parallel
         self._end_tokens = frozenset(self.chat.runtime.end_tokens)
+        self.written = 0
         self._queue = queue
         self._waiting: deque[Generation] = deque()
         self._active: dict[int, Generation] = {}
@@ -251,6 +253,7 @@ class Engine:
             self._finish(place, "stop")
             return
         generation.new_tokens += 1
+        self.written += 1
         text = generation.text.push(token)
         if text:
             generation.deliver(Piece(text))
