@@ -37,6 +37,7 @@ from .options import (
     choose_model,
     json_option,
 )
+from .serve_options import chat_options, serve_options
 
 INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM  # as shells count
 
@@ -267,6 +268,39 @@ def selftest(file: Path, as_json: bool, **options: Any) -> int:
 
     found = selftest_file(file, **options)
     return show(found.exit_code, render_guard.show_selftest, found, as_json)
+
+
+@aird_mlx.command()
+@serve_options
+def serve(file: Path, root: str | None, canary_set: str | None, allow_unverified: bool, **options: Any) -> int:
+    """Check FILE.gguf with verify and selftest, then serve it: OpenAI's protocol and a chat page, with a guard.
+
+    Every prompt is read by the file's probe while llama.cpp evaluates it; --policy says what an alarm does. A file that
+    fails a check is not served (exit code 3, 4 or 5); without a manifest it needs --allow-unverified.
+    """
+    start_library()
+    from aird_mlx.server.settings import ServiceSettings, check_packages
+
+    from . import serving
+
+    check_packages()
+    settings = ServiceSettings(**options)
+    checked = serving.check(file, root=root, canary_set=canary_set, allow_unverified=allow_unverified)
+    return serving.run_server(checked, settings) if checked.is_allowed else checked.exit_code
+
+
+@aird_mlx.command()
+@chat_options
+def chat(file: Path, root: str | None, canary_set: str | None, allow_unverified: bool, **options: Any) -> int:
+    """Check FILE.gguf with verify and selftest, then talk to it in the terminal, with the guard of `serve`."""
+    start_library()
+    from aird_mlx.server.settings import ServiceSettings
+
+    from . import serving
+
+    settings = ServiceSettings(parallel=1, queue=0, **options)
+    checked = serving.check(file, root=root, canary_set=canary_set, allow_unverified=allow_unverified)
+    return serving.run_chat(checked, settings) if checked.is_allowed else checked.exit_code
 
 
 def start_library() -> None:

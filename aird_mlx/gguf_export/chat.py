@@ -31,6 +31,7 @@ class GgufChat:
         path: the GGUF file.
         parallel: most answers generated side by side.
         layers: where the residual stream is read, see `LlamaRuntime`.
+        gpu_layers: blocks computed on the GPU, see there.
 
     Raises:
         DependencyError: llama-cpp-python is not installed.
@@ -38,8 +39,8 @@ class GgufChat:
         PromptError: the file has no chat template, or one that is no jinja.
     """
 
-    def __init__(self, path: Path, *, parallel: int = 16, layers: Collection[int] = ()) -> None:
-        self.runtime = LlamaRuntime(path, parallel=parallel, layers=layers)
+    def __init__(self, path: Path, *, parallel: int = 16, layers: Collection[int] = (), gpu_layers: int = 0) -> None:
+        self.runtime = LlamaRuntime(path, parallel=parallel, layers=layers, gpu_layers=gpu_layers)
         template = self.runtime.metadata("tokenizer.chat_template")
         try:
             if template is None:
@@ -76,8 +77,18 @@ class GgufChat:
         Raises:
             PromptError: the template cannot render the conversation.
         """
+        text = self.render_text(messages, options)
+        ids = self.runtime.tokenize(text)
+        return ids + (self.runtime.tokenize(prefill, parse_special=False) if prefill else [])
+
+    def render_text(self, messages: Sequence[Mapping[str, str]], options: Mapping[str, Any] | None = None) -> str:
+        """The conversation as text, special tokens written out, up to the answer's start.
+
+        Raises:
+            PromptError: the template cannot render it.
+        """
         try:
-            text = self._template.render(
+            return self._template.render(
                 messages=[dict(message) for message in messages],
                 add_generation_prompt=True,
                 **self._special,
@@ -88,8 +99,6 @@ class GgufChat:
                 f"prompts: the chat template in {self.runtime.path} cannot render the conversation ({error}); a "
                 "working jinja template is needed. Check the model it was exported from."
             ) from error
-        ids = self.runtime.tokenize(text)
-        return ids + (self.runtime.tokenize(prefill, parse_special=False) if prefill else [])
 
     def encode(self, text: str) -> list[int]:
         """Token ids of plain text, behind the token the file says comes first."""
