@@ -151,6 +151,7 @@ class Walk:
             self.hidden.append(embedded)
             self._arguments.append(arguments)
         mx.eval(self.hidden)
+        model.hold(0)
 
     @property
     def is_done(self) -> bool:
@@ -179,7 +180,10 @@ class Walk:
         for index in range(len(self.batches)):
             self.hidden[index] = self.run_block(index)
             check_finite(self.hidden[index], self.layer)
+        self.model.release(self.layer)
         self.layer += 1
+        if not self.is_done:
+            self.model.hold(self.layer)
 
     def move_to(self, layer: int) -> None:
         """Advance until standing at the input of block ``layer``."""

@@ -6,17 +6,25 @@ Loading and running are mlx-lm's. This package knows nothing about refusals, pru
 from aird_mlx.model.chat_model import ChatModel, Tap, context_length
 from aird_mlx.model.files import COMPANION_FILES, load, read_network, save
 from aird_mlx.model.find import DEMO_FOLDER, find_folder, network_error, read_config
+from aird_mlx.model.memory import loaded_bytes, needs_streaming, usable_memory
+from aird_mlx.model.shards import ShardFolder
+from aird_mlx.model.stream import BlockStream
 
 __all__ = [
     "COMPANION_FILES",
     "DEMO_FOLDER",
+    "BlockStream",
     "ChatModel",
+    "ShardFolder",
     "Tap",
     "context_length",
     "find_folder",
     "load",
+    "loaded_bytes",
+    "needs_streaming",
     "network_error",
     "read_config",
     "read_network",
     "save",
+    "usable_memory",
 ]

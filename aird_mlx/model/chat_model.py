@@ -19,6 +19,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import compute_bits_per_weight
 
 from aird_mlx.architectures import Architecture
+from aird_mlx.model.stream import BlockStream
 
 Call = Callable[..., mx.array]
 
@@ -49,6 +50,7 @@ class ChatModel:
         folder: where its files lie.
         architecture: its row in the table.
         notes: what loading did that the user should know.
+        stream: reads and lets go of the blocks where they are not all in memory.
     """
 
     network: nn.Module
@@ -58,17 +60,18 @@ class ChatModel:
     folder: Path
     architecture: Architecture
     notes: list[str] = field(default_factory=list)
+    stream: BlockStream | None = None
 
     @property
     def blocks(self) -> list[nn.Module]:
         """The residual blocks in order (the network's own list: replacing an element changes the model)."""
-        blocks = _submodule(self.network, self.architecture.blocks)
+        blocks = submodule(self.network, self.architecture.blocks)
         assert isinstance(blocks, list)
         return blocks
 
     def linear(self, block: int, name: str) -> nn.Linear:
         """The linear ``name`` (e.g. ``mlp.down_proj``) of block ``block``."""
-        linear = _submodule(self.blocks[block], name)
+        linear = submodule(self.blocks[block], name)
         assert isinstance(linear, nn.Linear)
         return linear
 
@@ -98,6 +101,16 @@ class ChatModel:
         """Stored bits per weight, as mlx-lm counts them."""
         return float(compute_bits_per_weight(self.network))
 
+    def hold(self, block: int) -> None:
+        """Keep a block in memory while a walk stands at it; the others are only read as they run, if not all fit."""
+        if self.stream is not None:
+            self.stream.hold(block)
+
+    def release(self, block: int) -> None:
+        """Let go of a block's weights if not all blocks fit; what was changed in them and not written is lost."""
+        if self.stream is not None:
+            self.stream.release(block)
+
     @contextmanager
     def block_taps(self, call: Callable[[int, nn.Module, tuple[Any, ...], dict[str, Any]], mx.array]) -> Iterator[None]:
         """Replace every block by ``call(block index, block, args, kwargs)`` while the context lasts."""
@@ -117,7 +130,7 @@ class ChatModel:
         try:
             for name, call in calls.items():
                 owner_name, _, attribute = name.rpartition(".")
-                owner = _submodule(self.blocks[block], owner_name) if owner_name else self.blocks[block]
+                owner = submodule(self.blocks[block], owner_name) if owner_name else self.blocks[block]
                 linear = getattr(owner, attribute)
                 originals.append((owner, attribute, linear))
                 owner[attribute] = Tap(linear, _bind(call, linear))
@@ -129,9 +142,12 @@ class ChatModel:
     def sparsity(self) -> float:
         """Share of exact zeros among the prunable linears' weights, counted."""
         zeros, total = 0, 0
-        for _, _, linear in self.linears():
-            zeros += int((linear.weight == 0).sum().item())
-            total += linear.weight.size
+        for block in range(len(self.blocks)):
+            for name in self.architecture.linear_names:
+                weight = self.linear(block, name).weight
+                zeros += int((weight == 0).sum().item())
+                total += weight.size
+            self.release(block)
         return zeros / total
 
 
@@ -141,7 +157,8 @@ def context_length(config: Mapping[str, Any]) -> int | None:
     return found if isinstance(found, int) else None
 
 
-def _submodule(module: Any, path: str) -> Any:
+def submodule(module: Any, path: str) -> Any:
+    """What is at a dotted path of names in a module."""
     for name in path.split("."):
         module = getattr(module, name)
     return module

@@ -15,8 +15,9 @@ from mlx_lm.utils import dequantize_model, load_model, load_tokenizer, save_conf
 
 from aird_mlx.architectures import architecture_of
 from aird_mlx.errors import ModelError, OutputError
-from aird_mlx.model.chat_model import ChatModel
+from aird_mlx.model.chat_model import ChatModel, submodule
 from aird_mlx.model.find import find_folder, read_config
+from aird_mlx.model.stream import BlockStream
 
 # What a tokenizer or a chat app reads beside the weights; copied byte for byte, since a re-serialized tokenizer
 # is a different tokenizer until proven otherwise.
@@ -39,7 +40,9 @@ TEMPLATES = "additional_chat_templates"  # a folder of them
 BAD_VALUES = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
 
 
-def load(model: str | Path, *, revision: str | None = None, trust_remote_code: bool = False) -> ChatModel:
+def load(
+    model: str | Path, *, revision: str | None = None, trust_remote_code: bool = False, streaming: bool = False
+) -> ChatModel:
     """Load a chat model through mlx-lm: ``demo``, a local folder, or a hub id.
 
     A quantized model is dequantized (repair needs to see and keep exact zeros) and says so in ``notes``.
@@ -48,6 +51,7 @@ def load(model: str | Path, *, revision: str | None = None, trust_remote_code: b
         model: ``"demo"``, a folder, or a Hugging Face id such as ``mlx-community/Llama-3.2-3B-Instruct``.
         revision: branch, tag or commit of a hub id.
         trust_remote_code: run Python code that comes with the model, its tokenizer's included.
+        streaming: read blocks when they run and let go of them afterwards, see `BlockStream`.
 
     Raises:
         ModelError: no such folder or id, files missing or corrupt, an unsupported model type, code that may not run, no
@@ -57,14 +61,23 @@ def load(model: str | Path, *, revision: str | None = None, trust_remote_code: b
     folder = find_folder(name, revision=revision)
     config = read_config(folder)
     architecture = architecture_of(config["model_type"])
-    network, tokenizer, config = read_network(folder, config, trust_remote_code=trust_remote_code)
-    loaded = ChatModel(network, tokenizer, config, name, folder, architecture)
+    network, tokenizer, complete = read_network(folder, config, trust_remote_code=trust_remote_code, lazy=streaming)
+    loaded = ChatModel(network, tokenizer, complete, name, folder, architecture)
     _dequantize(loaded)
+    if not streaming:
+        mx.eval(network.parameters())
+        return loaded
+
+    def reopen() -> list[nn.Module]:
+        again = _read_weights(folder, config, trust_remote_code, lazy=True)[0]
+        return submodule(dequantize_model(again), architecture.blocks)
+
+    loaded.stream = BlockStream(loaded.blocks, reopen)
     return loaded
 
 
 def read_network(
-    folder: Path, config: Mapping[str, Any], *, trust_remote_code: bool = False
+    folder: Path, config: Mapping[str, Any], *, trust_remote_code: bool = False, lazy: bool = False
 ) -> tuple[nn.Module, TokenizerWrapper, dict[str, Any]]:
     """Network (quantized if its files are), tokenizer and config of any chat model that mlx-lm runs.
 
@@ -72,6 +85,7 @@ def read_network(
         folder: where config.json, the weights and the tokenizer lie.
         config: what `read_config` gave.
         trust_remote_code: run Python code that comes with the model, its tokenizer's included.
+        lazy: read weights when they are used.
 
     Raises:
         ModelError: files missing or corrupt, a model type mlx-lm does not know, code that may not run, no template.
@@ -86,8 +100,17 @@ def read_network(
             f"model: {folder} comes with code of its own ({config['model_file']!r:.60}), which was not run; permission "
             "is needed. Read the code, and if you trust it, add --trust-remote-code."
         )
+    network, complete = _read_weights(folder, config, trust_remote_code, lazy)
+    return network, _load_tokenizer(folder, complete, trust_remote_code), complete
+
+
+def _read_weights(
+    folder: Path, config: Mapping[str, Any], trust_remote_code: bool, lazy: bool
+) -> tuple[nn.Module, dict[str, Any]]:
     try:
-        network, complete = load_model(folder, model_config=_rope(config), trust_remote_code=trust_remote_code)
+        network, complete = load_model(
+            folder, lazy=lazy, model_config=_rope(config), trust_remote_code=trust_remote_code
+        )
     except (*BAD_VALUES, RuntimeError, FileNotFoundError, ImportError, SyntaxError) as error:
         if _is_about_weights(error):
             raise ModelError(
@@ -95,7 +118,7 @@ def read_network(
                 "that match config.json are needed. Download the model again."
             ) from error
         raise _unusable(folder / "config.json", error) from error
-    return network, _load_tokenizer(folder, complete, trust_remote_code), complete
+    return network, complete
 
 
 def _is_about_weights(error: BaseException) -> bool:
@@ -165,7 +188,6 @@ def _dequantize(loaded: ChatModel) -> None:
         )
         return
     dequantize_model(loaded.network)
-    mx.eval(loaded.network.parameters())
     loaded.notes.append(
         f"the model was quantized ({quantization.get('bits')} bits, group {quantization.get('group_size')}); it was "
         "dequantized, and is written without quantization"
@@ -188,13 +210,7 @@ def save(model: ChatModel, folder: Path, *, card: str = "") -> None:
         partial.mkdir(parents=True)
         save_model(partial, model.network)
         save_config(dict(model.config), partial / "config.json")
-        for name in COMPANION_FILES:
-            if (model.folder / name).is_file():
-                shutil.copyfile(model.folder / name, partial / name)
-        for code in model.folder.glob("*.py"):
-            shutil.copyfile(code, partial / code.name)
-        if (model.folder / TEMPLATES).is_dir():
-            shutil.copytree(model.folder / TEMPLATES, partial / TEMPLATES)
+        copy_companions(model.folder, partial)
         if card:
             (partial / "README.md").write_text(card, encoding="utf-8")
         partial.rename(folder)
@@ -205,6 +221,15 @@ def save(model: ChatModel, folder: Path, *, card: str = "") -> None:
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def copy_companions(source: Path, target: Path) -> None:
+    """Copy tokenizer, template, generation config and code of a model folder, byte for byte."""
+    for path in (*(source / name for name in COMPANION_FILES), *source.glob("*.py")):
+        if path.is_file():
+            shutil.copyfile(path, target / path.name)
+    if (source / TEMPLATES).is_dir():
+        shutil.copytree(source / TEMPLATES, target / TEMPLATES, dirs_exist_ok=True)
 
 
 def _reason(error: BaseException) -> str:

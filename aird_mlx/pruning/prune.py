@@ -7,12 +7,13 @@ and the output head are left alone.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
 
 import mlx.core as mx
 
 from aird_mlx.activations import TokenBatch, Walk
 from aird_mlx.errors import PromptError, UsageError
-from aird_mlx.model import ChatModel
+from aird_mlx.model import ChatModel, ShardFolder
 from aird_mlx.pruning.allocation import ALLOCATIONS, Allocation
 from aird_mlx.pruning.masks import (
     SCOPES,
@@ -28,7 +29,7 @@ from aird_mlx.pruning.masks import (
 )
 from aird_mlx.pruning.moments import input_squares, second_moments
 from aird_mlx.pruning.sparsegpt import DAMPING, sparsify_weight
-from aird_mlx.report import PruningReport, TensorSparsity
+from aird_mlx.report import PruningReport, TensorSparsity, zeros_among
 
 METHODS = ("wanda", "sparsegpt", "magnitude", "random")
 # Those that look at the inputs of the linears.
@@ -84,12 +85,13 @@ def prune_model(
     scope: str = "row",
     allocation: Allocation | None = None,
     seed: int = 0,
+    shards: ShardFolder | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> PruningReport:
     """Prune every linear of every block in place.
 
     Args:
-        model: changed in place.
+        model: changed in place. A streamed one needs ``shards``.
         calibration: token batches; the inputs they give weigh the weights (Wanda, SparseGPT). Else ignored.
         method: ``wanda``, ``sparsegpt`` (which also changes the weights that stay), ``magnitude`` or ``random``.
         sparsity: fraction to remove; with an ``N:M`` pattern N/M rules instead.
@@ -98,6 +100,8 @@ def prune_model(
             of 128 columns.
         allocation: what each linear is to lose, see `allocate_sparsity`; default: all the same.
         seed: of ``random``.
+        shards: the folder of this model that each block is written to when it is done; blocks that are there are taken
+            as they are, and the result is the same.
         progress: called with (blocks done, blocks).
 
     Raises:
@@ -115,14 +119,16 @@ def prune_model(
     walk = Walk(model, calibration) if method in CALIBRATED else None
     names = model.architecture.linear_names
     keys = mx.random.split(mx.random.key(seed), len(model.blocks) * len(names))
-    tensors = []
-    for block in range(len(model.blocks)):
+
+    def prune_block(block: int) -> list[TensorSparsity]:
         squares = input_squares(walk, names) if walk and method == "wanda" else {}
         moments = second_moments(walk, names) if walk and method == "sparsegpt" else {}
+        tensors = []
         for index, name in enumerate(names):
             linear = model.linear(block, name)
             own = allocation.sparsities[block, name] if allocation else asked
             damping = None
+            before = _share_of_zeros(linear.weight)
             if method == "sparsegpt":
                 done = sparsify_weight(linear.weight, moments[name], sparsity=own, groups=groups)
                 linear.weight, damping = done.weight, done.damping
@@ -135,23 +141,43 @@ def prune_model(
                     scores = random_scores(linear.weight, keys[block * len(names) + index])
                 mask = n_of_m_mask(scores, *groups) if groups else lowest_mask(scores, own, scope=scope)
                 linear.weight = mx.where(mask, mx.zeros_like(linear.weight), linear.weight)
-            zeros = (linear.weight == 0).sum().item()
-            size = linear.weight.size
-            tensors.append(TensorSparsity(block, name, size, own, zeros / size, damping))
+            zeros = _share_of_zeros(linear.weight)
+            tensors.append(TensorSparsity(block, name, linear.weight.size, own, zeros, damping, before))
+        return tensors
+
+    tensors: list[TensorSparsity] = []
+    for block in range(len(model.blocks)):
+        known = shards.take(block) if shards else None
+        if known is None:
+            own = prune_block(block)
+            if shards:
+                shards.write(block, [asdict(one) for one in own])
+        else:
+            own = [TensorSparsity(**one) for one in known]
+        tensors += own
         if walk:
             walk.advance()
+        else:
+            model.release(block)
         progress(block + 1, len(model.blocks))
-    return PruningReport(
-        method, pattern, scope, kind, asked, model.sparsity(), tensors, [*notes, *_damping_notes(tensors)]
-    )
+    notes = [*_notes_before(tensors), *notes, *_damping_notes(tensors)]
+    return PruningReport(method, pattern, scope, kind, asked, zeros_among(tensors), tensors, notes)
+
+
+def _share_of_zeros(weight: mx.array) -> float:
+    return float((weight == 0).sum().item() / weight.size)
+
+
+def _notes_before(tensors: Sequence[TensorSparsity]) -> list[str]:
+    before = zeros_among([replace(one, sparsity=one.before) for one in tensors])
+    if before <= 0.01:
+        return []
+    return [f"{before:.1%} of the pruned linears' weights were zero already; they are removed again first"]
 
 
 def _notes(model: ChatModel, calibration: Sequence[TokenBatch], method: str) -> list[str]:
-    """What should be known beforehand: a model that is pruned already, a calibration that is short."""
-    notes = []
-    before = model.sparsity()
-    if before > 0.01:
-        notes.append(f"{before:.1%} of the pruned linears' weights were zero already; they are removed again first")
+    """What should be known beforehand: a calibration that is short."""
+    notes: list[str] = []
     if method not in CALIBRATED:
         return notes
     tokens = int(sum(batch.counted.sum().item() for batch in calibration))

@@ -95,7 +95,8 @@ def sparsify_weight(
         columns = columns[size:] - factor[start : start + size, start + size :].T @ errors
         done.append(kept)
         mx.eval(kept, columns)
-    return Sparsified(mx.concatenate(done).T.astype(weight.dtype), damping)
+    # Row by row in memory, as a file gives it back: products of another layout may differ in the last bit.
+    return Sparsified(mx.contiguous(mx.concatenate(done).T.astype(weight.dtype)), damping)
 
 
 def inverse_factor(second_moment: mx.array, damping: float) -> tuple[mx.array, mx.array, float]:

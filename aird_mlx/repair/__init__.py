@@ -24,11 +24,13 @@ from aird_mlx.repair.closed_form import (
 )
 from aird_mlx.repair.distillation import distill, fits_in_memory
 from aird_mlx.repair.reconstruction import reconstruct_block, reconstruction_error, token_weights
-from aird_mlx.repair.solve import RULES, STARTS_FROM, TOKENS, RepairPlan, paired_moments, solve_patch
+from aird_mlx.repair.solve import RULES, STARTS_FROM, TOKENS, RepairPlan, paired_moments, solve_blocks, solve_patch
+from aird_mlx.repair.streaming import STREAMED_RULES, repair_blocks
 
 __all__ = [
     "RULES",
     "STARTS_FROM",
+    "STREAMED_RULES",
     "TOKENS",
     "RepairPlan",
     "distill",
@@ -39,7 +41,9 @@ __all__ = [
     "reconstruct_block",
     "reconstruction_error",
     "refit_weight",
+    "repair_blocks",
     "restore_change",
+    "solve_blocks",
     "solve_patch",
     "spread_inside_mask",
     "token_weights",

@@ -10,7 +10,6 @@ and distributions are matched as well.
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Callable, Sequence
 
@@ -20,7 +19,7 @@ from mlx.utils import tree_flatten
 
 from aird_mlx.activations import TokenBatch, Walk, run_head, spread_rows
 from aird_mlx.direction import kl_divergence
-from aird_mlx.model import ChatModel
+from aird_mlx.model import ChatModel, usable_memory
 from aird_mlx.repair.descent import TOKENS_CHECKED, TOKENS_PER_STEP, descend, schedule_rows
 
 LEARNING_RATE = 0.01
@@ -28,8 +27,6 @@ LEARNING_RATE = 0.01
 TOKENS_COMPARED = 512
 # The token an answer opens from decides whether it refuses: one of dozens, it weighs as much as all the others.
 OPENING_WEIGHT = 30.0
-# Share of the memory that a job may plan with.
-USABLE_MEMORY = 0.6
 
 
 def needed_bytes(model: ChatModel) -> int:
@@ -39,11 +36,8 @@ def needed_bytes(model: ChatModel) -> int:
 
 
 def fits_in_memory(model: ChatModel) -> bool:
-    """Whether `distill` may be tried on this machine: its needs are within a share of the memory that there is."""
-    memory = mx.device_info().get("max_recommended_working_set_size")
-    if memory is None:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return needed_bytes(model) <= USABLE_MEMORY * int(memory)
+    """Whether `distill` may be tried on this machine: on whole models, its needs within what a job may plan with."""
+    return model.stream is None and needed_bytes(model) <= usable_memory()
 
 
 def distill(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import mlx.core as mx
+import mlx.nn as nn
 
 from aird_mlx.activations import TokenBatch, Walk, flatten_counted
 from aird_mlx.errors import UsageError
@@ -105,7 +106,10 @@ def solve_patch(
         parts = _solve_distillation(model, dense, calibration, start, plan, later)
     else:
         used = directions.reshape(-1, directions.shape[-1])[: plan.rank]
-        parts = _solve_blocks(model, dense, calibration, used, plan, progress)
+        parts = []
+        for block, own in solve_blocks(model, dense, calibration, used, plan):
+            parts += own
+            progress(block + 1, max(plan.blocks) + 1)
     ridge = plan.ridge if plan.rule in _REGULARIZED else 0.0
     return scaled(Patch(plan.rule, 1.0, ridge, tuple(parts), beta=plan.beta), plan.strength)
 
@@ -115,38 +119,57 @@ def _half(progress: Callable[[int, int], None], half: int) -> Callable[[int, int
     return lambda done, total: progress(100 * half + 100 * done // max(total, 1), 200)
 
 
-def _solve_blocks(
+def solve_blocks(
     model: ChatModel,
     dense: ChatModel,
     calibration: Sequence[TokenBatch],
     directions: mx.array,
     plan: RepairPlan,
-    progress: Callable[[int, int], None],
-) -> list[LinearPatch]:
-    originals: list[tuple[int, str, mx.array]] = []
-    parts: list[LinearPatch] = []
+    *,
+    is_repaired: Callable[[int], bool] = lambda block: False,
+) -> Iterator[tuple[int, list[LinearPatch]]]:
+    """`solve_patch` block by block, at strength 1, for all rules but ``distill``.
 
-    def apply(part: LinearPatch) -> None:
-        linear = model.linear(part.block, part.name)
-        originals.append((part.block, part.name, linear.weight))
-        linear.weight = changed_weight(linear.weight, part)
-        mx.eval(linear.weight)
-        parts.append(part)
+    Args:
+        model, dense, calibration, plan: see `solve_patch`.
+        directions: as many as the plan uses.
+        is_repaired: whether a block has been given its repaired weights before; it is passed as it is then.
 
+    Yields:
+        Each block up to the last of the plan, with the changes of its linears. The block has its repaired weights
+        then; when the next one is asked for it gets its own back, unless the model is streamed.
+    """
     solve_block = _SOLVERS[plan.rule]
     walks = (Walk(dense, calibration), Walk(model, calibration)) if plan.rule in _CALIBRATED else None
-    try:
-        for block in range(max(plan.blocks, default=-1) + 1):
-            if block in plan.blocks:
+    last = max(plan.blocks, default=-1)
+    for block in range(last + 1):
+        originals: list[tuple[nn.Linear, mx.array]] = []
+        parts: list[LinearPatch] = []
+
+        def apply(
+            part: LinearPatch,
+            originals: list[tuple[nn.Linear, mx.array]] = originals,
+            parts: list[LinearPatch] = parts,
+        ) -> None:
+            linear = model.linear(part.block, part.name)
+            originals.append((linear, linear.weight))
+            linear.weight = changed_weight(linear.weight, part)
+            mx.eval(linear.weight)
+            parts.append(part)
+
+        try:
+            if not is_repaired(block) and block in plan.blocks:
                 solve_block(model, dense, walks, block, directions, plan, apply)
-            if walks and block < max(plan.blocks):
+            yield block, parts
+            if walks and block < last:
                 walks[0].advance()
                 walks[1].advance()
-            progress(block + 1, max(plan.blocks) + 1)
-    finally:
-        for block, name, weight in reversed(originals):
-            model.linear(block, name).weight = weight
-    return parts
+        finally:
+            if model.stream is None:
+                for linear, weight in reversed(originals):
+                    linear.weight = weight
+        model.release(block)
+        dense.release(block)
 
 
 Walks = tuple[Walk, Walk] | None

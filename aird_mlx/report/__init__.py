@@ -18,7 +18,7 @@ from aird_mlx.report.evaluation import (
 )
 from aird_mlx.report.figures import SCHEMA, Estimate, Rate, RefusalRates, Utility
 from aird_mlx.report.guard import CanaryFigures, Check, SelfTest, Verification
-from aird_mlx.report.pruning import PruningReport, TensorSparsity
+from aird_mlx.report.pruning import PruningReport, TensorSparsity, zeros_among
 from aird_mlx.report.quantization import QuantizationReport, TensorQuantization
 from aird_mlx.report.repair import (
     Control,
@@ -73,4 +73,5 @@ __all__ = [
     "from_json",
     "read_result",
     "to_json",
+    "zeros_among",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from aird_mlx.report.figures import SCHEMA
@@ -17,6 +18,7 @@ class TensorSparsity:
         asked: fraction it was to lose.
         sparsity: share of exact zeros, counted in the weights.
         damping: SparseGPT's, as a share of the Hessian's mean diagonal; None for other methods.
+        before: share of exact zeros before it was pruned.
     """
 
     block: int
@@ -25,6 +27,13 @@ class TensorSparsity:
     asked: float
     sparsity: float
     damping: float | None = None
+    before: float = 0.0
+
+
+def zeros_among(tensors: Sequence[TensorSparsity]) -> float:
+    """Share of exact zeros among the weights of all of them."""
+    zeros = sum(round(one.sparsity * one.weights) for one in tensors)
+    return zeros / max(sum(one.weights for one in tensors), 1)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,118 @@
+"""Blocks that are read when they run and let go of afterwards: a model may be larger than the memory.
+
+MLX reads a safetensors file lazily: an array occupies memory from its first use until nothing refers to it. Here the
+arrays of a block are replaced by unread ones once the block has run, so that at most the *held* block (where a walk
+stands) and the one that runs are in memory. Everything that runs a model works on such a one; each forward pass reads
+the files once. What is outside the blocks (embedding, last norm, head) stays.
+"""
+
+from __future__ import annotations
+
+import resource
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+# Unread arrays keep their file open, and macOS allows 256 files unless asked.
+OPEN_FILES = 4096
+
+
+class BlockStream:
+    """Reads and lets go of the blocks of one network.
+
+    Args:
+        blocks: the network's own, nothing in them read yet. Each gets a class of its own, whose call lets go of the
+            block again unless it is held.
+        reopen: the same blocks once more, nothing in them read yet.
+    """
+
+    def __init__(self, blocks: list[nn.Module], reopen: Callable[[], list[nn.Module]]) -> None:
+        _allow_open_files()
+        self._blocks = list(blocks)
+        self._reopen = reopen
+        self._places = [_places_of(block) for block in blocks]
+        self._spare: list[dict[str, mx.array] | None] = []
+        self._written: dict[int, tuple[Path, str]] = {}
+        self._held: int | None = None
+        for index, block in enumerate(blocks):
+            block.__class__ = _streamed(type(block), self, index)
+
+    def hold(self, block: int) -> None:
+        """Keep what is read of one block, instead of the one held before, until it is released."""
+        if self._held not in (None, block):
+            self.release(self._held)
+        self._held = block
+
+    def is_held(self, block: int) -> bool:
+        """Whether the block stays in memory when it has run."""
+        return self._held == block
+
+    def release(self, block: int) -> None:
+        """Put unread arrays in place of the block's own; changes that were not written are lost."""
+        if self._held == block:
+            self._held = None
+        places = self._places[block]
+        for name, array in self._unread(block).items():
+            module, key = places[name]
+            module[key] = array
+        mx.clear_cache()
+
+    def redirect(self, block: int, path: Path, prefix: str) -> None:
+        """Read the block from another file from now on, where its arrays' names start with ``prefix``."""
+        self._places[block] = _places_of(self._blocks[block])
+        self._written[block] = (path, prefix)
+        is_held = self.is_held(block)
+        self.release(block)
+        self._held = block if is_held else self._held
+
+    def _unread(self, block: int) -> Mapping[str, mx.array]:
+        if block in self._written:
+            path, prefix = self._written[block]
+            arrays = mx.load(str(path))
+            assert isinstance(arrays, dict)
+            return {name: arrays[prefix + name] for name in self._places[block]}
+        # One reopening serves each block once: a pass over all blocks reopens the files once.
+        if not self._spare or self._spare[block] is None:
+            self._spare = [
+                {name: module[key] for name, (module, key) in _places_of(one).items()} for one in self._reopen()
+            ]
+        found, self._spare[block] = self._spare[block], None
+        assert found is not None
+        return found
+
+
+def _places_of(block: nn.Module) -> dict[str, tuple[Any, str]]:
+    """By name within the block, the module that has an array and the key it has it under."""
+    return dict(_arrays_in(block))
+
+
+def _arrays_in(block: nn.Module) -> Iterator[tuple[str, tuple[Any, str]]]:
+    for path, module in block.named_modules():
+        for key, value in module.items():
+            if isinstance(value, mx.array) and not key.startswith("_"):
+                yield f"{path}.{key}" if path else key, (module, key)
+
+
+def _streamed(plain: type[nn.Module], stream: BlockStream, index: int) -> type[nn.Module]:
+    """A class for one block: the same module, but its call computes the output and lets go of the weights."""
+
+    class StreamedBlock(plain):  # type: ignore[misc]
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            output = super().__call__(*args, **kwargs)
+            if not stream.is_held(index):
+                states = [one.state for one in (*args, *kwargs.values()) if hasattr(one, "state")]
+                mx.eval(output, states)  # what is not computed yet would keep the weights
+                stream.release(index)
+            return output
+
+    return StreamedBlock
+
+
+def _allow_open_files() -> None:
+    least, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if most == resource.RLIM_INFINITY else min(OPEN_FILES, most)
+    if least < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
