@@ -13,17 +13,27 @@ from pathlib import Path
 from mlx_lm.convert import mixed_quant_predicate_builder
 
 from aird_mlx.direction import Direction
+from aird_mlx.environment import resumable_facts
 from aird_mlx.errors import ModelError, UsageError
 from aird_mlx.inputs import gather_inputs
-from aird_mlx.model import ChatModel, find_folder, load, read_config, save
+from aird_mlx.model import (
+    ChatModel,
+    ShardFolder,
+    find_folder,
+    load,
+    loaded_bytes,
+    needs_streaming,
+    read_config,
+    save,
+)
 from aird_mlx.prompts import KINDS
 from aird_mlx.pruning import CALIBRATED, Allocation, allocate_sparsity, check_pruning, check_words, prune_model
 from aird_mlx.quantization import Recipe, check_quantization, quantize_model
-from aird_mlx.reference import MAX_NEW_TOKENS, Reference, ask_reference
+from aird_mlx.reference import MAX_NEW_TOKENS, Answers, Reference, ask_reference
 from aird_mlx.report import PruningReport, QuantizationReport
 from aird_mlx.settings import Progress, PruningSettings
 from aird_mlx.stages import DIRECTION_PROMPTS, measure_on_reference
-from aird_mlx.workspace import check_new_folder
+from aird_mlx.workspace import Workspace, check_new_folder, check_space, check_started, read_json, write_json
 
 _NOT_FASTER = "zeros alone make the file no smaller and MLX no faster: weights are stored and multiplied as if dense"
 
@@ -35,6 +45,7 @@ def prune_on_reference(
     direction: Direction | None = None,
     *,
     seed: int = 0,
+    shards: ShardFolder | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> PruningReport:
     """Prune ``model``, a copy of the dense one, calibrated on the dense model's own dialogues.
@@ -44,7 +55,7 @@ def prune_on_reference(
         reference: the dense model and its answers; None where nothing is calibrated.
         settings: how to prune.
         direction: the dense model's refusal direction; needed to allocate by safety.
-        seed, progress: see `prune_model`.
+        seed, shards, progress: see `prune_model`.
     """
     calibration = [] if reference is None else reference.calibration(_calibration_kinds(settings))
     allocation: Allocation | None = None
@@ -69,6 +80,7 @@ def prune_on_reference(
         scope=settings.scope,
         allocation=allocation,
         seed=seed,
+        shards=shards,
         progress=progress,
     )
 
@@ -82,6 +94,8 @@ def write_pruned(
     harmless: Path | None = None,
     calibration: Path | None = None,
     seed: int = 0,
+    streaming: bool | None = None,
+    resume: bool = False,
     revision: str | None = None,
     trust_remote_code: bool = False,
     progress: Progress = lambda stage, done, total: None,
@@ -94,6 +108,9 @@ def write_pruned(
         settings: how to prune.
         harmful, harmless, calibration: prompts and texts instead of the built-in ones.
         seed: of the splits of the prompts, and of ``random``.
+        streaming: have one block in memory at a time, and write each as it is done; None: if the model does not fit.
+            What is written is the same.
+        resume: go on from an interrupted streaming run with the same settings.
         revision, trust_remote_code: see `load`.
         progress: called with (stage, steps done, steps).
 
@@ -103,12 +120,18 @@ def write_pruned(
     settings = settings or PruningSettings()
     check_words(settings.method, settings.sparsity, settings.pattern, settings.scope, settings.allocation)
     check_new_folder(out, "--out")
-    loaded = load(model, revision=revision, trust_remote_code=trust_remote_code)
+    folder = find_folder(model, revision=revision)
+    if streaming is None:
+        streaming = resume or needs_streaming(folder)
+    if resume:
+        check_started(out)
+    check_space(out, loaded_bytes(folder), "--out")
+    loaded = load(model, revision=revision, trust_remote_code=trust_remote_code, streaming=streaming)
     check_pruning(loaded, settings.method, settings.sparsity, settings.pattern, settings.scope, settings.allocation)
-    reference, direction = None, None
-    if settings.method in CALIBRATED or settings.allocation != "uniform":
-        inputs = gather_inputs(model, seed, harmful=harmful, harmless=harmless, calibration=calibration)
-        answers = ask_reference(
+    inputs = gather_inputs(model, seed, harmful=harmful, harmless=harmless, calibration=calibration)
+
+    def ask() -> Answers:
+        return ask_reference(
             loaded,
             inputs,
             max_new_tokens=MAX_NEW_TOKENS,
@@ -117,11 +140,32 @@ def write_pruned(
             parts=("find",),
             progress=partial(progress, "answers"),
         )
-        reference = Reference(loaded, inputs, answers)
-        if settings.allocation == "safety":
-            direction = measure_on_reference(loaded, reference, partial(progress, "direction")).direction
-    report = prune_on_reference(loaded, reference, settings, direction, seed=seed, progress=partial(progress, "prune"))
-    save(loaded, out)
+
+    def prune(answers: Answers | None, shards: ShardFolder | None) -> PruningReport:
+        reference, direction = None, None
+        if answers is not None:
+            reference = Reference(loaded, inputs, answers)
+            if settings.allocation == "safety":
+                direction = measure_on_reference(loaded, reference, partial(progress, "direction")).direction
+        return prune_on_reference(
+            loaded, reference, settings, direction, seed=seed, shards=shards, progress=partial(progress, "prune")
+        )
+
+    is_asked = settings.method in CALIBRATED or settings.allocation != "uniform"
+    if streaming:
+        files = {"harmful": harmful, "harmless": harmless, "calibration": calibration}
+        facts = dataclasses.asdict(settings) | {"model": model, "seed": seed}
+        workspace = Workspace(out, resumable_facts(facts, files, folder), resume=resume)
+        with workspace.working():
+            answers = workspace.stage("answers", "answers.json", ask, write_json, read_json) if is_asked else None
+            shards = ShardFolder(workspace.folder, loaded)
+            with workspace.block_stage("prune"):
+                report = prune(answers, shards)
+                shards.finish()
+            workspace.finish(leave_out=("answers.json",))
+    else:
+        report = prune(ask() if is_asked else None, None)
+        save(loaded, out)
     return dataclasses.replace(
         report, model=model, written={"mlx": str(out)}, notes=[*loaded.notes, *report.notes, _NOT_FASTER]
     )
@@ -170,6 +214,7 @@ def write_quantized(
             f"quantize: {model} is quantized already ({_quantization_words(found)}); a model that is not quantized is "
             "needed, since rounding twice loses twice. Quantize the original."
         )
+    check_space(out, loaded_bytes(find_folder(model, revision=revision)), "--out")
     loaded = load(model, revision=revision, trust_remote_code=trust_remote_code)
     recipe: Recipe | None = None if mixed is None else mixed_quant_predicate_builder(mixed, loaded.network, size)
     report = quantize_model(

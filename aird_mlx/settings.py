@@ -15,7 +15,7 @@ from aird_mlx.evaluation.judge_model import style_of
 from aird_mlx.gguf_export.outtypes import OUTTYPES
 from aird_mlx.model import find_folder
 from aird_mlx.pruning import METHODS, check_words
-from aird_mlx.repair import RULES
+from aird_mlx.repair import RULES, STREAMED_RULES
 from aird_mlx.workspace import check_new_folder, check_started, partial_of
 
 GGUF_TYPES = tuple(OUTTYPES)
@@ -68,6 +68,7 @@ class RepairSettings:
         mlx_path: where the MLX folder goes; default ``out/mlx``.
         max_new_tokens: answers are judged on this many tokens.
         limit: at most this many test prompts of each kind.
+        streaming: have one block in memory at a time; None: if the model does not fit.
         resume: go on from an interrupted run with the same settings.
     """
 
@@ -99,6 +100,7 @@ class RepairSettings:
     max_new_tokens: int | None = None
     batch_size: int = 64
     limit: int | None = None
+    streaming: bool | None = None
     resume: bool = False
     dry_run: bool = False
 
@@ -118,6 +120,12 @@ def check_settings(settings: RepairSettings) -> None:
     """
     if settings.rule not in ("auto", *RULES):
         raise UsageError(f"repair: rule is {settings.rule!r}; auto, {', '.join(RULES)} is needed. Choose one of them.")
+    if settings.streaming and (settings.controls or settings.rule not in ("auto", *STREAMED_RULES)):
+        word = "--controls" if settings.controls else f"--rule {settings.rule}"
+        raise UsageError(
+            f"repair: {word} with --streaming; it needs whole models in memory. Leave it out, or use one of "
+            f"{', '.join(STREAMED_RULES)}."
+        )
     if settings.prune_method not in (*METHODS, "none"):
         raise UsageError(
             f"prune: method is {settings.prune_method!r}; {', '.join(METHODS)} or none is needed. Choose one of them."

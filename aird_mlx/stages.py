@@ -285,6 +285,7 @@ def exact_logits(model: ChatModel, tokens: Sequence[int]) -> np.ndarray:
             return hidden
         finally:
             block.update(stored)
+            model.release(index)
 
     with model.block_taps(run):
         return np.array(model.network(mx.array([list(tokens)]))[0].astype(mx.float32))

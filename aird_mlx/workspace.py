@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
-from aird_mlx.errors import AirdError, OutputError, ResumeError
+from aird_mlx.errors import AirdError, DirectionError, OutputError, PromptError, ResumeError
 
 T = TypeVar("T")
 
@@ -53,7 +53,8 @@ class Workspace:
             raise
 
     def _open(self, settings: dict[str, Any], resume: bool) -> None:
-        if resume:
+        (self.folder / "writing-settings.json").unlink(missing_ok=True)
+        if resume and any(self.folder.iterdir()):  # else it was killed before it had begun
             _check_same(settings, _read_keys(self.folder / "settings.json"), self.folder)
             if (self.folder / "timings.json").exists():
                 self.timings = _read_keys(self.folder / "timings.json")
@@ -67,7 +68,7 @@ class Workspace:
                 )
             for path in there:
                 _remove(path)
-            (self.folder / "settings.json").write_text(json.dumps(settings), encoding="utf-8")
+        self.write("settings.json", settings, write_json)
 
     def close(self) -> None:
         """Let other runs have the folder."""
@@ -118,8 +119,36 @@ class Workspace:
                 make(path)
             self._finished(name, started)
 
+    @contextmanager
+    def block_stage(self, name: str) -> Iterator[None]:
+        """A stage that writes block after block, and so knows itself how far it has come."""
+        started = time.monotonic()
+        with self.guarding():
+            yield
+        self._finished(name, started)
+
+    @contextmanager
+    def working(self) -> Iterator[None]:
+        """The time of a run: when it fails, what it finished is kept for `resume`, and without that nothing is.
+
+        Nothing is kept of a run that the dense model or the prompts are not fit for: it could only lead there again.
+        """
+        try:
+            yield
+        except (DirectionError, PromptError):
+            self.discard()
+            raise
+        except BaseException as error:
+            if not self.has_finished_stages():
+                self.discard()
+            elif isinstance(error, KeyboardInterrupt) and self.folder.exists():
+                error.args = (f"the finished stages are kept in {self.folder}. Run again with --resume to go on.",)
+            raise
+        finally:
+            self.close()
+
     def _finished(self, name: str, started: float) -> None:
-        self.timings[name] = round(time.monotonic() - started, 3)
+        self.timings[name] = round(self.timings.get(name, 0.0) + time.monotonic() - started, 3)
         self.write("timings.json", self.timings, write_json)
 
     def guarding(self) -> _Guard:
@@ -161,7 +190,7 @@ class Workspace:
 
     def has_finished_stages(self) -> bool:
         """Whether a resumed run would find anything to go on from."""
-        return bool(self.timings)
+        return bool(self.timings) or any(self.folder.rglob("*.safetensors"))
 
     def discard(self) -> None:
         """Remove the working folder, and the folders above it that were made for it and hold nothing else."""
@@ -224,6 +253,26 @@ def check_new_folder(path: Path, option: str) -> None:
         reason = "may not be written to" if above.is_dir() else "is a file"
         raise OutputError(
             f"output: {path} cannot be written ({above} {reason}); a writable place is needed. Choose another {option}."
+        )
+
+
+def check_space(path: Path, needed: float, option: str) -> None:
+    """Find out before the work whether its files will fit on the disk.
+
+    Args:
+        path: what will be written; need not be there yet.
+        needed: bytes.
+        option: where the user gave it.
+
+    Raises:
+        OutputError: there is less room.
+    """
+    above = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
+    free = shutil.disk_usage(above).free
+    if free < needed:
+        raise OutputError(
+            f"output: {above} has {free / 1e9:.1f} GB free; {needed / 1e9:.1f} GB are needed. Free space, or choose "
+            f"another {option}."
         )
 
 

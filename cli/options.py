@@ -179,6 +179,15 @@ calibration_option = click.option(
 )
 
 
+streaming_option = click.option(
+    "--streaming/--no-streaming",
+    default=None,
+    help="Have one block in memory at a time, and write each when it is done.  [default: if the model does not fit]",
+)
+
+resume_option = click.option("--resume", is_flag=True, help="Continue an interrupted run in the same output folder.")
+
+
 def pruning_options(*more: str) -> Callable[[Command], Command]:
     """How weights are removed; ``more`` are methods besides those that remove some."""
     return with_options(

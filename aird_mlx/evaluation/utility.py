@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from aird_mlx.activations import TokenBatch
+from aird_mlx.activations import TokenBatch, Walk, run_head
 from aird_mlx.direction import kl_divergence
 from aird_mlx.evaluation.generation import LanguageModel
+from aird_mlx.model import ChatModel
 from aird_mlx.report import Utility
 
 # Logits held at once, per model: 32 M floats are 128 MB.
@@ -38,13 +39,14 @@ def measure_utility(
         progress: called with (batches done, batches).
     """
     loss = divergence = agreed = tokens = 0.0
+    found, wanted = _logits(model, batches), None if dense is None else _logits(dense, batches)
     for done, batch in enumerate(batches, 1):
         counted = batch.counted[:, 1:]
-        logits = model.network(batch.ids)[:, :-1].astype(mx.float32)
+        logits = next(found)[:, :-1].astype(mx.float32)
         losses = nn.losses.cross_entropy(logits, batch.ids[:, 1:])
         sums = [(losses * counted).sum(), counted.sum()]
-        if dense is not None:
-            reference = dense.network(batch.ids)[:, :-1].astype(mx.float32)
+        if wanted is not None:
+            reference = next(wanted)[:, :-1].astype(mx.float32)
             same = (reference.argmax(axis=-1) == logits.argmax(axis=-1)) * counted
             sums += [(kl_divergence(reference, logits) * counted).sum(), same.sum()]
         mx.eval(sums)
@@ -78,10 +80,21 @@ def sequence_log_likelihoods(
         One number per sequence, in the order they had before batching.
     """
     found = [0.0] * sum(len(batch.order) for batch in batches)
+    logits_of = _logits(model, batches)
     for done, batch in enumerate(batches, 1):
-        logits = model.network(batch.ids)[:, :-1].astype(mx.float32)
+        logits = next(logits_of)[:, :-1].astype(mx.float32)
         losses = nn.losses.cross_entropy(logits, batch.ids[:, 1:]) * batch.counted[:, 1:]
         for index, loss in zip(batch.order, losses.sum(axis=1).tolist(), strict=True):
             found[index] = -loss
         progress(done, len(batches))
     return found
+
+
+def _logits(model: LanguageModel, batches: Sequence[TokenBatch]) -> Iterator[mx.array]:
+    """Logits ``[batch, token, vocab]`` of each batch; blocks that do not all fit are read once for all batches."""
+    if isinstance(model, ChatModel) and model.stream is not None:
+        walk = Walk(model, batches)
+        walk.move_to(len(model.blocks))
+        yield from (run_head(model, hidden) for hidden in walk.hidden)
+    else:
+        yield from (model.network(batch.ids) for batch in batches)

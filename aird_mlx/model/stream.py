@@ -8,7 +8,9 @@ the files once. What is outside the blocks (embedding, last norm, head) stays.
 
 from __future__ import annotations
 
+import ctypes
 import resource
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+# The C library of Linux keeps freed pieces of up to 32 MB, unless told to give back those of this size.
+GIVEN_BACK = 1 << 20
 # Unread arrays keep their file open, and macOS allows 256 files unless asked.
 OPEN_FILES = 4096
 
@@ -31,6 +35,7 @@ class BlockStream:
 
     def __init__(self, blocks: list[nn.Module], reopen: Callable[[], list[nn.Module]]) -> None:
         _allow_open_files()
+        _give_back_freed()
         self._blocks = list(blocks)
         self._reopen = reopen
         self._places = [_places_of(block) for block in blocks]
@@ -116,3 +121,8 @@ def _allow_open_files() -> None:
     wanted = OPEN_FILES if most == resource.RLIM_INFINITY else min(OPEN_FILES, most)
     if least < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+
+
+def _give_back_freed() -> None:
+    if sys.platform == "linux" and hasattr(ctypes.CDLL(None), "mallopt"):
+        ctypes.CDLL(None).mallopt(-3, GIVEN_BACK)  # M_MMAP_THRESHOLD

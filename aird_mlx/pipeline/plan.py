@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from importlib.metadata import version
 
-from aird_mlx import __version__
+from aird_mlx.environment import resumable_facts
 from aird_mlx.gguf_export import check_exportable, is_available
-from aird_mlx.gguf_export.stream import hash_file
 from aird_mlx.inputs import Inputs, gather_inputs
-from aird_mlx.model import COMPANION_FILES, ChatModel, load
+from aird_mlx.model import ChatModel, find_folder, load, needs_streaming
 from aird_mlx.prompts import KINDS
 from aird_mlx.pruning import check_pruning
 from aird_mlx.settings import RepairSettings, check_places, check_settings, pruning_words
 
 # What may differ when an interrupted run is resumed: where it goes and what is exported, not what is measured.
 RESUMABLE = ("resume", "out", "mlx_path", "dry_run", "gguf", "controls")
+# Dense, compressed, its patch, and what was written.
+MODELS_IN_MEMORY = 4
 GIVEN_FILES = ("harmful", "harmless", "twins", "calibration", "test_harmful", "test_harmless", "test_twins")
 
 
@@ -60,13 +60,32 @@ def plan_repair(settings: RepairSettings) -> Plan:
 
 def load_dense(settings: RepairSettings) -> ChatModel:
     """The model to compress, once it is sure that it can be pruned and exported as asked."""
-    dense = load(settings.model, revision=settings.revision, trust_remote_code=settings.trust_remote_code)
+    streaming = is_streaming(settings)
+    check_settings(dataclasses.replace(settings, streaming=streaming))
+    dense = load(
+        settings.model,
+        revision=settings.revision,
+        trust_remote_code=settings.trust_remote_code,
+        streaming=streaming,
+    )
+    if streaming:
+        dense.notes.append(
+            "streaming: one block was in memory at a time, read from disk for every pass; one rule was solved and none "
+            "searched for, and no patch is kept, since it is as large as the model"
+        )
     if settings.prune_method != "none":
         pruning = settings.pruning
         check_pruning(dense, pruning.method, pruning.sparsity, pruning.pattern, pruning.scope, pruning.allocation)
     for outtype in settings.gguf:
         check_exportable(dense.folder, outtype)
     return dense
+
+
+def is_streaming(settings: RepairSettings) -> bool:
+    """Whether blocks are read as they run: as the settings say, or because the models of a run do not fit."""
+    if settings.streaming is not None:
+        return settings.streaming
+    return needs_streaming(find_folder(settings.model, revision=settings.revision), MODELS_IN_MEMORY)
 
 
 def inputs_of(settings: RepairSettings) -> Inputs:
@@ -77,15 +96,5 @@ def inputs_of(settings: RepairSettings) -> Inputs:
 
 def fixed_facts(settings: RepairSettings, dense: ChatModel) -> dict[str, str]:
     """What must be the same when an interrupted run is resumed: settings, versions, and the contents of every file."""
-    fixed = {name: str(value) for name, value in dataclasses.asdict(settings).items() if name not in RESUMABLE}
-    for name in GIVEN_FILES:
-        path = getattr(settings, name)
-        if path is not None:
-            fixed[f"content of {name}"] = hash_file(path)
-    for name in ("config.json", *COMPANION_FILES):
-        if (dense.folder / name).is_file():
-            fixed[f"content of the model's {name}"] = hash_file(dense.folder / name)
-    for path in sorted(dense.folder.glob("*.safetensors")):  # gigabytes are not read for this
-        status = path.stat()
-        fixed[f"size and time of the model's {path.name}"] = f"{status.st_size} bytes, {status.st_mtime_ns}"
-    return fixed | {"version": __version__, "mlx": version("mlx")}
+    fixed = {name: value for name, value in dataclasses.asdict(settings).items() if name not in RESUMABLE}
+    return resumable_facts(fixed, {name: getattr(settings, name) for name in GIVEN_FILES}, dense.folder)

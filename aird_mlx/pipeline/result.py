@@ -79,6 +79,7 @@ def finish(settings: RepairSettings, workspace: Workspace, report: Report, sourc
     workspace.finish(
         leave_out=(
             "stages",
+            "compressed",
             "compressed.safetensors",
             "answers.json",
             "canaries.json",

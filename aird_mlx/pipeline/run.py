@@ -13,7 +13,6 @@ import mlx.core as mx
 from aird_mlx.compress import prune_on_reference
 from aird_mlx.controls import ControlRepair, control_repairs
 from aird_mlx.direction import Direction, load_direction, save_direction
-from aird_mlx.errors import DirectionError, PromptError
 from aird_mlx.gguf_export.general import read_card
 from aird_mlx.guard.record import CanarySet
 from aird_mlx.inputs import Inputs
@@ -22,6 +21,7 @@ from aird_mlx.patch import Patch, fold, load_patch, patched, save_patch
 from aird_mlx.pipeline.export import canary_set, export_stage, judge_canaries
 from aird_mlx.pipeline.plan import fixed_facts, inputs_of, load_dense
 from aird_mlx.pipeline.result import finish, limits_of, make_report
+from aird_mlx.pipeline.streaming import compress_blocks, repair_by_block
 from aird_mlx.reference import MAX_NEW_TOKENS, Reference, ask_reference
 from aird_mlx.repair import RepairPlan, fits_in_memory
 from aird_mlx.report import Control, PruningReport, RepairFigures, Report, Stage, from_json
@@ -65,19 +65,8 @@ def repair_model(settings: RepairSettings, *, progress: Progress = lambda stage,
     inputs = inputs_of(settings)
     dense = load_dense(settings)
     workspace = Workspace(out, fixed_facts(settings, dense), resume=settings.resume)
-    try:
+    with workspace.working():
         return _Run(settings, workspace, dense, inputs, progress).run()
-    except (DirectionError, PromptError):  # the answers that are kept could only lead here again
-        workspace.discard()
-        raise
-    except BaseException as error:
-        if not workspace.has_finished_stages():
-            workspace.discard()
-        elif isinstance(error, KeyboardInterrupt) and workspace.folder.exists():
-            error.args = (f"the finished stages are kept in {workspace.folder}. Run again with --resume to go on.",)
-        raise
-    finally:
-        workspace.close()
 
 
 class _Run:
@@ -92,6 +81,7 @@ class _Run:
         self.inputs = inputs
         self.progress = progress
         self.max_new_tokens = settings.max_new_tokens or MAX_NEW_TOKENS
+        self.is_streaming = dense.stream is not None
 
     def run(self) -> Report:
         """All stages in order, then the report, then the final name."""
@@ -102,9 +92,16 @@ class _Run:
             self._row("dense", Stage, lambda: evaluate_dense(reference, direction)),
             self._evaluated("compressed", compressed, reference, direction),
         ]
-        patch, repair = self._repaired(compressed, reference, direction)
-        controls = self._controls(compressed, reference, direction)
-        written, repair = self._written(compressed, patch, repair)
+        controls: list[Control] = []
+        if self.is_streaming:
+            repair = repair_by_block(
+                self.settings, self.workspace, compressed, reference, direction, self._step("repair")
+            )
+            written = self._load_copy(self.workspace.folder / "mlx")
+        else:
+            patch, repair = self._repaired(compressed, reference, direction)
+            controls = self._controls(compressed, reference, direction)
+            written, repair = self._written(compressed, patch, repair)
         stages.append(self._evaluated("repaired", written, reference, direction))
         if self.settings.gguf:
             canaries = self._canaries()
@@ -155,6 +152,11 @@ class _Run:
     def _compressed(self, reference: Reference, direction: Direction) -> ChatModel:
         """A second copy of the model, pruned; by default calibrated on harmless text only, as by a stock compressor."""
         model = self._load_copy(self.settings.model)
+        if self.is_streaming:
+            if self.settings.prune_method == "none":
+                return model
+            compress_blocks(self.settings, self.workspace, model, reference, direction, self._step("compress"))
+            return self._load_copy(self.workspace.folder / "compressed")
 
         def compute() -> dict[str, mx.array]:
             if self.settings.prune_method != "none":
@@ -180,7 +182,12 @@ class _Run:
 
     def _load_copy(self, model: str | Path) -> ChatModel:
         """Another copy of the dense model, or what was written from it: loaded with the same permissions."""
-        return load(model, revision=self.settings.revision, trust_remote_code=self.settings.trust_remote_code)
+        return load(
+            model,
+            revision=self.settings.revision,
+            trust_remote_code=self.settings.trust_remote_code,
+            streaming=self.is_streaming,
+        )
 
     def _repaired(
         self, compressed: ChatModel, reference: Reference, direction: Direction

@@ -82,7 +82,14 @@ def least_squares_change(
     missing = _missing_along(directions, original, compressed, second_moment, cross_moment)
     width = second_moment.shape[0]
     damped = second_moment + ridge * mx.diag(second_moment).mean() * mx.eye(width)
-    return mx.linalg.solve(damped, missing.T, stream=mx.cpu).T
+    # `mx.linalg.solve` holds five matrices of this size more; these two hold one each.
+    lower = mx.linalg.cholesky(damped, stream=mx.cpu)
+    mx.eval(lower)
+    del damped
+    inverse = mx.linalg.tri_inv(lower, stream=mx.cpu)
+    mx.eval(inverse)
+    del lower
+    return (missing @ inverse.T) @ inverse
 
 
 def least_squares_inside_mask(

@@ -267,14 +267,22 @@ def paired_moments(dense: Walk, compressed: Walk, name: str) -> tuple[mx.array, 
     Returns:
         H = mean of x' x'^T and G = mean of x x'^T, each ``[in, in]`` float32; x dense, x' compressed.
     """
-    second, cross = mx.array(0.0), mx.array(0.0)
+    second: mx.array | None = None
+    cross: mx.array | None = None
     tokens = 0.0
     for index, batch in enumerate(compressed.batches):
         seen = compressed.inputs_of(index, [name])[name]
         wanted = dense.inputs_of(index, [name])[name]
         drifted, original = flatten_counted(seen, batch.counted), flatten_counted(wanted, batch.counted)
-        second = second + drifted.T @ drifted
-        cross = cross + original.T @ drifted
+        # One after the other: of a wide linear each of these products is larger than its weight.
+        second = _added(second, drifted.T @ drifted)
+        cross = _added(cross, original.T @ drifted)
         tokens += batch.counted.sum().item()
-        mx.eval(second, cross)
+    assert second is not None and cross is not None
     return second / max(tokens, 1.0), cross / max(tokens, 1.0)
+
+
+def _added(total: mx.array | None, product: mx.array) -> mx.array:
+    total = product if total is None else total + product
+    mx.eval(total)
+    return total
