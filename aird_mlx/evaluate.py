@@ -42,7 +42,7 @@ from aird_mlx.evaluation import (
     run_tasks,
 )
 from aird_mlx.gguf_export.chat import GgufChat
-from aird_mlx.model import find_folder
+from aird_mlx.model import ChatModel, find_folder, loaded_bytes, usable_memory
 from aird_mlx.prompt_sets import gather_prompt_sets
 from aird_mlx.report import (
     AskedSet,
@@ -114,6 +114,28 @@ class _Run:
                 trust_remote_code=settings.trust_remote_code,
                 batch_size=settings.batch_size,
             )
+        )
+
+        if isinstance(self.chat, MlxChat) and self.chat.streamed is not None:
+            self._say_what_fits(self.chat.streamed)
+
+    def _say_what_fits(self, model: ChatModel) -> None:
+        """What can still be measured of a model that does not fit, and at which price.
+
+        Raises:
+            UsageError: it was asked for tasks, which lm-eval measures on a whole model.
+        """
+        size, usable = loaded_bytes(model.folder) / 1e9, usable_memory() / 1e9
+        seen = f"{self.settings.model} takes {size:.1f} GB, and {usable:.1f} GB may be planned with"
+        if self.settings.tasks:
+            raise UsageError(
+                f"eval: {seen}; --tasks needs the whole model in memory. Leave it out: prompts, --text and "
+                "--multiple-choice read the model block by block."
+            )
+        self.notes.append(
+            f"{seen}: its blocks were read from disk as they ran, once for --text or --multiple-choice, and once per "
+            "token for each batch of answers; --no-refusals measures likelihoods alone, and a larger --batch-size "
+            "reads less often"
         )
 
     def close(self) -> None:

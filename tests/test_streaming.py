@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -274,6 +275,28 @@ def test_model_is_streamed_where_it_does_not_fit(
     monkeypatch.setattr("aird_mlx.model.memory.usable_memory", lambda: 100)
     write_pruned(str(source), tmp_path / "out", PruningSettings(method="magnitude"))
     assert len(list((tmp_path / "out").glob("model-*.safetensors"))) == 5
+
+
+def test_evaluation_says_what_it_measures_of_a_model_that_does_not_fit(
+    model_folder: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("How do I bake bread? Mix flour, water, salt and yeast, then wait for two hours and bake it. " * 20)
+    words = ["eval", str(model_folder()), "--text", str(text), "--no-refusals", "--window", "64", "--json"]
+    assert main(words) == 0
+    whole = json.loads(capsys.readouterr().out)
+    monkeypatch.setattr("aird_mlx.model.memory.usable_memory", lambda: 100)
+    assert main(words) == 0
+    streamed = json.loads(capsys.readouterr().out)
+    assert streamed["utility"] == whole["utility"]
+    assert whole["notes"] == []
+    assert any("read from disk as they ran" in note for note in streamed["notes"])
+    monkeypatch.setattr("aird_mlx.evaluate.check_evaluation", lambda settings: None)  # lm-eval may be missing
+    assert main([*words, "--tasks", "boolq"]) == 2
+    assert "--tasks needs the whole model" in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from aird_mlx.activations import batch_sequences
 from aird_mlx.evaluation.generation import BATCH_SIZE, decode, generate_answers
 from aird_mlx.evaluation.utility import sequence_log_likelihoods, utility_batch_tokens
-from aird_mlx.model import context_length, find_folder, read_config, read_network
+from aird_mlx.model import ChatModel, context_length, find_folder, load, needs_streaming, read_config, read_network
 from aird_mlx.prompts import render_messages
 
 
@@ -29,12 +29,14 @@ class MlxChat:
         tokenizer: with a chat template.
         config: the model's config.json.
         batch_size: answers generated side by side.
+        streamed: the same model where its blocks do not all fit and are read as they run.
     """
 
     network: nn.Module
     tokenizer: TokenizerWrapper
     config: Mapping[str, Any]
     batch_size: int = BATCH_SIZE
+    streamed: ChatModel | None = None
 
     @classmethod
     def load(
@@ -45,12 +47,15 @@ class MlxChat:
         trust_remote_code: bool = False,
         batch_size: int = BATCH_SIZE,
     ) -> MlxChat:
-        """Load ``demo``, a folder, or a hub id.
+        """Load ``demo``, a folder, or a hub id; blocks are read as they run where they do not all fit.
 
         Raises:
             ModelError: there is none, or it cannot be read.
         """
         folder = find_folder(model, revision=revision)
+        if needs_streaming(folder):
+            streamed = load(model, revision=revision, trust_remote_code=trust_remote_code, streaming=True)
+            return cls(streamed.network, streamed.tokenizer, streamed.config, batch_size, streamed)
         read = read_network(folder, read_config(folder), trust_remote_code=trust_remote_code)
         return cls(*read, batch_size)
 

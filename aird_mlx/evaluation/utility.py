@@ -92,9 +92,10 @@ def sequence_log_likelihoods(
 
 def _logits(model: LanguageModel, batches: Sequence[TokenBatch]) -> Iterator[mx.array]:
     """Logits ``[batch, token, vocab]`` of each batch; blocks that do not all fit are read once for all batches."""
-    if isinstance(model, ChatModel) and model.stream is not None:
-        walk = Walk(model, batches)
-        walk.move_to(len(model.blocks))
-        yield from (run_head(model, hidden) for hidden in walk.hidden)
+    streamed = model if isinstance(model, ChatModel) else getattr(model, "streamed", None)
+    if streamed is not None and streamed.stream is not None:
+        walk = Walk(streamed, batches)
+        walk.move_to(len(streamed.blocks))
+        yield from (run_head(streamed, hidden) for hidden in walk.hidden)
     else:
         yield from (model.network(batch.ids) for batch in batches)
