@@ -125,7 +125,8 @@ def write_pruned(
         streaming = resume or needs_streaming(folder)
     if resume:
         check_started(out)
-    check_space(out, loaded_bytes(folder), "--out")
+    else:
+        check_space(out, loaded_bytes(folder), "--out")
     loaded = load(model, revision=revision, trust_remote_code=trust_remote_code, streaming=streaming)
     check_pruning(loaded, settings.method, settings.sparsity, settings.pattern, settings.scope, settings.allocation)
     inputs = gather_inputs(model, seed, harmful=harmful, harmless=harmless, calibration=calibration)

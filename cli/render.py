@@ -159,6 +159,17 @@ def _duration(seconds: float) -> str:
     return f"{int(seconds // 60)} min {int(seconds % 60)} s"
 
 
+def duration(seconds: float) -> str:
+    """Seconds in the unit that fits.
+
+    >>> duration(5.2), duration(300), duration(9000)
+    ('5 s', '5.0 min', '2.5 h')
+    """
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
 def size(count: int) -> str:
     """Bytes in the unit that fits."""
     for power, unit in ((30, "GiB"), (20, "MiB"), (10, "KiB")):

@@ -21,7 +21,7 @@ from aird_mlx.report_page import (
     sample_sizes,
 )
 
-from .render import Part, caption, new_table, show_files, show_notes, show_sections, size
+from .render import Part, caption, duration, new_table, show_files, show_notes, show_sections, size
 
 if TYPE_CHECKING:
     from aird_mlx.pipeline import Plan
@@ -71,6 +71,14 @@ def show_plan(plan: Plan, as_json: bool = False) -> None:
     table.add_row("output", Text(plan.out))
     for index, stage in enumerate(plan.stages, start=1):
         table.add_row(f"step {index}", Text(stage))
+    estimate = plan.estimate
+    how = "one block in memory at a time" if plan.streaming else "whole models in memory"
+    table.add_row("memory", f"{size(estimate.peak_memory_bytes)} at most ({how})")
+    table.add_row("disk", f"{size(estimate.disk_bytes)} written, what is removed at the end included")
+    for one in estimate.stages:
+        table.add_row("time", f"{one.name}: {duration(one.seconds)}")
+    speed = f"{estimate.speed.flops / 1e9:.0f} GFLOP/s and {estimate.speed.pass_seconds * 1e3:.0f} ms a pass"
+    table.add_row("", f"estimates at {speed}, timed now; answers and solvers are taken to run to their limits")
     console.print(table)
     show_notes(plan.notes)
 

@@ -101,6 +101,7 @@ def test_resume_with_another_seed_is_refused(tmp_path: Path) -> None:
 
 def test_resume_of_a_folder_without_settings_is_refused(tmp_path: Path) -> None:
     (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "answers.json").write_text("{}")
     with pytest.raises(ResumeError):
         start(tmp_path, resume=True)
 

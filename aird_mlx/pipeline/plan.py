@@ -9,6 +9,7 @@ from aird_mlx.environment import resumable_facts
 from aird_mlx.gguf_export import check_exportable, is_available
 from aird_mlx.inputs import Inputs, gather_inputs
 from aird_mlx.model import ChatModel, find_folder, load, needs_streaming
+from aird_mlx.pipeline.estimate import Estimate, estimate_run, measure_speed
 from aird_mlx.prompts import KINDS
 from aird_mlx.pruning import check_pruning
 from aird_mlx.settings import RepairSettings, check_places, check_settings, pruning_words
@@ -22,7 +23,12 @@ GIVEN_FILES = ("harmful", "harmless", "twins", "calibration", "test_harmful", "t
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run would do, without doing it."""
+    """What a run would do, without doing it.
+
+    Attributes:
+        estimate: seconds per stage, peak memory and room on the disk.
+        streaming: whether blocks would be read as they run.
+    """
 
     model: str
     stages: list[str]
@@ -30,6 +36,8 @@ class Plan:
     size_bytes: int
     out: str
     notes: list[str]
+    streaming: bool
+    estimate: Estimate
 
 
 def plan_repair(settings: RepairSettings) -> Plan:
@@ -40,7 +48,8 @@ def plan_repair(settings: RepairSettings) -> Plan:
     """
     check_settings(settings)
     out = check_places(settings)
-    contrast = inputs_of(settings).contrast
+    inputs = inputs_of(settings)
+    contrast = inputs.contrast
     dense = load_dense(settings)
     asked = sum(len(contrast.part(kind, "test")) for kind in KINDS)
     validated = sum(len(contrast.part(kind, "validate")) for kind in KINDS)
@@ -55,7 +64,8 @@ def plan_repair(settings: RepairSettings) -> Plan:
     if settings.gguf and not is_available():
         notes.append("llama-cpp-python is not installed: exported files would not be checked")
     size = int(dense.parameters * dense.bits_per_weight / 8)
-    return Plan(settings.model, stages, dense.parameters, size, str(out), notes)
+    estimate = estimate_run(settings, dense, inputs, measure_speed(dense))
+    return Plan(settings.model, stages, dense.parameters, size, str(out), notes, dense.stream is not None, estimate)
 
 
 def load_dense(settings: RepairSettings) -> ChatModel:

@@ -18,6 +18,7 @@ from aird_mlx.guard.record import CanarySet
 from aird_mlx.inputs import Inputs
 from aird_mlx.model import ChatModel, load, save
 from aird_mlx.patch import Patch, fold, load_patch, patched, save_patch
+from aird_mlx.pipeline.estimate import disk_bytes
 from aird_mlx.pipeline.export import canary_set, export_stage, judge_canaries
 from aird_mlx.pipeline.plan import fixed_facts, inputs_of, load_dense
 from aird_mlx.pipeline.result import finish, limits_of, make_report
@@ -42,7 +43,7 @@ from aird_mlx.stages import (
     refusal_directions,
     validation_of,
 )
-from aird_mlx.workspace import Workspace, read_json, write_json
+from aird_mlx.workspace import Workspace, check_space, read_json, write_json
 
 Row = TypeVar("Row", Stage, Control)
 
@@ -64,6 +65,8 @@ def repair_model(settings: RepairSettings, *, progress: Progress = lambda stage,
     out = check_places(settings)
     inputs = inputs_of(settings)
     dense = load_dense(settings)
+    if not settings.resume:  # what is there already would count twice
+        check_space(out, disk_bytes(settings, dense), "--out")
     workspace = Workspace(out, fixed_facts(settings, dense), resume=settings.resume)
     with workspace.working():
         return _Run(settings, workspace, dense, inputs, progress).run()

@@ -22,7 +22,7 @@ from aird_mlx.repair.closed_form import (
     restore_change,
     spread_inside_mask,
 )
-from aird_mlx.repair.distillation import distill, fits_in_memory
+from aird_mlx.repair.distillation import distill, fits_in_memory, needed_bytes
 from aird_mlx.repair.reconstruction import reconstruct_block, reconstruction_error, token_weights
 from aird_mlx.repair.solve import RULES, STARTS_FROM, TOKENS, RepairPlan, paired_moments, solve_blocks, solve_patch
 from aird_mlx.repair.streaming import STREAMED_RULES, repair_blocks
@@ -37,6 +37,7 @@ __all__ = [
     "fits_in_memory",
     "least_squares_change",
     "least_squares_inside_mask",
+    "needed_bytes",
     "paired_moments",
     "reconstruct_block",
     "reconstruction_error",
