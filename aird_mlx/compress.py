@@ -6,6 +6,7 @@ What `aird_mlx.pipeline` prunes with is here too, so that both prune alike. Noth
 from __future__ import annotations
 
 import dataclasses
+import random
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ from mlx_lm.convert import mixed_quant_predicate_builder
 from aird_mlx.direction import Direction
 from aird_mlx.environment import resumable_facts
 from aird_mlx.errors import ModelError, UsageError
-from aird_mlx.inputs import gather_inputs
+from aird_mlx.inputs import gather_inputs, text_sequences
 from aird_mlx.model import (
     ChatModel,
     ShardFolder,
@@ -28,13 +29,22 @@ from aird_mlx.model import (
 )
 from aird_mlx.prompts import KINDS
 from aird_mlx.pruning import CALIBRATED, Allocation, allocate_sparsity, check_pruning, check_words, prune_model
-from aird_mlx.quantization import Recipe, check_quantization, quantize_model
+from aird_mlx.quantization import (
+    Recipe,
+    check_learned,
+    check_quantization,
+    favour_writers,
+    learn_quantization,
+    quantize_model,
+)
 from aird_mlx.reference import MAX_NEW_TOKENS, Answers, Reference, ask_reference
 from aird_mlx.report import PruningReport, QuantizationReport
 from aird_mlx.settings import Progress, PruningSettings
 from aird_mlx.stages import DIRECTION_PROMPTS, measure_on_reference
 from aird_mlx.workspace import Workspace, check_new_folder, check_space, check_started, read_json, write_json
 
+# The recipe that is ours, among mlx-lm's.
+REFUSAL_RECIPE = "refusal"
 _NOT_FASTER = "zeros alone make the file no smaller and MLX no faster: weights are stored and multiplied as if dense"
 
 
@@ -184,29 +194,42 @@ def write_quantized(
     bits: int | None = None,
     group_size: int | None = None,
     mixed: str | None = None,
+    method: str = "round",
+    harmful: Path | None = None,
+    harmless: Path | None = None,
+    calibration: Path | None = None,
+    seed: int = 0,
     revision: str | None = None,
     trust_remote_code: bool = False,
     progress: Progress = lambda stage, done, total: None,
 ) -> QuantizationReport:
-    """Quantize a model and write it; what was pruned stays zero.
+    """Quantize a model and write it; what was pruned stays zero, but for learned methods, which count what does.
 
     Args:
         model: ``"demo"``, a folder, or a hub id; not quantized.
         out: the MLX folder to write; must not exist.
         mode, bits, group_size: see `quantize_model`.
-        mixed: one of mlx-lm's mixed recipes (``mixed_4_6``), which are affine and choose the bits.
+        mixed: one of mlx-lm's mixed recipes (``mixed_4_6``), which are affine and choose the bits; or ``refusal``, see
+            `favour_writers`, which takes no more room than ``bits``.
+        method: ``round``, or of `LEARNED`: learned from the model's own answers to the prompts.
+        harmful, harmless, calibration: prompts and texts instead of the built-in ones.
+        seed: of the splits of the prompts, and of the learning.
         revision, trust_remote_code: see `load`.
         progress: called with (stage, steps done, steps).
 
     Raises:
         AirdError: bad input; nothing is written.
     """
-    _, size = check_quantization(mode, bits, group_size)
-    if mixed is not None and (mode != "affine" or bits is not None):
+    whole_bits, size = check_quantization(mode, bits, group_size)
+    is_learned = method != "round"
+    if mixed is not None and (mode != "affine" or (bits is not None and mixed != REFUSAL_RECIPE)):
         seen = f"mode {mode}" if mode != "affine" else f"{bits} bits"
         raise UsageError(
             f"quantize: {seen} with the recipe {mixed}; it is affine and chooses the bits itself. Leave one out."
         )
+    if is_learned and (mixed is not None or mode != "affine"):
+        seen = f"mode {mode}" if mode != "affine" else f"the recipe {mixed}"
+        raise UsageError(f"quantize: {seen} with method {method}; it is affine and alike for all. Leave one out.")
     check_new_folder(out, "--out")
     known = read_config(find_folder(model, revision=revision))
     found = known.get("quantization") or known.get("quantization_config")
@@ -215,12 +238,42 @@ def write_quantized(
             f"quantize: {model} is quantized already ({_quantization_words(found)}); a model that is not quantized is "
             "needed, since rounding twice loses twice. Quantize the original."
         )
+    if is_learned:
+        check_learned(method, bits, group_size, str(known["model_type"]))
     check_space(out, loaded_bytes(find_folder(model, revision=revision)), "--out")
     loaded = load(model, revision=revision, trust_remote_code=trust_remote_code)
-    recipe: Recipe | None = None if mixed is None else mixed_quant_predicate_builder(mixed, loaded.network, size)
-    report = quantize_model(
-        loaded, mode=mode, bits=bits, group_size=group_size, recipe=recipe, progress=partial(progress, "quantize")
-    )
+    reference: Reference | None = None
+    if is_learned or mixed == REFUSAL_RECIPE:
+        inputs = gather_inputs(model, seed, harmful=harmful, harmless=harmless, calibration=calibration)
+        answers = ask_reference(
+            loaded,
+            inputs,
+            max_new_tokens=MAX_NEW_TOKENS,
+            batch_size=64,
+            parts=("find",),
+            progress=partial(progress, "answers"),
+        )
+        reference = Reference(loaded, inputs, answers)
+    if is_learned:
+        assert reference is not None
+        chats = [ids for ids, _ in reference.dialogues(KINDS)] + text_sequences(
+            loaded.tokenizer, reference.inputs.texts
+        )
+        random.Random(seed).shuffle(chats)
+        progress(method, 0, 1)
+        report = learn_quantization(loaded, method, chats, bits=bits, group_size=group_size, seed=seed)
+        progress(method, 1, 1)
+    else:
+        recipe: Recipe | None = None
+        if mixed == REFUSAL_RECIPE:
+            assert reference is not None
+            layer = measure_on_reference(loaded, reference, partial(progress, "direction")).direction.layer
+            recipe = favour_writers(loaded, layer, whole_bits, size)
+        elif mixed is not None:
+            recipe = mixed_quant_predicate_builder(mixed, loaded.network, size)
+        report = quantize_model(
+            loaded, mode=mode, bits=bits, group_size=group_size, recipe=recipe, progress=partial(progress, "quantize")
+        )
     save(loaded, out)
     return dataclasses.replace(report, model=model, written={"mlx": str(out)}, notes=[*loaded.notes, *report.notes])
 

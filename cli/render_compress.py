@@ -44,7 +44,7 @@ def show_quantization(report: QuantizationReport, as_json: bool = False) -> None
         weights = sum(one.weights for one in tensors)
         zeros = sum(one.zeros * one.weights for one in tensors)
         kept = sum(one.zeros_kept * one.zeros * one.weights for one in tensors)
-        error = max(one.error for one in tensors)
+        error = max((one.error for one in tensors if one.error is not None), default=None)
         share = percent(kept / zeros) if zeros else "-"
         cells = (mode, str(bits), str(group_size), str(len(tensors)), number(error), percent(zeros / weights), share)
         table.add_row(name, *cells)

@@ -17,7 +17,8 @@ class TensorQuantization:
         weights: how many it has.
         zeros: share of exact zeros before.
         zeros_kept: share of those that are exactly zero still, 1 where there were none.
-        error: root of the sum of squared errors on the other weights, relative to their own.
+        error: root of the sum of squared errors on the other weights, relative to their own; None where a method
+            rescales what it stores.
     """
 
     name: str
@@ -27,7 +28,7 @@ class TensorQuantization:
     weights: int
     zeros: float
     zeros_kept: float
-    error: float
+    error: float | None
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class QuantizationReport:
     """What quantization did; ``bits_per_weight`` counts scales, biases and what stayed as it was.
 
     Attributes:
-        mode, bits, group_size: what modules get that no recipe names.
+        mode: how, in the words of the options; of a learned method its name.
+        bits, group_size: what modules get that no recipe names.
         tensors: every quantized module in the network's order.
         skipped: modules left as they were: asked for by the recipe, or of a width their groups do not divide.
         model, written: set where a model was quantized from a folder and written to one.
