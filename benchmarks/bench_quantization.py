@@ -48,7 +48,7 @@ def main() -> None:
     random.Random(0).shuffle(chats)
     print(f"demo, direction at layer {layer}, {options.limit} prompts of each kind, group {options.group_size}")
     print(
-        f"{'quantization':22s} {'bits/weight':>11s} {'harmful':>8s} {'harmless':>9s} {'twins':>6s} {'perplexity':>11s} s"
+        f"{'quantization':22s} {'bits/weight':>11s} {'harmful':>8s} {'harmless':>9s} {'twins':>6s} {'perplexity':>11s}"
     )
     _show("dense", dense, reference, 0.0)
     size = options.group_size
