@@ -16,6 +16,7 @@ from mlx_lm.convert import mixed_quant_predicate_builder
 from aird_mlx.direction import Direction
 from aird_mlx.environment import resumable_facts
 from aird_mlx.errors import ModelError, UsageError
+from aird_mlx.gguf_export.sizes import file_sizes, packed_bytes
 from aird_mlx.inputs import gather_inputs, text_sequences
 from aird_mlx.model import (
     ChatModel,
@@ -28,7 +29,15 @@ from aird_mlx.model import (
     save,
 )
 from aird_mlx.prompts import KINDS
-from aird_mlx.pruning import CALIBRATED, Allocation, allocate_sparsity, check_pruning, check_words, prune_model
+from aird_mlx.pruning import (
+    CALIBRATED,
+    Allocation,
+    allocate_sparsity,
+    check_pruning,
+    check_words,
+    drop_blocks,
+    prune_model,
+)
 from aird_mlx.quantization import (
     Recipe,
     check_learned,
@@ -45,7 +54,9 @@ from aird_mlx.workspace import Workspace, check_new_folder, check_space, check_s
 
 # The recipe that is ours, among mlx-lm's.
 REFUSAL_RECIPE = "refusal"
-_NOT_FASTER = "zeros alone make the file no smaller and MLX no faster: weights are stored and multiplied as if dense"
+# The method that leaves no mask.
+DROPPING = "blocks"
+NOT_FASTER = "zeros alone make the file no smaller and MLX no faster: weights are stored and multiplied as if dense"
 
 
 def prune_on_reference(
@@ -128,17 +139,28 @@ def write_pruned(
         AirdError: bad input; nothing is written.
     """
     settings = settings or PruningSettings()
-    check_words(settings.method, settings.sparsity, settings.pattern, settings.scope, settings.allocation)
+    is_dropping = settings.method == DROPPING
+    words = "magnitude" if is_dropping else settings.method, settings.sparsity
+    if is_dropping and (settings.pattern, settings.scope, settings.allocation) != ("unstructured", "row", "uniform"):
+        raise UsageError(
+            "prune: method blocks with a pattern, scope or allocation; it drops whole blocks. Leave these options out."
+        )
+    check_words(*words, settings.pattern, settings.scope, settings.allocation)
     check_new_folder(out, "--out")
     folder = find_folder(model, revision=revision)
     if streaming is None:
         streaming = resume or needs_streaming(folder)
+    if is_dropping and streaming:
+        raise UsageError(
+            "prune: method blocks with --streaming; it writes a model that is in memory. Use another method, or a "
+            "machine that holds the model."
+        )
     if resume:
         check_started(out)
     else:
         check_space(out, loaded_bytes(folder), "--out")
     loaded = load(model, revision=revision, trust_remote_code=trust_remote_code, streaming=streaming)
-    check_pruning(loaded, settings.method, settings.sparsity, settings.pattern, settings.scope, settings.allocation)
+    check_pruning(loaded, *words, settings.pattern, settings.scope, settings.allocation)
     inputs = gather_inputs(model, seed, harmful=harmful, harmless=harmless, calibration=calibration)
 
     def ask() -> Answers:
@@ -158,11 +180,15 @@ def write_pruned(
             reference = Reference(loaded, inputs, answers)
             if settings.allocation == "safety":
                 direction = measure_on_reference(loaded, reference, partial(progress, "direction")).direction
+        if is_dropping:
+            assert reference is not None
+            calibration = reference.calibration(_calibration_kinds(settings))
+            return drop_blocks(loaded, calibration, settings.sparsity, progress=partial(progress, "prune"))
         return prune_on_reference(
             loaded, reference, settings, direction, seed=seed, shards=shards, progress=partial(progress, "prune")
         )
 
-    is_asked = settings.method in CALIBRATED or settings.allocation != "uniform"
+    is_asked = is_dropping or settings.method in CALIBRATED or settings.allocation != "uniform"
     if streaming:
         files = {"harmful": harmful, "harmless": harmless, "calibration": calibration}
         facts = dataclasses.asdict(settings) | {"model": model, "seed": seed}
@@ -178,8 +204,19 @@ def write_pruned(
         report = prune(ask() if is_asked else None, None)
         save(loaded, out)
     return dataclasses.replace(
-        report, model=model, written={"mlx": str(out)}, notes=[*loaded.notes, *report.notes, _NOT_FASTER]
+        report,
+        model=model,
+        written={"mlx": str(out)},
+        sizes=pruned_sizes(out, report),
+        notes=[*loaded.notes, *report.notes, *([] if is_dropping else [NOT_FASTER])],
     )
+
+
+def pruned_sizes(folder: Path, pruned: PruningReport) -> dict[str, int]:
+    """Bytes of a pruned model's folder, of the GGUF files it could become, and of it with its zeros packed."""
+    sizes = file_sizes(folder)
+    zeros = [(one.weights, one.sparsity, float(one.bits)) for one in pruned.tensors]
+    return sizes | {"packed": packed_bytes(sizes["mlx"], zeros)}
 
 
 def _calibration_kinds(settings: PruningSettings) -> Sequence[str]:
@@ -275,7 +312,15 @@ def write_quantized(
             loaded, mode=mode, bits=bits, group_size=group_size, recipe=recipe, progress=partial(progress, "quantize")
         )
     save(loaded, out)
-    return dataclasses.replace(report, model=model, written={"mlx": str(out)}, notes=[*loaded.notes, *report.notes])
+    sizes = file_sizes(out)
+    zeros = [(one.weights, one.zeros * one.zeros_kept, float(one.bits)) for one in report.tensors]
+    return dataclasses.replace(
+        report,
+        model=model,
+        written={"mlx": str(out)},
+        sizes=sizes | {"packed": packed_bytes(sizes["mlx"], zeros)},
+        notes=[*loaded.notes, *report.notes],
+    )
 
 
 def _quantization_words(found: object) -> str:

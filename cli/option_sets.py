@@ -113,7 +113,7 @@ new_folder_option = click.option(
 
 prune_options = with_options(
     model_options,
-    pruning_options(),
+    pruning_options("blocks"),
     contrast_options,
     calibration_option,
     seed_option,

@@ -7,7 +7,7 @@ import sys
 from aird_mlx.report import PruningReport, QuantizationReport, TensorQuantization, to_json
 from aird_mlx.report_page import number, percent
 
-from .render import Part, caption, headline, new_table, show_files, show_notes, show_sections
+from .render import Part, caption, headline, new_table, show_files, show_notes, show_sections, size
 
 
 def show_pruning(report: PruningReport, as_json: bool = False) -> None:
@@ -25,10 +25,25 @@ def show_pruning(report: PruningReport, as_json: bool = False) -> None:
     how = f"{report.method}, {report.pattern}, scope {report.scope}, allocation {report.allocation}"
     if report.method == "sparsegpt" or report.pattern != "unstructured":
         how = f"{report.method}, {report.pattern}, allocation {report.allocation}"
-    title = f"{percent(report.sparsity)} of {report.linears} linears' weights are zero ({percent(report.asked)} asked)"
-    show_sections([[headline(title), caption(how)], [table]])
+    if report.dropped:
+        how = f"{report.method}, by influence: 1 - cosine between a block's input and output"
+        table = new_table("block", "influence", "")
+        for block, influence in enumerate(report.influence):
+            table.add_row(str(block), number(influence), "dropped" if block in report.dropped else "")
+    title = f"{len(report.dropped)} of {len(report.influence)} blocks were dropped ({percent(report.asked)} asked)"
+    if not report.dropped:
+        title = (
+            f"{percent(report.sparsity)} of {report.linears} linears' weights are zero ({percent(report.asked)} asked)"
+        )
+    show_sections([[headline(title), caption(how)], [table], [_sizes(report.sizes)]])
     show_files(report.written)
     show_notes(report.notes)
+
+
+def _sizes(sizes: dict[str, int]) -> Part:
+    table = new_table("on disk", *sizes)
+    table.add_row("", *(size(count) for count in sizes.values()))
+    return table
 
 
 def show_quantization(report: QuantizationReport, as_json: bool = False) -> None:
@@ -50,7 +65,7 @@ def show_quantization(report: QuantizationReport, as_json: bool = False) -> None
         table.add_row(name, *cells)
     title = f"{number(report.bits_per_weight, 2)} bits per weight; {percent(report.zeros_kept)} of the zeros kept"
     parts: list[Part] = [table, caption("error: relative, of the weights that are not zero; the worst of its modules")]
-    show_sections([[headline(title)], parts])
+    show_sections([[headline(title)], parts, [_sizes(report.sizes)]])
     show_files(report.written)
     skipped = [f"{len(report.skipped)} modules were left as they were"] if report.skipped else []
     show_notes([*skipped, *report.notes])

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import gguf
 import mlx.core as mx
 import mlx_lm
 import numpy as np
@@ -15,6 +16,7 @@ import oracle
 from aird_mlx.compress import prune_on_reference, write_pruned, write_quantized
 from aird_mlx.direction import Direction
 from aird_mlx.errors import AirdError, ModelError, OutputError, UsageError
+from aird_mlx.gguf_export import export_gguf
 from aird_mlx.model import load
 from aird_mlx.report import PruningReport, from_json
 from aird_mlx.settings import PruningSettings
@@ -35,6 +37,13 @@ def test_pruned_folder_holds_what_the_report_says(model_folder: Callable[..., Pa
         assert one.sparsity == mask.mean()
     assert report.written == {"mlx": str(out)}
     assert any("no smaller" in note for note in report.notes)
+    assert report.sizes["mlx"] == (out / "model.safetensors").stat().st_size
+    assert set(report.sizes) == {"mlx", "gguf f16", "gguf q8_0", "gguf q4_0", "packed"}
+    pruned = sum(one.weights for one in report.tensors)
+    zeros = sum(one.weights * one.sparsity for one in report.tensors)
+    assert report.sizes["packed"] == pytest.approx(report.sizes["mlx"] - 4 * zeros + pruned / 8, abs=1)
+    exported = export_gguf(out, tmp_path / "out.gguf", "q8_0")
+    assert report.sizes["gguf q8_0"] == sum(tensor.n_bytes for tensor in gguf.GGUFReader(exported.path).tensors)
 
 
 def test_prune_then_quantize_on_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,12 +9,14 @@ import re
 import subprocess
 import sys
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from aird_mlx.errors import AirdError
+from aird_mlx.pipeline.estimate import Estimate, Speed, StageEstimate
+from aird_mlx.pipeline.plan import Plan
 from aird_mlx.report import (
     Control,
     DirectionFigures,
@@ -250,24 +252,19 @@ def test_json_is_the_report_and_nothing_else(report: Report, capsys: pytest.Capt
     assert from_json(Report, out) == report
 
 
-@dataclass(frozen=True)
-class PlanLike:
-    model: str
-    stages: list[str]
-    parameters: int
-    size_bytes: int
-    out: str
-    notes: list[str]
-
-
 def test_plan_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    plan = PlanLike("demo", ["dense: measure", "prune"], 410_000, 3 * 2**20 // 2, "out", ["no llama.cpp"])
-    render_repair.show_plan(plan)  # type: ignore[arg-type]
+    estimate = Estimate([StageEstimate("direction", 9000.0)], 2**30, 2**20, Speed(5e9, 0.25))
+    steps = ["dense: measure", "prune"]
+    plan = Plan("demo", steps, 410_000, 3 * 2**20 // 2, "out", ["no llama.cpp"], False, estimate)
+    render_repair.show_plan(plan)
     out = capsys.readouterr().out
     assert "410,000" in out
     assert "1.5 MiB" in out
     assert re.search(r"step 2 +prune", out)
     assert "note: no llama.cpp" in out
+    assert all(
+        word in out for word in ("1.0 GiB at most", "1.0 MiB written", "direction: 2.5 h", "5 GFLOP/s", "250 ms")
+    )
 
 
 def test_progress_off_a_terminal_is_one_line_per_stage(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import resource
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+from aird_mlx.compress import NOT_FASTER, pruned_sizes
 from aird_mlx.direction import Direction
 from aird_mlx.environment import describe_environment
 from aird_mlx.gates import Limits, judge_gates
@@ -42,6 +44,8 @@ def make_report(
     record = {name: value for name, value in settings_record(settings).items() if name not in ("resume", "dry_run")}
     exported = (note for stage in stages for note in stage.notes)
     out = workspace.out
+    if pruned is not None:
+        pruned = replace(pruned, sizes=pruned_sizes(workspace.folder / "mlx", pruned))
     written = {"mlx": str(settings.mlx_path or out / "mlx"), "report": str(out / "report.json")}
     for kind in settings.gguf:
         path = gguf_path(out, stem_of(settings), kind)
@@ -61,12 +65,20 @@ def make_report(
         notes=[
             *dense.notes,
             *(pruned.notes if pruned else []),
+            *(_size_notes(pruned) if pruned else []),
             f"prompts: {inputs.contrast.origin}",
             *dict.fromkeys(exported),
         ],
         timings=workspace.timings,
         peak_memory_bytes=_peak_memory(),
     )
+
+
+def _size_notes(pruned: PruningReport) -> list[str]:
+    """What the zeros bring, plainly."""
+    sizes = ", ".join(f"{name} {count / 1e6:,.1f} MB" for name, count in pruned.sizes.items() if name != "packed")
+    packed = f"with zeros packed it would be {pruned.sizes['packed'] / 1e6:,.1f} MB, which nothing here reads"
+    return [f"on disk: {sizes}; {packed}", NOT_FASTER]
 
 
 def finish(settings: RepairSettings, workspace: Workspace, report: Report, source: Mapping[str, Any]) -> None:

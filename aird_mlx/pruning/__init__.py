@@ -8,6 +8,7 @@ from aird_mlx.pruning.allocation import (
     spread_sparsities,
     whole_rows,
 )
+from aird_mlx.pruning.dropping import drop_blocks, measure_influence
 from aird_mlx.pruning.masks import (
     SCOPES,
     lowest_mask,
@@ -30,8 +31,10 @@ __all__ = [
     "allocate_sparsity",
     "check_pruning",
     "check_words",
+    "drop_blocks",
     "lowest_mask",
     "magnitude_scores",
+    "measure_influence",
     "n_of_m_mask",
     "outlier_share",
     "parse_pattern",

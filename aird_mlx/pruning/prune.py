@@ -142,7 +142,8 @@ def prune_model(
                 mask = n_of_m_mask(scores, *groups) if groups else lowest_mask(scores, own, scope=scope)
                 linear.weight = mx.where(mask, mx.zeros_like(linear.weight), linear.weight)
             zeros = _share_of_zeros(linear.weight)
-            tensors.append(TensorSparsity(block, name, linear.weight.size, own, zeros, damping, before))
+            bits = 8 * linear.weight.dtype.size
+            tensors.append(TensorSparsity(block, name, linear.weight.size, own, zeros, damping, before, bits))
         return tensors
 
     tensors: list[TensorSparsity] = []

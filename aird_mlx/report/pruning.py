@@ -19,6 +19,7 @@ class TensorSparsity:
         sparsity: share of exact zeros, counted in the weights.
         damping: SparseGPT's, as a share of the Hessian's mean diagonal; None for other methods.
         before: share of exact zeros before it was pruned.
+        bits: of a stored weight.
     """
 
     block: int
@@ -28,6 +29,7 @@ class TensorSparsity:
     sparsity: float
     damping: float | None = None
     before: float = 0.0
+    bits: int = 16
 
 
 def zeros_among(tensors: Sequence[TensorSparsity]) -> float:
@@ -46,6 +48,8 @@ class PruningReport:
         tensors: every pruned linear in data order.
         notes: what the user should know besides.
         model, written: set where a model was pruned from a folder and written to one.
+        dropped, influence: of method ``blocks``: the blocks that are gone, and the influence each had.
+        sizes: bytes on disk: ``mlx`` as written, ``gguf TYPE`` if exported, ``packed`` if zeros were (an estimate).
     """
 
     method: str
@@ -58,6 +62,9 @@ class PruningReport:
     notes: list[str] = field(default_factory=list)
     model: str = ""
     written: dict[str, str] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
+    dropped: list[int] = field(default_factory=list)
+    influence: list[float] = field(default_factory=list)
     schema: int = SCHEMA
 
     @property

@@ -41,6 +41,7 @@ class QuantizationReport:
         tensors: every quantized module in the network's order.
         skipped: modules left as they were: asked for by the recipe, or of a width their groups do not divide.
         model, written: set where a model was quantized from a folder and written to one.
+        sizes: bytes on disk, see `PruningReport`.
     """
 
     mode: str
@@ -52,6 +53,7 @@ class QuantizationReport:
     notes: list[str] = field(default_factory=list)
     model: str = ""
     written: dict[str, str] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
     schema: int = SCHEMA
 
     @property
