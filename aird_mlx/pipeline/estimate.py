@@ -28,8 +28,9 @@ from aird_mlx.search.choose import COARSE_TOKENS, FINALISTS
 from aird_mlx.settings import RepairSettings
 from aird_mlx.stages import DIRECTION_PROMPTS, SELECTION_PROMPTS
 
-# What Python and the libraries take; a gradient's steps: weight, scale, change, two moments, gradient, moved weight.
-PROCESS_BYTES, DESCENT_BYTES = 300_000_000, 36
+# What Python and the libraries take; per weight of a block whose steps are descended:
+# itself, its scale, change, two moments, gradient and moved weight, and what the backward pass holds (measured).
+PROCESS_BYTES, DESCENT_BYTES = 300_000_000, 48
 PROMPTS_SAMPLED = 32
 TIMED_TOKENS, TIMED_ROWS, TIMED_RUNS = 64, 8, 20
 
