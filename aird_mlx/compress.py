@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Callable, Sequence
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -15,7 +17,7 @@ from mlx_lm.convert import mixed_quant_predicate_builder
 
 from aird_mlx.direction import Direction
 from aird_mlx.environment import resumable_facts
-from aird_mlx.errors import ModelError, UsageError
+from aird_mlx.errors import ModelError, OutputError, UsageError
 from aird_mlx.gguf_export.sizes import file_sizes, packed_bytes
 from aird_mlx.inputs import gather_inputs, text_sequences
 from aird_mlx.model import (
@@ -50,7 +52,15 @@ from aird_mlx.reference import MAX_NEW_TOKENS, Answers, Reference, ask_reference
 from aird_mlx.report import PruningReport, QuantizationReport
 from aird_mlx.settings import Progress, PruningSettings
 from aird_mlx.stages import DIRECTION_PROMPTS, measure_on_reference
-from aird_mlx.workspace import Workspace, check_new_folder, check_space, check_started, read_json, write_json
+from aird_mlx.workspace import (
+    Workspace,
+    check_new_folder,
+    check_space,
+    check_started,
+    partial_of,
+    read_json,
+    write_json,
+)
 
 # The recipe that is ours, among mlx-lm's.
 REFUSAL_RECIPE = "refusal"
@@ -232,6 +242,7 @@ def write_quantized(
     group_size: int | None = None,
     mixed: str | None = None,
     method: str = "round",
+    streaming: bool | None = None,
     harmful: Path | None = None,
     harmless: Path | None = None,
     calibration: Path | None = None,
@@ -249,6 +260,7 @@ def write_quantized(
         mixed: one of mlx-lm's mixed recipes (``mixed_4_6``), which are affine and choose the bits; or ``refusal``, see
             `favour_writers`, which takes no more room than ``bits``.
         method: ``round``, or of `LEARNED`: learned from the model's own answers to the prompts.
+        streaming: have one block in memory at a time, see `write_pruned`; learned methods take the whole model.
         harmful, harmless, calibration: prompts and texts instead of the built-in ones.
         seed: of the splits of the prompts, and of the learning.
         revision, trust_remote_code: see `load`.
@@ -277,8 +289,13 @@ def write_quantized(
         )
     if is_learned:
         check_learned(method, bits, group_size, str(known["model_type"]))
-    check_space(out, loaded_bytes(find_folder(model, revision=revision)), "--out")
-    loaded = load(model, revision=revision, trust_remote_code=trust_remote_code)
+    folder = find_folder(model, revision=revision)
+    check_space(out, loaded_bytes(folder), "--out")
+    if is_learned and streaming:
+        raise UsageError(f"quantize: --streaming with method {method}; it learns on a whole model. Leave one out.")
+    if streaming is None:
+        streaming = not is_learned and needs_streaming(folder)
+    loaded = load(model, revision=revision, trust_remote_code=trust_remote_code, streaming=streaming)
     reference: Reference | None = None
     if is_learned or mixed == REFUSAL_RECIPE:
         inputs = gather_inputs(model, seed, harmful=harmful, harmless=harmless, calibration=calibration)
@@ -308,10 +325,18 @@ def write_quantized(
             recipe = favour_writers(loaded, layer, whole_bits, size)
         elif mixed is not None:
             recipe = mixed_quant_predicate_builder(mixed, loaded.network, size)
-        report = quantize_model(
-            loaded, mode=mode, bits=bits, group_size=group_size, recipe=recipe, progress=partial(progress, "quantize")
-        )
-    save(loaded, out)
+        with _save_blocks(loaded, out) if streaming else nullcontext() as shards:
+            report = quantize_model(
+                loaded,
+                mode=mode,
+                bits=bits,
+                group_size=group_size,
+                recipe=recipe,
+                shards=shards,
+                progress=partial(progress, "quantize"),
+            )
+    if not streaming:
+        save(loaded, out)
     sizes = file_sizes(out)
     zeros = [(one.weights, one.zeros * one.zeros_kept, float(one.bits)) for one in report.tensors]
     return dataclasses.replace(
@@ -321,6 +346,24 @@ def write_quantized(
         sizes=sizes | {"packed": packed_bytes(sizes["mlx"], zeros)},
         notes=[*loaded.notes, *report.notes],
     )
+
+
+@contextmanager
+def _save_blocks(model: ChatModel, out: Path) -> Iterator[ShardFolder]:
+    """The folder to write the blocks of a streamed model to: whole at the end, or not there at all."""
+    partial_folder = partial_of(out)
+    try:
+        shards = ShardFolder(partial_folder, model)
+        yield shards
+        shards.finish()
+        partial_folder.rename(out)
+    except OSError as error:
+        raise OutputError(
+            f"output: {out} cannot be written ({error.strerror or error}); a writable place with free space is needed. "
+            "Free space or choose another --out."
+        ) from error
+    finally:
+        shutil.rmtree(partial_folder, ignore_errors=True)
 
 
 def _quantization_words(found: object) -> str:

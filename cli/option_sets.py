@@ -159,6 +159,7 @@ quantize_options = with_options(
     calibration_option,
     seed_option,
     new_folder_option,
+    streaming_option,
     config_option,
     json_option,
 )

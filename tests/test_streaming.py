@@ -21,7 +21,7 @@ from aird_mlx.activations import TokenBatch, Walk, batch_sequences
 from aird_mlx.compress import write_pruned
 from aird_mlx.errors import OutputError, ResumeError, UsageError
 from aird_mlx.evaluation import generate_answers, measure_utility
-from aird_mlx.model import ChatModel, ShardFolder, load, needs_streaming
+from aird_mlx.model import ChatModel, ShardFolder, load, needs_streaming, save
 from aird_mlx.patch import fold
 from aird_mlx.pipeline import RepairSettings, repair_model
 from aird_mlx.pruning import prune_model
@@ -128,8 +128,6 @@ def test_streamed_model_keeps_one_block(tmp_path: Path) -> None:
 
 
 def test_quantized_model_is_dequantized_block_by_block(model_folder: Callable[..., Path], tmp_path: Path) -> None:
-    from aird_mlx.model import save
-
     quantized = load(model_folder())
     quantize_model(quantized, group_size=32)
     save(quantized, tmp_path / "quantized")
@@ -140,6 +138,25 @@ def test_quantized_model_is_dequantized_block_by_block(model_folder: Callable[..
     prune_model(streamed, [], method="magnitude", shards=shards)
     shards.finish()
     assert_same(weights_of(load(tmp_path / "out")), weights_of(whole))
+
+
+def test_quantized_block_by_block_as_in_memory(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = write_model(tmp_path / "source")
+    pruned = load(source)
+    prune_model(pruned, [], method="magnitude")
+    save(pruned, tmp_path / "pruned")
+    for flag in ("--streaming", "--no-streaming"):
+        words = ["quantize", str(tmp_path / "pruned"), "--q-bits", "3", "--q-group-size", "32", flag]
+        assert main([*words, "--out", str(tmp_path / flag), "--json"]) == 0
+    networks = [mlx_lm.load(str(tmp_path / flag))[0] for flag in ("--streaming", "--no-streaming")]
+    found, wanted = ({name: np.array(array) for name, array in tree_flatten(one.parameters())} for one in networks)
+    assert_same(found, wanted)
+    assert any(name.endswith("scales") for name in found)
+    assert (tmp_path / "--streaming" / "config.json").read_bytes() == (
+        tmp_path / "--no-streaming" / "config.json"
+    ).read_bytes()
+    assert main(["quantize", str(source), "--streaming", "--method", "gptq", "--out", str(tmp_path / "never")]) == 2
+    assert "learns on a whole model" in capsys.readouterr().err
 
 
 # Runs a command, but dies by SIGKILL where it would give its nth file its name.
@@ -194,14 +211,18 @@ def test_killed_walk_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     source = write_model(tmp_path / "source")
     whole = run_killed(tmp_path, CHAIN, 99, str(source), str(tmp_path / "whole"))
     assert whole.returncode == 0, whole.stderr
+    written = []
     for files in (2, 6):  # in the pruning; in the repair
         killed = run_killed(tmp_path, CHAIN, files, str(source), str(tmp_path / "killed"))
         assert killed.returncode == -signal.SIGKILL, killed.stderr
+        written.append({path: path.stat().st_mtime_ns for path in (tmp_path / "killed").rglob("model-*")})
+    assert [len(paths) for paths in written] == [2, 6]
     assert list((tmp_path / "killed").rglob("writing-*"))
     assert not (tmp_path / "killed" / "repaired" / "config.json").exists()
     resumed = run_killed(tmp_path, CHAIN, 99, str(source), str(tmp_path / "killed"))
     assert resumed.stdout == whole.stdout
     assert bytes_of(tmp_path / "killed") == bytes_of(tmp_path / "whole")
+    assert {path: path.stat().st_mtime_ns for path in written[1]} == written[1]  # nothing was done twice
 
 
 def test_killed_prune_is_resumed_by_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

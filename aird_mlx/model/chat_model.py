@@ -69,6 +69,11 @@ class ChatModel:
         assert isinstance(blocks, list)
         return blocks
 
+    def block_of(self, path: str) -> int | None:
+        """Which block a dotted path in the network leads into, None for none."""
+        inside = path.removeprefix(f"{self.architecture.blocks}.")
+        return int(inside.partition(".")[0]) if inside != path else None
+
     def linear(self, block: int, name: str) -> nn.Linear:
         """The linear ``name`` (e.g. ``mlp.down_proj``) of block ``block``."""
         linear = submodule(self.blocks[block], name)

@@ -71,13 +71,15 @@ class ShardFolder:
             self._model.stream.redirect(block, self._path(block), self._prefix(block))
 
     def finish(self) -> None:
-        """Write what is in no block, the index, the tokenizer and config.json."""
+        """Write what is not written yet: blocks, what is in none, the index, the tokenizer and config.json."""
         inside = tuple(self._prefix(block) for block in range(self._count - 1))
         parameters = dict(tree_flatten(self._model.network.parameters()))
         rest = {name: array for name, array in parameters.items() if not name.startswith(inside)}
         self._save(self._path(None), rest, None)
         owner = {name: self._path(None).name for name in rest}
         for block in range(self._count - 1):
+            if not self.has(block):
+                self.write(block, None)
             owner |= {name: self._path(block).name for name in parameters if name.startswith(self._prefix(block))}
         total = {
             "total_size": sum(array.nbytes for array in parameters.values()),

@@ -15,7 +15,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from aird_mlx.errors import ModelError, UsageError
-from aird_mlx.model import ChatModel
+from aird_mlx.model import ChatModel, ShardFolder
 from aird_mlx.quantization.affine import BITS, GROUP_SIZES, quantize_with_zeros
 from aird_mlx.report import QuantizationReport, TensorQuantization
 
@@ -60,6 +60,7 @@ def quantize_model(
     bits: int | None = None,
     group_size: int | None = None,
     recipe: Recipe | None = None,
+    shards: ShardFolder | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> QuantizationReport:
     """Quantize every linear and embedding of the network in place, and say so in the model's config.
@@ -70,6 +71,7 @@ def quantize_model(
         bits, group_size: None for the mode's own.
         recipe: as mlx-lm's quant predicates: (path, module) -> True, False (leave it), or a mapping with ``bits``,
             ``group_size`` and ``mode`` of this module; what it lacks is as given above.
+        shards: a new folder of this model that each block is written to when it is done; a streamed model needs one.
         progress: called with (modules done, modules).
 
     Raises:
@@ -79,12 +81,17 @@ def quantize_model(
     whole_bits, whole_group = check_quantization(mode, bits, group_size)
     default = {"group_size": whole_group, "bits": whole_bits, "mode": mode}
     plan, skipped = _plan(model, default, recipe)
+    last = {model.block_of(path): path for path in plan}
     tensors = []
     for done, (path, parameters) in enumerate(plan.items(), start=1):
         owner, name, module = _find(model.network, path)
         quantized, figures = _quantize_module(path, module, **parameters)
         owner[name] = quantized
         tensors.append(figures)
+        del module, quantized
+        block = model.block_of(path)
+        if shards is not None and block is not None and path == last[block]:
+            shards.write(block, None)
         progress(done, len(plan))
     layers: dict[str, Any] = {path: own for path, own in plan.items() if own != default}
     layers |= dict.fromkeys(skipped, False)
