@@ -114,10 +114,10 @@ def fold(model: ChatModel, patch: Patch) -> FoldResult:
         ShapeError: a part does not fit its linear; nothing is changed then.
     """
     for part in patch.parts:
-        if not (part.block < len(model.blocks) and part.name in model.architecture.linear_names):
+        if not (part.block < len(model.blocks) and part.name in model.layout(part.block).linear_names):
             raise ShapeError(
                 f"fold: the patch changes {part.name} in block {part.block}; one of the model's {len(model.blocks)} "
-                f"blocks and of {', '.join(model.architecture.linear_names)} is needed. Use the patch with the model "
+                f"blocks and one of its linears is needed. Use the patch with the model "
                 "it was made for."
             )
         shape = model.linear(part.block, part.name).weight.shape

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from mlx_lm.utils import dequantize_model, load_model, load_tokenizer, save_conf
 from aird_mlx.architectures import architecture_of
 from aird_mlx.errors import ModelError, OutputError
 from aird_mlx.model.chat_model import ChatModel
+from aird_mlx.model.discovery import discover
 from aird_mlx.model.find import find_folder, read_config
+from aird_mlx.model.writers import check_writers
 
 # What a tokenizer or a chat app reads beside the weights; copied byte for byte, since a re-serialized tokenizer
 # is a different tokenizer until proven otherwise.
@@ -56,10 +59,13 @@ def load(model: str | Path, *, revision: str | None = None, trust_remote_code: b
     name = str(model)
     folder = find_folder(name, revision=revision)
     config = read_config(folder)
-    architecture = architecture_of(config["model_type"])
     network, tokenizer, config = read_network(folder, config, trust_remote_code=trust_remote_code)
+    architecture = architecture_of(config) or discover(network, config)
     loaded = ChatModel(network, tokenizer, config, name, folder, architecture)
     _dequantize(loaded)
+    check_writers(loaded)
+    if architecture.origin == "discovered":
+        loaded.notes.append(f"model type {config['model_type']} has no row in the table; its writers were discovered")
     return loaded
 
 
@@ -88,7 +94,19 @@ def read_network(
         )
     try:
         network, complete = load_model(folder, model_config=_rope(config), trust_remote_code=trust_remote_code)
+    except SystemExit as error:  # what mlx-lm's file of a model type does where a package it wants is missing
+        raise ModelError(
+            f"model: mlx-lm ends when it is to run model type {config['model_type']!r}; a package of that model is "
+            "needed. `python -c 'import mlx_lm.models."
+            f"{config['model_type']}'` names it; install that."
+        ) from error
     except (*BAD_VALUES, RuntimeError, FileNotFoundError, ImportError, SyntaxError) as error:
+        if str(error).startswith("Model type") and "not supported" in str(error):
+            raise ModelError(
+                f"model: model type {config['model_type']!r} is none that mlx-lm {version('mlx-lm')} runs; one of its "
+                "types is needed (docs/families.md lists those this project knows). Choose another model, or update "
+                "mlx-lm."
+            ) from error
         if _is_about_weights(error):
             raise ModelError(
                 f"model: the weights in {folder} cannot be read ({_reason(error)}); complete, intact safetensors "

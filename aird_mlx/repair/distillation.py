@@ -79,8 +79,9 @@ def distill(
         the weights found, or else these.
     """
     model = walk.model
-    names = model.architecture.linear_names
-    linears = {(block, name): model.linear(block, name) for block in blocks for name in names}
+    linears = {
+        (block, name): model.linear(block, name) for block in blocks for name in model.layout(block).linear_names
+    }
     weights = [opening_weights(batch, opening_weight) for batch in walk.batches]
 
     def error(index: int, rows: Sequence[int]) -> mx.array:

@@ -156,7 +156,7 @@ Apply = Callable[[LinearPatch], None]
 def _solve_writers(
     model: ChatModel, dense: ChatModel, walks: Walks, block: int, directions: mx.array, plan: RepairPlan, apply: Apply
 ) -> None:
-    for name in model.architecture.writers:
+    for name in model.layout(block).writers:
         original, compressed = dense.linear(block, name).weight, model.linear(block, name).weight
         if plan.rule == "paper":
             along = directions @ compressed.astype(mx.float32)
@@ -181,11 +181,12 @@ def _solve_refit(
     model: ChatModel, dense: ChatModel, walks: Walks, block: int, directions: mx.array, plan: RepairPlan, apply: Apply
 ) -> None:
     assert walks is not None
-    for group in model.architecture.linears:
+    layout = model.layout(block)
+    for group in layout.groups:
         moments = paired_moments(*walks, group[0])
         for name in group:
             compressed = model.linear(block, name).weight
-            is_writer = name in model.architecture.writers
+            is_writer = name in layout.writers
             refitted = refit_weight(
                 dense.linear(block, name).weight,
                 compressed,
