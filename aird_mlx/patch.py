@@ -21,6 +21,8 @@ from aird_mlx.model import ChatModel
 class LinearPatch:
     """The change of one linear's weight ``[out, in]``; either ``left`` and ``right``, or ``delta``.
 
+    Of fused experts all arrays have a first axis more, ``[expert, ...]``.
+
     Attributes:
         block: index of the block.
         name: the linear within it, e.g. ``mlp.down_proj``.
@@ -69,7 +71,7 @@ class Patch:
     @property
     def rank(self) -> int | None:
         """Largest rank over its parts; None when a part is not low-rank."""
-        ranks = [None if part.left is None else part.left.shape[1] for part in self.parts]
+        ranks = [None if part.left is None else part.left.shape[-1] for part in self.parts]
         known = [rank for rank in ranks if rank is not None]
         return max(known, default=0) if len(known) == len(ranks) else None
 

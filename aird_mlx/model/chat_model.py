@@ -159,6 +159,16 @@ class ChatModel:
             for owner, attribute, linear, _ in placed:
                 owner[attribute] = linear
 
+    @contextmanager
+    def differentiable(self) -> Iterator[None]:
+        """Blocks run as in training while the context lasts: without kernels of recurrences, which know no gradient."""
+        was_training = self.network.training
+        try:
+            self.network.train()
+            yield
+        finally:
+            self.network.train(was_training)
+
     def sparsity(self) -> float:
         """Share of exact zeros among the prunable linears' weights, counted."""
         zeros, total = 0, 0

@@ -98,14 +98,15 @@ def distill(
         )
         return (weighed * kl_divergence(mx.stop_gradient(wanted), found)[0]).sum() / mx.maximum(weighed.sum(), 1e-12)
 
-    return descend(
-        linears,
-        error,
-        schedule_rows(walk.batches, steps, tokens_per_step, seed),
-        learning_rate=learning_rate,
-        checked=spread_rows(walk.batches, TOKENS_CHECKED),
-        progress=progress,
-    )
+    with model.differentiable():
+        return descend(
+            linears,
+            error,
+            schedule_rows(walk.batches, steps, tokens_per_step, seed),
+            learning_rate=learning_rate,
+            checked=spread_rows(walk.batches, TOKENS_CHECKED),
+            progress=progress,
+        )
 
 
 def opening_weights(batch: TokenBatch, opening_weight: float) -> np.ndarray:

@@ -114,10 +114,11 @@ def reconstruct_block(
         outputs = walk.run_block(index, walk.hidden[index][chosen], rows=chosen)
         return reconstruction_error(outputs, wanted[index][chosen], weights[index][chosen], directions, beta)
 
-    return descend(
-        linears,
-        error,
-        schedule_rows(walk.batches, steps, tokens_per_step, seed),
-        learning_rate=learning_rate,
-        checked=spread_rows(walk.batches, TOKENS_CHECKED),
-    )
+    with walk.model.differentiable():
+        return descend(
+            linears,
+            error,
+            schedule_rows(walk.batches, steps, tokens_per_step, seed),
+            learning_rate=learning_rate,
+            checked=spread_rows(walk.batches, TOKENS_CHECKED),
+        )

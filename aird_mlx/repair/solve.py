@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 import mlx.core as mx
 
-from aird_mlx.activations import TokenBatch, Walk, flatten_counted
+from aird_mlx.activations import TokenBatch, Walk
 from aird_mlx.errors import UsageError
-from aird_mlx.model import ChatModel
+from aird_mlx.model import ChatModel, submodule
 from aird_mlx.patch import LinearPatch, Patch, changed_weight, patched, scaled
 from aird_mlx.repair.closed_form import (
     least_squares_change,
@@ -19,6 +19,7 @@ from aird_mlx.repair.closed_form import (
     spread_inside_mask,
 )
 from aird_mlx.repair.distillation import distill
+from aird_mlx.repair.moments import paired_expert_moments, paired_moments
 from aird_mlx.repair.reconstruction import reconstruct_block
 
 RULES = ("paper", "restore", "least-squares", "refit", "reconstruct", "distill")
@@ -156,46 +157,102 @@ Apply = Callable[[LinearPatch], None]
 def _solve_writers(
     model: ChatModel, dense: ChatModel, walks: Walks, block: int, directions: mx.array, plan: RepairPlan, apply: Apply
 ) -> None:
-    for name in model.layout(block).writers:
+    layout = model.layout(block)
+    for part in layout.parts:
+        name = part.writer
+        own = before_norm(model, block, part.norm, directions)
         original, compressed = dense.linear(block, name).weight, model.linear(block, name).weight
-        if plan.rule == "paper":
-            along = directions @ compressed.astype(mx.float32)
-        elif plan.rule == "restore":
-            along = restore_change(directions, original, compressed)
-        else:
-            assert walks is not None
-            moments = paired_moments(*walks, name)
-            if plan.inside_mask and plan.beta:
-                solved = least_squares_inside_mask(directions, original, compressed, *moments, plan.ridge, plan.beta)
-                apply(_replaced(model, block, name, solved))
-                continue
-            along = least_squares_change(directions, original, compressed, *moments, plan.ridge)
-        if plan.inside_mask:
-            delta = spread_inside_mask(directions, along, compressed != 0)
-            apply(LinearPatch(block, name, delta=delta.astype(compressed.dtype)))
-        else:
-            apply(LinearPatch(block, name, left=directions.T, right=along))
+        fields = _solve_each(
+            lambda fused, plain, moments, own=own: _written(plan, own, fused, plain, moments),  # type: ignore[misc]
+            original,
+            compressed,
+            _moments(walks, name),
+        )
+        apply(LinearPatch(block, name, **fields))
+
+
+def _written(
+    plan: RepairPlan,
+    directions: mx.array,
+    original: mx.array,
+    compressed: mx.array,
+    moments: tuple[mx.array, mx.array] | None,
+) -> dict[str, mx.array]:
+    """The change of one writer ``[out, in]`` along the directions, as fields of a `LinearPatch`.
+
+    Without moments, of an expert that sees too few tokens, least squares falls back to restoring.
+    """
+    if plan.rule == "paper":
+        along = directions @ compressed.astype(mx.float32)
+    elif plan.rule == "restore" or moments is None:
+        along = restore_change(directions, original, compressed)
+    elif plan.inside_mask and plan.beta:
+        solved = least_squares_inside_mask(directions, original, compressed, *moments, plan.ridge, plan.beta)
+        return {"delta": (solved - compressed.astype(mx.float32)).astype(compressed.dtype)}
+    else:
+        along = least_squares_change(directions, original, compressed, *moments, plan.ridge)
+    if plan.inside_mask:
+        return {"delta": spread_inside_mask(directions, along, compressed != 0).astype(compressed.dtype)}
+    return {"left": directions.T, "right": along}
+
+
+Moments = tuple[mx.array, mx.array] | None
+
+
+def _moments(walks: Walks, name: str) -> Moments | list[Moments]:
+    """Moments of the inputs of a linear, of fused experts one pair each; None for rules that need none."""
+    if walks is None:
+        return None
+    if walks[1].layout.is_expert(name):
+        return list(paired_expert_moments(*walks, name))
+    return paired_moments(*walks, name)
+
+
+def _solve_each(
+    solve: Callable[[mx.array, mx.array, Moments], dict[str, mx.array]],
+    original: mx.array,
+    compressed: mx.array,
+    moments: Moments | list[Moments],
+) -> dict[str, mx.array]:
+    """``solve`` on a linear, or on each of fused experts ``[expert, out, in]``, whose results are stacked."""
+    if compressed.ndim == 2:
+        assert not isinstance(moments, list)
+        return solve(original, compressed, moments)
+    each: list[dict[str, mx.array]] = []
+    for expert in range(compressed.shape[0]):
+        own = moments[expert] if isinstance(moments, list) else None
+        each.append(solve(original[expert], compressed[expert], own))
+        mx.eval(each[-1])
+    # A change can be low-rank for one expert and not for another only where the rule differs, which it does not.
+    return {key: mx.stack([one[key] for one in each]) for key in each[0]}
 
 
 def _solve_refit(
     model: ChatModel, dense: ChatModel, walks: Walks, block: int, directions: mx.array, plan: RepairPlan, apply: Apply
 ) -> None:
-    assert walks is not None
     layout = model.layout(block)
     for group in layout.groups:
-        moments = paired_moments(*walks, group[0])
+        moments = _moments(walks, group[0])
         for name in group:
-            compressed = model.linear(block, name).weight
             is_writer = name in layout.writers
-            refitted = refit_weight(
-                dense.linear(block, name).weight,
-                compressed,
-                *moments,
-                plan.ridge,
-                directions=directions if is_writer else None,
-                beta=plan.beta if is_writer else 0.0,
-            )
-            apply(_replaced(model, block, name, refitted))
+            along = before_norm(model, block, layout.part_of(name).norm, directions) if is_writer else None
+            beta = plan.beta if is_writer else 0.0
+
+            def solve(
+                original: mx.array,
+                compressed: mx.array,
+                own: Moments,
+                along: mx.array | None = along,
+                beta: float = beta,
+            ) -> dict[str, mx.array]:
+                before = compressed.astype(mx.float32)
+                if own is None:  # an expert that sees too few tokens keeps its weights
+                    return {"delta": mx.zeros_like(compressed)}
+                refitted = refit_weight(original, compressed, *own, plan.ridge, directions=along, beta=beta)
+                return {"delta": (refitted - before).astype(compressed.dtype)}
+
+            fields = _solve_each(solve, dense.linear(block, name).weight, model.linear(block, name).weight, moments)
+            apply(LinearPatch(block, name, **fields))
 
 
 def _solve_reconstruction(
@@ -239,20 +296,24 @@ _SOLVERS = {
 }
 
 
-def paired_moments(dense: Walk, compressed: Walk, name: str) -> tuple[mx.array, mx.array]:
-    """Second moments of a linear's inputs over the counted tokens of both walks' current block.
+def before_norm(model: ChatModel, block: int, norm: str | None, directions: mx.array) -> mx.array:
+    """The directions as the writer has to write them for a norm after it to give them to the stream.
+
+    An RMS norm gives ``gamma * y / rms(y)``, so what the stream gets along r is ``(gamma * r) . y`` over the length.
+
+    Args:
+        directions: R, ``[k, hidden]`` float32 orthonormal.
+        norm: the module between writer and stream; None: the directions themselves.
 
     Returns:
-        H = mean of x' x'^T and G = mean of x x'^T, each ``[in, in]`` float32; x dense, x' compressed.
+        ``[k, hidden]`` float32 orthonormal rows that span ``R diag(gamma)``.
     """
-    second, cross = mx.array(0.0), mx.array(0.0)
-    tokens = 0.0
-    for index, batch in enumerate(compressed.batches):
-        seen = compressed.inputs_of(index, [name])[name]
-        wanted = dense.inputs_of(index, [name])[name]
-        drifted, original = flatten_counted(seen, batch.counted), flatten_counted(wanted, batch.counted)
-        second = second + drifted.T @ drifted
-        cross = cross + original.T @ drifted
-        tokens += batch.counted.sum().item()
-        mx.eval(second, cross)
-    return second / max(tokens, 1.0), cross / max(tokens, 1.0)
+    if norm is None:
+        return directions
+    module = submodule(model.blocks[block], norm)
+    size = 1024.0  # far above the norm's epsilon
+    gamma = module(mx.full((1, directions.shape[1]), size))[0].astype(mx.float32)
+    weighed = directions * gamma
+    if weighed.shape[0] == 1:
+        return weighed / mx.maximum(mx.linalg.norm(weighed), 1e-30)
+    return mx.linalg.qr(weighed.T, stream=mx.cpu)[0].T
