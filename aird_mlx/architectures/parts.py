@@ -151,6 +151,7 @@ class Architecture:
         head: dotted path to the output head; where the network has none there, it is the embedding.
         entry: what the stream itself passes when it enters a block that has it; see `Layout`.
         carried: how many values each block hands to the next beside the hidden states.
+        limit: what is special about it, or cannot be done, in one line.
         origin: ``table``, or ``discovered`` for a model type without a row.
     """
 
@@ -160,6 +161,7 @@ class Architecture:
     head: str = "lm_head"
     entry: str | None = None
     carried: int = 0
+    limit: str = ""
     origin: str = "table"
 
     def layout(self, has: Callable[[str], bool]) -> Layout:

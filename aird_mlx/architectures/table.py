@@ -68,6 +68,10 @@ def _row(
 
 
 _LLAMA = _row(_attention(), _mlp())
+_LIKE_LLAMA = (
+    *("llama", "mistral", "ministral3", "qwen2", "qwen3", "gemma", "smollm3", "stablelm", "cohere"),
+    *("cohere2", "granite", "internlm3", "minicpm", "helium", "seed_oss", "iquestcoder", "xverse"),
+)
 # Both norms after the sublayer, none or one before it.
 _NORMED = _row(_attention(norm="post_attention_layernorm"), _mlp(norm="post_feedforward_layernorm"))
 _FUSED_MLP = {"reads": "gate_up_proj"}
@@ -100,28 +104,7 @@ _MAMBA1 = {"kept": "x_proj dt_proj"}
 
 TABLE: dict[str, Architecture] = {
     # Dense: llama and what is built like it.
-    **dict.fromkeys(
-        (
-            "llama",
-            "mistral",
-            "ministral3",
-            "qwen2",
-            "qwen3",
-            "gemma",
-            "smollm3",
-            "stablelm",
-            "cohere",
-            "cohere2",
-            "granite",
-            "internlm3",
-            "minicpm",
-            "helium",
-            "seed_oss",
-            "iquestcoder",
-            "xverse",
-        ),
-        _LLAMA,
-    ),
+    **dict.fromkeys(_LIKE_LLAMA, _LLAMA),
     "phi3": _row(_attention(reads="qkv_proj"), _mlp(**_FUSED_MLP)),
     "nemotron": _row(_attention(), _mlp(reads="up_proj")),
     "phi": _row(_attention(writes="dense"), _mlp(reads="fc1", writes="fc2")),
@@ -138,13 +121,6 @@ TABLE: dict[str, Architecture] = {
         blocks="model.h",
         embedding="model.embed_in",
         head="model.embed_out",
-    ),
-    "olmo": _row(
-        _attention("", "att_proj", "attn_out"),
-        _mlp("", "ff_proj", "ff_out"),
-        blocks="model.transformer.blocks",
-        embedding="model.transformer.wte",
-        head="model.transformer.ff_out",
     ),
     # Dense, with a norm between each writer and the stream.
     **dict.fromkeys(("gemma2", "gemma3_text", "olmo2", "olmo3", "exaone4"), _NORMED),
@@ -256,6 +232,7 @@ TABLE: dict[str, Architecture] = {
         embedding="model.embeddings",
         entry="pre_norm",
         carried=1,
+        limit="on Metal its kernel knows no gradient: reconstruct and distill need the CPU (mx.set_default_device)",
     ),
 }
 TABLE["falcon_mamba"] = TABLE["mamba"]
@@ -273,7 +250,14 @@ WRAPPERS: dict[str, tuple[str, str]] = {
 }
 
 # Model types that mlx-lm runs and that cannot be done, and why.
-REFUSED: dict[str, str] = {}
+REFUSED: dict[str, str] = {
+    "olmo": "mlx-lm's file for it runs no prompt: it adds its mask, by now the word causal, to the scores",
+    "gemma3n": "four residual streams mixed by AltUp: what a block changes is no sum of its writers",
+    "deepseek_v41": "several residual streams mixed between blocks",
+    "kimi_k3": "attention over the outputs of earlier blocks takes the place of the residual stream",
+    "gemma4": "later blocks read the keys and values of earlier ones, and a scale multiplies the whole stream",
+    "hunyuan": "blocks hand keys and values to the next one beside the hidden states",
+}
 
 
 def architecture_of(config: Mapping[str, Any]) -> Architecture | None:

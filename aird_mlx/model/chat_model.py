@@ -57,6 +57,7 @@ class ChatModel:
         name: what the user called it.
         folder: where its files lie.
         architecture: its row in the table.
+        kept_experts: by block, which of its mixture's original experts are left after some were removed.
         notes: what loading did that the user should know.
     """
 
@@ -67,6 +68,7 @@ class ChatModel:
     folder: Path
     architecture: Architecture
     notes: list[str] = field(default_factory=list)
+    kept_experts: dict[int, list[int]] = field(default_factory=dict)
     _layouts: dict[int, Layout] = field(default_factory=dict, repr=False)
 
     @property
@@ -162,7 +164,7 @@ class ChatModel:
     @contextmanager
     def differentiable(self) -> Iterator[None]:
         """Blocks run as in training while the context lasts: without kernels of recurrences, which know no gradient."""
-        was_training = self.network.training
+        was_training = getattr(self.network, "training", False)  # a model of mlx-lm forgets to set it
         try:
             self.network.train()
             yield

@@ -14,7 +14,7 @@ import mlx.nn as nn
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import dequantize_model, load_model, load_tokenizer, save_config, save_model
 
-from aird_mlx.architectures import architecture_of
+from aird_mlx.architectures import REFUSED, architecture_of
 from aird_mlx.errors import ModelError, OutputError
 from aird_mlx.model.chat_model import ChatModel
 from aird_mlx.model.discovery import discover
@@ -59,14 +59,31 @@ def load(model: str | Path, *, revision: str | None = None, trust_remote_code: b
     name = str(model)
     folder = find_folder(name, revision=revision)
     config = read_config(folder)
+    check_model_type(config)
     network, tokenizer, config = read_network(folder, config, trust_remote_code=trust_remote_code)
     architecture = architecture_of(config) or discover(network, config)
     loaded = ChatModel(network, tokenizer, config, name, folder, architecture)
     _dequantize(loaded)
+    _widen_experts(loaded)
     check_writers(loaded)
     if architecture.origin == "discovered":
         loaded.notes.append(f"model type {config['model_type']} has no row in the table; its writers were discovered")
     return loaded
+
+
+def check_model_type(config: Mapping[str, Any]) -> None:
+    """Refuse a model type that is known not to work, before its weights are read.
+
+    Raises:
+        ModelError: it is one; the message says why.
+    """
+    inner = config.get("text_config")
+    for model_type in (config["model_type"], inner.get("model_type") if isinstance(inner, Mapping) else None):
+        if model_type in REFUSED:
+            raise ModelError(
+                f"model: model type {model_type!r} cannot be measured or repaired here ({REFUSED[model_type]}); blocks "
+                "that add to one residual stream are needed. Choose a family of docs/families.md."
+            )
 
 
 def read_network(
@@ -187,6 +204,19 @@ def _dequantize(loaded: ChatModel) -> None:
     loaded.notes.append(
         f"the model was quantized ({quantization.get('bits')} bits, group {quantization.get('group_size')}); it was "
         "dequantized, and is written without quantization"
+    )
+
+
+def _widen_experts(loaded: ChatModel) -> None:
+    """MLX multiplies fused experts on the CPU in float32 only: there, such a model is turned into float32."""
+    layouts = ((block, name) for block in range(len(loaded.blocks)) for name in loaded.layout(block).linear_names)
+    first = next((one for one in layouts if loaded.linear(*one).weight.ndim == 3), None)
+    if first is None or mx.default_device() != mx.Device(mx.cpu) or loaded.linear(*first).weight.dtype == mx.float32:
+        return
+    kind = str(loaded.linear(*first).weight.dtype).removeprefix("mlx.core.")
+    loaded.network.set_dtype(mx.float32)
+    loaded.notes.append(
+        f"the weights are {kind}; MLX runs fused experts on the CPU in float32 only, so they were converted"
     )
 
 

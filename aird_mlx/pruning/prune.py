@@ -26,12 +26,20 @@ from aird_mlx.pruning.masks import (
     wanda_scores,
 )
 from aird_mlx.pruning.moments import LEAST_TOKENS, InputStatistics, input_squares, second_moments
+from aird_mlx.pruning.reap import (
+    check_experts,
+    expert_worth,
+    groups_of,
+    least_experts,
+    mixture_of,
+    remove_experts,
+)
 from aird_mlx.pruning.sparsegpt import DAMPING, sparsify_weight
 from aird_mlx.report import PruningReport, TensorSparsity
 
-METHODS = ("wanda", "sparsegpt", "magnitude", "random")
-# Those that look at the inputs of the linears.
-CALIBRATED = ("wanda", "sparsegpt")
+METHODS = ("wanda", "sparsegpt", "magnitude", "random", "reap")
+# Those that look at what the model computes.
+CALIBRATED = ("wanda", "sparsegpt", "reap")
 
 
 def check_pruning(
@@ -44,6 +52,8 @@ def check_pruning(
     """
     check_words(method, sparsity, pattern, scope, allocation)
     groups = parse_pattern(pattern)
+    if method == "reap":
+        check_experts(model, sparsity)
     if groups:
         for block, name, linear in model.linears():
             check_pattern_width(linear.weight.shape[-1], *groups, of=f"{name} in block {block}")
@@ -65,6 +75,11 @@ def check_words(method: str, sparsity: float, pattern: str, scope: str, allocati
         raise UsageError(
             f"prune: pattern {pattern} with {other}; each M consecutive inputs of every row lose N, so scope row and "
             "allocation uniform are needed. Leave one of the two out."
+        )
+    if method == "reap" and (pattern != "unstructured" or scope != "row" or allocation != "uniform"):
+        raise UsageError(
+            f"prune: method reap with pattern {pattern}, scope {scope}, allocation {allocation}; it removes whole "
+            "experts, so none of these can be chosen. Leave them out."
         )
     if method == "sparsegpt" and scope != "row":
         raise UsageError(
@@ -90,8 +105,9 @@ def prune_model(
     Args:
         model: changed in place.
         calibration: token batches; the inputs they give weigh the weights (Wanda, SparseGPT). Else ignored.
-        method: ``wanda``, ``sparsegpt`` (which also changes the weights that stay), ``magnitude`` or ``random``.
-        sparsity: fraction to remove; with an ``N:M`` pattern N/M rules instead.
+        method: ``wanda``, ``sparsegpt`` (which also changes the weights that stay), ``magnitude``, ``random``, or
+            ``reap``, which removes whole experts.
+        sparsity: fraction to remove, of ``reap`` of the experts; with an ``N:M`` pattern N/M rules instead.
         pattern: ``unstructured`` or ``N:M``.
         scope: ``row``: every row loses that fraction; ``matrix``: every linear. SparseGPT's weights compete in blocks
             of 128 columns.
@@ -112,6 +128,9 @@ def prune_model(
     asked = groups[0] / groups[1] if groups else sparsity
     notes = _notes(model, calibration, method)
     walk = Walk(model, calibration) if method in CALIBRATED else None
+    if method == "reap":
+        assert walk is not None
+        return _prune_experts(model, walk, sparsity, notes, progress)
     keys = iter(mx.random.split(mx.random.key(seed), len(list(model.linears()))))
     unseen: list[str] = []
     tensors = []
@@ -151,6 +170,29 @@ def prune_model(
         model.sparsity(),
         tensors,
         [*notes, *_unseen_notes(unseen, method), *_damping_notes(tensors)],
+    )
+
+
+def _prune_experts(
+    model: ChatModel, walk: Walk, sparsity: float, notes: Sequence[str], progress: Callable[[int, int], None]
+) -> PruningReport:
+    """Block by block remove the experts that are worth least, given the experts removed before."""
+    removed = check_experts(model, sparsity)
+    before = model.parameters
+    gone: dict[str, list[int]] = {}
+    count = removed
+    for block in range(len(model.blocks)):
+        part = mixture_of(model, block)
+        if part is not None:
+            worth = expert_worth(walk, part)
+            count = worth.size
+            gone[str(block)] = least_experts(worth, removed, groups_of(model, part))
+            remove_experts(model, {block: gone[str(block)]})
+        walk.advance()
+        progress(block + 1, len(model.blocks))
+    smaller = f"{before:,} parameters became {model.parameters:,}; every token still passes as many experts as before"
+    return PruningReport(
+        "reap", "unstructured", "row", "uniform", removed / count, model.sparsity(), [], [*notes, smaller], gone
     )
 
 

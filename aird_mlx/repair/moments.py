@@ -10,6 +10,7 @@ import mlx.core as mx
 import numpy as np
 
 from aird_mlx.activations import Walk, flatten_counted
+from aird_mlx.model import ChatModel, submodule
 
 # An expert that both models route fewer tokens to has no least squares of its own.
 LEAST_TOKENS = 16
@@ -51,16 +52,42 @@ def paired_expert_moments(dense: Walk, compressed: Walk, name: str) -> list[tupl
     counts = [0] * experts
     for index, batch in enumerate(compressed.batches):
         drifted, original = (walk.routed_inputs_of(index, [name])[name] for walk in (compressed, dense))
-        found = zip(drifted.by_expert(batch.counted, experts), original.by_expert(batch.counted, experts), strict=True)
+        all_experts = dense.model.linear(dense.layer, name).weight.shape[0]
+        wanted_rows = original.by_expert(batch.counted, all_experts)
+        kept = compressed.model.kept_experts.get(compressed.layer, range(experts))
+        found = zip(drifted.by_expert(batch.counted, experts), [wanted_rows[one] for one in kept], strict=True)
         for expert, (own, wanted) in enumerate(found):
             _, first, second = np.intersect1d(own // drifted.chosen, wanted // original.chosen, return_indices=True)
             if len(first):
                 seen, dense_seen = drifted.rows(own[first]), original.rows(wanted[second])
-                before = sums[expert]
-                sums[expert] = before[0] + seen.T @ seen, before[1] + dense_seen.T @ seen
+                second_sum, cross_sum = sums[expert]
+                sums[expert] = second_sum + seen.T @ seen, cross_sum + dense_seen.T @ seen
                 counts[expert] += len(first)
         mx.eval(sums)
     return [
         (second / count, cross / count) if count >= LEAST_TOKENS else None
         for (second, cross), count in zip(sums, counts, strict=True)
     ]
+
+
+def before_norm(model: ChatModel, block: int, norm: str | None, directions: mx.array) -> mx.array:
+    """The directions as the writer has to write them for a norm after it to give them to the stream.
+
+    An RMS norm gives ``gamma * y / rms(y)``, so what the stream gets along r is ``(gamma * r) . y`` over the length.
+
+    Args:
+        directions: R, ``[k, hidden]`` float32 orthonormal.
+        norm: the module between writer and stream; None: the directions themselves.
+
+    Returns:
+        ``[k, hidden]`` float32 orthonormal rows that span ``R diag(gamma)``.
+    """
+    if norm is None:
+        return directions
+    module = submodule(model.blocks[block], norm)
+    size = 1024.0  # far above the norm's epsilon
+    gamma = module(mx.full((1, directions.shape[1]), size))[0].astype(mx.float32)
+    weighed = directions * gamma
+    if weighed.shape[0] == 1:
+        return weighed / mx.maximum(mx.linalg.norm(weighed), 1e-30)
+    return mx.linalg.qr(weighed.T, stream=mx.cpu)[0].T

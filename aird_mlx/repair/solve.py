@@ -9,7 +9,7 @@ import mlx.core as mx
 
 from aird_mlx.activations import TokenBatch, Walk
 from aird_mlx.errors import UsageError
-from aird_mlx.model import ChatModel, submodule
+from aird_mlx.model import ChatModel
 from aird_mlx.patch import LinearPatch, Patch, changed_weight, patched, scaled
 from aird_mlx.repair.closed_form import (
     least_squares_change,
@@ -19,7 +19,7 @@ from aird_mlx.repair.closed_form import (
     spread_inside_mask,
 )
 from aird_mlx.repair.distillation import distill
-from aird_mlx.repair.moments import paired_expert_moments, paired_moments
+from aird_mlx.repair.moments import before_norm, paired_expert_moments, paired_moments
 from aird_mlx.repair.reconstruction import reconstruct_block
 
 RULES = ("paper", "restore", "least-squares", "refit", "reconstruct", "distill")
@@ -161,7 +161,7 @@ def _solve_writers(
     for part in layout.parts:
         name = part.writer
         own = before_norm(model, block, part.norm, directions)
-        original, compressed = dense.linear(block, name).weight, model.linear(block, name).weight
+        original, compressed = _dense_weight(model, dense, block, name), model.linear(block, name).weight
         fields = _solve_each(
             lambda fused, plain, moments, own=own: _written(plan, own, fused, plain, moments),  # type: ignore[misc]
             original,
@@ -194,6 +194,14 @@ def _written(
     if plan.inside_mask:
         return {"delta": spread_inside_mask(directions, along, compressed != 0).astype(compressed.dtype)}
     return {"left": directions.T, "right": along}
+
+
+def _dense_weight(model: ChatModel, dense: ChatModel, block: int, name: str) -> mx.array:
+    """A linear's weight in the dense model; of fused experts, those that the compressed one has left."""
+    weight: mx.array = dense.linear(block, name).weight
+    if block in model.kept_experts and model.layout(block).is_expert(name):
+        return weight[mx.array(model.kept_experts[block])]
+    return weight
 
 
 Moments = tuple[mx.array, mx.array] | None
@@ -251,7 +259,9 @@ def _solve_refit(
                 refitted = refit_weight(original, compressed, *own, plan.ridge, directions=along, beta=beta)
                 return {"delta": (refitted - before).astype(compressed.dtype)}
 
-            fields = _solve_each(solve, dense.linear(block, name).weight, model.linear(block, name).weight, moments)
+            fields = _solve_each(
+                solve, _dense_weight(model, dense, block, name), model.linear(block, name).weight, moments
+            )
             apply(LinearPatch(block, name, **fields))
 
 
@@ -294,26 +304,3 @@ _SOLVERS = {
     "refit": _solve_refit,
     "reconstruct": _solve_reconstruction,
 }
-
-
-def before_norm(model: ChatModel, block: int, norm: str | None, directions: mx.array) -> mx.array:
-    """The directions as the writer has to write them for a norm after it to give them to the stream.
-
-    An RMS norm gives ``gamma * y / rms(y)``, so what the stream gets along r is ``(gamma * r) . y`` over the length.
-
-    Args:
-        directions: R, ``[k, hidden]`` float32 orthonormal.
-        norm: the module between writer and stream; None: the directions themselves.
-
-    Returns:
-        ``[k, hidden]`` float32 orthonormal rows that span ``R diag(gamma)``.
-    """
-    if norm is None:
-        return directions
-    module = submodule(model.blocks[block], norm)
-    size = 1024.0  # far above the norm's epsilon
-    gamma = module(mx.full((1, directions.shape[1]), size))[0].astype(mx.float32)
-    weighed = directions * gamma
-    if weighed.shape[0] == 1:
-        return weighed / mx.maximum(mx.linalg.norm(weighed), 1e-30)
-    return mx.linalg.qr(weighed.T, stream=mx.cpu)[0].T
