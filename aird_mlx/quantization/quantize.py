@@ -152,7 +152,8 @@ def _quantize_module(
     zeros = is_zero.sum().item()
     quantized = module.to_quantized(group_size, bits, mode=mode)
     if mode == "affine" and zeros:
-        quantized.weight, quantized.scales, quantized.biases = quantize_with_zeros(weight, group_size, bits)
+        rows = quantize_with_zeros(weight.reshape(-1, weight.shape[-1]), group_size, bits)
+        quantized.weight, quantized.scales, quantized.biases = (one.reshape(*weight.shape[:-1], -1) for one in rows)
     stored = mx.dequantize(
         quantized.weight,
         quantized.scales,
