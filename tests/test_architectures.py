@@ -28,7 +28,7 @@ from aird_mlx.model import ChatModel, check_writers, first_of_each_kind, is_line
 from aird_mlx.model.discovery import discover
 from aird_mlx.patch import Patch, patched
 from aird_mlx.pruning import expert_worth, prune_model
-from aird_mlx.pruning.reap import _contributions, mixture_of
+from aird_mlx.pruning.reap import mixture_of, routed_contributions
 from aird_mlx.quantization import quantize_model
 from aird_mlx.repair import RepairPlan, solve_patch
 from conftest import write_tokenizer
@@ -307,7 +307,7 @@ def test_worth_of_experts_is_routing_weight_times_length_of_output(model_type: s
     walk.move_to(block)
     part = mixture_of(model, block)
     assert part is not None and part.experts is not None
-    choice, lengths, weights = _contributions(walk, 0, part)
+    choice, lengths, weights = routed_contributions(walk, 0, part)
     with model.linear_taps(block, {part.experts.module: lambda experts, value: mx.ones_like(experts(value))}):
         ones = walk.run_block(0)
     with model.linear_taps(block, {part.experts.module: lambda experts, value: mx.zeros_like(experts(value))}):
@@ -396,7 +396,7 @@ def test_checkpoint_in_shards_and_bfloat16_loads_and_is_inspected(model_type: st
 
 
 def test_type_without_a_row_is_discovered_and_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = write_family(tmp_path / "model", "lfm2_moe")
+    folder = write_family(tmp_path / "model", "lfm2_moe", dtype=mx.bfloat16)
     monkeypatch.delitem(TABLE, "lfm2_moe")
     found = inspect_model(str(folder))
     assert found.origin == "discovered"

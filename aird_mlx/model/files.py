@@ -11,10 +11,11 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx_lm.models.switch_layers import SwitchLinear
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import dequantize_model, load_model, load_tokenizer, save_config, save_model
 
-from aird_mlx.architectures import REFUSED, architecture_of
+from aird_mlx.architectures import REFUSED, Architecture, architecture_of
 from aird_mlx.errors import ModelError, OutputError
 from aird_mlx.model.chat_model import ChatModel
 from aird_mlx.model.discovery import discover
@@ -61,13 +62,14 @@ def load(model: str | Path, *, revision: str | None = None, trust_remote_code: b
     config = read_config(folder)
     check_model_type(config)
     network, tokenizer, config = read_network(folder, config, trust_remote_code=trust_remote_code)
-    architecture = architecture_of(config) or discover(network, config)
-    loaded = ChatModel(network, tokenizer, config, name, folder, architecture)
+    row = architecture_of(config)
+    loaded = ChatModel(network, tokenizer, config, name, folder, row or Architecture("", "", ()))
     _dequantize(loaded)
     _widen_experts(loaded)
-    check_writers(loaded)
-    if architecture.origin == "discovered":
+    if row is None:
+        loaded.architecture = discover(network, config)
         loaded.notes.append(f"model type {config['model_type']} has no row in the table; its writers were discovered")
+    check_writers(loaded)
     return loaded
 
 
@@ -209,15 +211,14 @@ def _dequantize(loaded: ChatModel) -> None:
 
 def _widen_experts(loaded: ChatModel) -> None:
     """MLX multiplies fused experts on the CPU in float32 only: there, such a model is turned into float32."""
-    layouts = ((block, name) for block in range(len(loaded.blocks)) for name in loaded.layout(block).linear_names)
-    first = next((one for one in layouts if loaded.linear(*one).weight.ndim == 3), None)
-    if first is None or mx.default_device() != mx.Device(mx.cpu) or loaded.linear(*first).weight.dtype == mx.float32:
-        return
-    kind = str(loaded.linear(*first).weight.dtype).removeprefix("mlx.core.")
-    loaded.network.set_dtype(mx.float32)
-    loaded.notes.append(
-        f"the weights are {kind}; MLX runs fused experts on the CPU in float32 only, so they were converted"
-    )
+    fused = [module for module in loaded.network.modules() if isinstance(module, SwitchLinear)]
+    kinds = {str(module.weight.dtype).removeprefix("mlx.core.") for module in fused} - {"float32"}
+    if kinds and mx.default_device() == mx.Device(mx.cpu):
+        loaded.network.set_dtype(mx.float32)
+        loaded.notes.append(
+            f"the weights are {', '.join(sorted(kinds))}; MLX runs fused experts on the CPU in float32 only, so the "
+            "model was turned into that"
+        )
 
 
 def save(model: ChatModel, folder: Path, *, card: str = "") -> None:

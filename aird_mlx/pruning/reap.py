@@ -63,14 +63,14 @@ def expert_worth(walk: Walk, part: Part) -> mx.array:
     count = _count(walk.model, walk.layer, part)
     total, tokens = np.zeros(count), np.zeros(count)
     for index, batch in enumerate(walk.batches):
-        choice, lengths, weights = _contributions(walk, index, part)
+        choice, lengths, weights = routed_contributions(walk, index, part)
         counted = np.repeat(np.array(batch.counted).reshape(-1), choice.size // batch.counted.size)
         np.add.at(total, choice, counted * lengths * np.abs(weights))
         np.add.at(tokens, choice, counted)
     return mx.array((total / np.maximum(tokens, 1)).astype(np.float32))
 
 
-def _contributions(walk: Walk, index: int, part: Part) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def routed_contributions(walk: Walk, index: int, part: Part) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Per row (token and expert it passes) the expert, the length of its output, and its routing weight."""
     assert part.experts is not None
     module = part.experts.module
