@@ -80,6 +80,11 @@ CHANGES: dict[str, dict[str, Any]] = {
     "gemma": {},
     "gemma2": {"query_pre_attn_scalar": 8},
     "gemma3_text": {"query_pre_attn_scalar": 8, "sliding_window": 6, "sliding_window_pattern": 2},
+    "ernie4_5": {"use_bias": False},
+    "hunyuan_v1_dense": {"use_qk_norm": True},
+    "mimo": {"num_nextn_predict_layers": 0},
+    "glm": {"partial_rotary_factor": 0.5},
+    "internlm2": {"bias": False},
     "phi": {"partial_rotary_factor": 0.5},
     "phi3": {},
     "olmo2": {},
@@ -117,6 +122,8 @@ CHANGES: dict[str, dict[str, Any]] = {
         "rope_scaling": {"short_factor": [1.0] * 4, "long_factor": [1.0] * 4, "long_mscale": 1.0, "short_mscale": 1.0},
     },
     "granitemoe": GRANITE | {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "deepseek": DEEPSEEK,
+    "deepseek_v3": DEEPSEEK | MLA | {"rope_scaling": None},
     "deepseek_v2": DEEPSEEK
     | MLA
     | {

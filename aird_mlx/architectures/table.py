@@ -8,7 +8,6 @@ Source: mlx_lm/models/*.py; each row is run by ``tests/test_architectures.py``.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from aird_mlx.architectures.parts import Architecture, Experts, Names, Part
@@ -70,7 +69,19 @@ def _row(
 _LLAMA = _row(_attention(), _mlp())
 _LIKE_LLAMA = (
     *("llama", "mistral", "ministral3", "qwen2", "qwen3", "gemma", "smollm3", "stablelm", "cohere"),
-    *("cohere2", "granite", "internlm3", "minicpm", "helium", "seed_oss", "iquestcoder", "xverse"),
+    *(
+        "cohere2",
+        "granite",
+        "internlm3",
+        "minicpm",
+        "helium",
+        "seed_oss",
+        "iquestcoder",
+        "xverse",
+        "ernie4_5",
+        "hunyuan_v1_dense",
+        "mimo",
+    ),
 )
 # Both norms after the sublayer, none or one before it.
 _NORMED = _row(_attention(norm="post_attention_layernorm"), _mlp(norm="post_feedforward_layernorm"))
@@ -105,6 +116,13 @@ _MAMBA1 = {"kept": "x_proj dt_proj"}
 TABLE: dict[str, Architecture] = {
     # Dense: llama and what is built like it.
     **dict.fromkeys(_LIKE_LLAMA, _LLAMA),
+    "glm": _row(_attention(), _mlp(**_FUSED_MLP)),
+    "internlm2": _row(
+        _attention("attention", "wqkv", "wo"),
+        _mlp("feed_forward", "w1 w3", "w2"),
+        embedding="model.tok_embeddings",
+        head="output",
+    ),
     "phi3": _row(_attention(reads="qkv_proj"), _mlp(**_FUSED_MLP)),
     "nemotron": _row(_attention(), _mlp(reads="up_proj")),
     "phi": _row(_attention(writes="dense"), _mlp(reads="fc1", writes="fc2")),
@@ -136,8 +154,8 @@ TABLE: dict[str, Architecture] = {
     **dict.fromkeys(("qwen2_moe", "qwen3_moe"), _row(_attention(), _mlp(), *_QWEN_EXPERTS)),
     "olmoe": _row(_attention(), _experts("mlp", "gate.weight", counts="num_experts")),
     "granitemoe": _row(_attention(), _GRANITE_EXPERTS),
-    "deepseek_v2": _row(_DEEPSEEK_ATTENTION, _mlp(), *_DEEPSEEK_EXPERTS),
-    "glm4_moe": _row(_attention(), _mlp(), *_DEEPSEEK_EXPERTS),
+    **dict.fromkeys(("deepseek_v2", "deepseek_v3"), _row(_DEEPSEEK_ATTENTION, _mlp(), *_DEEPSEEK_EXPERTS)),
+    **dict.fromkeys(("deepseek", "glm4_moe"), _row(_attention(), _mlp(), *_DEEPSEEK_EXPERTS)),
     "gpt_oss": _row(
         _attention(),
         _experts(
@@ -235,56 +253,6 @@ TABLE: dict[str, Architecture] = {
         limit="on Metal its kernel knows no gradient: reconstruct and distill need the CPU (mx.set_default_device)",
     ),
 }
+# Words that mlx-lm maps to the file of another type.
 TABLE["falcon_mamba"] = TABLE["mamba"]
-
-# Wrappers whose language part mlx-lm runs: the attribute it is in, and its model type where the config names none.
-WRAPPERS: dict[str, tuple[str, str]] = {
-    "mistral3": ("language_model", "llama"),
-    "llava": ("language_model", "llama"),
-    "pixtral": ("language_model", "llama"),
-    "gemma3": ("language_model", "gemma3_text"),
-    "qwen2_vl": ("language_model", "qwen2"),
-    "qwen2_5_vl": ("language_model", "qwen2"),
-    "qwen3_vl": ("language_model", "qwen3"),
-    "qwen3_vl_moe": ("language_model", "qwen3_moe"),
-}
-
-# Model types that mlx-lm runs and that cannot be done, and why.
-REFUSED: dict[str, str] = {
-    "olmo": "mlx-lm's file for it runs no prompt: it adds its mask, by now the word causal, to the scores",
-    "gemma3n": "four residual streams mixed by AltUp: what a block changes is no sum of its writers",
-    "deepseek_v41": "several residual streams mixed between blocks",
-    "kimi_k3": "attention over the outputs of earlier blocks takes the place of the residual stream",
-    "gemma4": "later blocks read the keys and values of earlier ones, and a scale multiplies the whole stream",
-    "hunyuan": "blocks hand keys and values to the next one beside the hidden states",
-}
-
-
-def architecture_of(config: Mapping[str, Any]) -> Architecture | None:
-    """The row for a config; of a vision-language wrapper, that of its language part. None where there is none.
-
-    >>> architecture_of({"model_type": "qwen2"}).blocks
-    'model.layers'
-    >>> architecture_of({"model_type": "mistral3", "text_config": {"model_type": "ministral3"}}).blocks
-    'language_model.model.layers'
-    """
-    model_type = config["model_type"]
-    if model_type in WRAPPERS:
-        owner, default = WRAPPERS[model_type]
-        inner = (config.get("text_config") or {}).get("model_type", default)
-        row = TABLE.get(inner, TABLE.get(default))
-        return row.inside(owner) if row else None
-    return TABLE.get(model_type)
-
-
-# The keys of config.json that name the most tokens a model was made for.
-CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length")
-
-
-def context_length(config: Mapping[str, Any]) -> int | None:
-    """Most tokens of prompt and answer together, None if the config names no limit; some nest it in ``text_config``."""
-    for where in (config, config.get("text_config") or {}):
-        for key in CONTEXT_KEYS:
-            if isinstance(where.get(key), int):
-                return int(where[key])
-    return None
+TABLE["kimi_k2"] = TABLE["joyai_llm_flash"] = TABLE["deepseek_v3"]
