@@ -18,7 +18,7 @@ from mlx.utils import tree_flatten, tree_map
 from mlx_lm.utils import _get_classes
 
 from aird_mlx.activations import TokenBatch, Walk, batch_sequences, run_head
-from aird_mlx.architectures import REFUSED, TABLE, Architecture, architecture_of
+from aird_mlx.architectures import REFUSED, TABLE, WRAPPERS, Architecture, architecture_of
 from aird_mlx.direction.interventions import _intervene, last_logits
 from aird_mlx.direction.scores import cosine
 from aird_mlx.direction.selection import mean_differences
@@ -520,3 +520,17 @@ def test_least_squares_through_a_norm_meets_what_the_stream_got() -> None:
     ignoring = solve_patch(*both, batches, r, plan)
     nothing = left(Patch("least-squares", 1.0, 0.0, ()))
     assert left(through) < 0.9 * left(ignoring) < 0.9 * nothing
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_language_part_of_a_wrapper_is_used(wrapper: str) -> None:
+    inner = WRAPPERS[wrapper][1]
+    text = tiny_config(inner)
+    config = text | {"model_type": wrapper, "text_config": text, "vision_config": {}}
+    model_class, arguments = _get_classes(config)
+    network = model_class(arguments.from_dict(config))
+    row = architecture_of(config)
+    assert row is not None
+    model = ChatModel(network, None, config, wrapper, Path(), row)
+    assert check_writers(model, range(len(model.blocks))) < 1e-6
+    assert {model.layout(block).kind for block in range(4)} <= {"attention + mlp", "attention + experts"}
