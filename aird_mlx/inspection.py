@@ -6,11 +6,13 @@ Nothing is decided here: the table, the writer check and the export say it. ``do
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from typing import Any
 
 from aird_mlx.architectures import REFUSED, TABLE, WRAPPERS, Architecture, Part
-from aird_mlx.gguf_export.metadata import FAMILIES as EXPORTED
+from aird_mlx.errors import ExportError, ModelError
+from aird_mlx.gguf_export.families import exportable_families, read_hyperparameters, refused_families
 from aird_mlx.model import ChatModel, check_writers, is_linear, load, submodule
 from aird_mlx.pruning import METHODS
 from aird_mlx.report import BlockKind, Inspection, StageSupport
@@ -42,7 +44,7 @@ def inspect_model(model: str, *, revision: str | None = None, trust_remote_code:
         head=row.head if is_linear(submodule(loaded.network, row.head)) else row.embedding,
         kinds=_kinds(loaded),
         writer_error=error,
-        stages=stage_support(row, str(loaded.config["model_type"]), present),
+        stages=stage_support(row, present, _export_gap(loaded.config)),
         notes=loaded.notes,
     )
 
@@ -70,14 +72,22 @@ def _kinds(model: ChatModel) -> list[BlockKind]:
     return list(found.values())
 
 
-def stage_support(row: Architecture, model_type: str, parts: Sequence[Part]) -> list[StageSupport]:
-    """What each stage can do with a model of this row that has these parts."""
+def _export_gap(config: Mapping[str, Any]) -> str:
+    """Why a model with this config cannot be exported; empty when it can."""
+    try:
+        read_hyperparameters(config)
+    except (ExportError, ModelError) as error:
+        return str(error)
+    return ""
+
+
+def stage_support(row: Architecture, parts: Sequence[Part], gguf: str) -> list[StageSupport]:
+    """What each stage can do with a model of this row that has these parts; ``gguf`` is why it cannot be exported."""
     mixtures = [part for part in parts if part.experts is not None]
     known = all(part.experts is not None and part.experts.router for part in mixtures)
     reap = "" if mixtures and known else "no mixture of experts" if not mixtures else "its router is not in the table"
     normed = any(part.norm for part in parts)
     fused = "each expert on the tokens routed to it" if mixtures else ""
-    gguf = "" if model_type in EXPORTED else "not in the table of the GGUF export; llama.cpp's converter may know it"
     calibrated = ", ".join(method for method in METHODS if method != "reap")
     return [
         StageSupport("direction", True),
@@ -107,12 +117,14 @@ def families_page() -> str:
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for model_type, row in sorted(TABLE.items()):
-        stages = {one.stage: one for one in stage_support(row, model_type, row.parts)}
+        gap = "" if model_type in exportable_families() else refused_families().get(model_type, "no row in the export")
+        stages = {one.stage: one for one in stage_support(row, row.parts, gap)}
         writers = ", ".join(f"`{part.writer}`" for part in row.parts)
         normed = "yes" if any(part.norm for part in row.parts) else "no"
         kinds = ", ".join(dict.fromkeys(part.kind for part in row.parts))
-        words = ["yes" if stages[name].supported else "no" for name in ("reap", "gguf")]
-        lines.append(f"| {model_type} | {kinds} | {writers} | {normed} | {words[0]} | {words[1]} |")
+        reap, gguf = stages["reap"].supported, stages["gguf"]
+        cells = [model_type, kinds, writers, normed, "yes" if reap else "no", gguf.why or "yes"]
+        lines.append(f"| {' | '.join(cells)} |")
     lines += ["", "Vision-language wrappers, of which the language part is used:", ""]
     lines += [
         f"- {name}: `{owner}`, {inner} unless its config says otherwise" for name, (owner, inner) in WRAPPERS.items()
