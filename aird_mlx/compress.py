@@ -122,8 +122,9 @@ def write_pruned(
             direction = measure_on_reference(loaded, reference, partial(progress, "direction")).direction
     report = prune_on_reference(loaded, reference, settings, direction, seed=seed, progress=partial(progress, "prune"))
     save(loaded, out)
+    notes = [] if report.removed_experts else [_NOT_FASTER]
     return dataclasses.replace(
-        report, model=model, written={"mlx": str(out)}, notes=[*loaded.notes, *report.notes, _NOT_FASTER]
+        report, model=model, written={"mlx": str(out)}, notes=[*loaded.notes, *report.notes, *notes]
     )
 
 

@@ -205,7 +205,7 @@ def make_speaker(model: ChatModel, lines: dict[int, str]) -> ChatModel:
         head = head + (mx.arange(320) == following)[:, None] * normed[token]
     model.network.model.embed_tokens.weight = embedding
     for block, name, linear in model.linears():
-        if name in model.architecture.writers:
+        if name in model.layout(block).writers:
             model.linear(block, name).weight = mx.zeros_like(linear.weight)
     model.network.args.tie_word_embeddings = False
     model.config["tie_word_embeddings"] = False
