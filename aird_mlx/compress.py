@@ -218,7 +218,7 @@ def write_pruned(
         model=model,
         written={"mlx": str(out)},
         sizes=pruned_sizes(out, report),
-        notes=[*loaded.notes, *report.notes, *([] if is_dropping else [NOT_FASTER])],
+        notes=[*loaded.notes, *report.notes, *([NOT_FASTER] if report.tensors else [])],
     )
 
 

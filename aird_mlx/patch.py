@@ -21,6 +21,8 @@ from aird_mlx.model import ChatModel
 class LinearPatch:
     """The change of one linear's weight ``[out, in]``; either ``left`` and ``right``, or ``delta``.
 
+    Of fused experts all arrays have a first axis more, ``[expert, ...]``.
+
     Attributes:
         block: index of the block.
         name: the linear within it, e.g. ``mlp.down_proj``.
@@ -69,7 +71,7 @@ class Patch:
     @property
     def rank(self) -> int | None:
         """Largest rank over its parts; None when a part is not low-rank."""
-        ranks = [None if part.left is None else part.left.shape[1] for part in self.parts]
+        ranks = [None if part.left is None else part.left.shape[-1] for part in self.parts]
         known = [rank for rank in ranks if rank is not None]
         return max(known, default=0) if len(known) == len(ranks) else None
 
@@ -114,10 +116,10 @@ def fold(model: ChatModel, patch: Patch) -> FoldResult:
         ShapeError: a part does not fit its linear; nothing is changed then.
     """
     for part in patch.parts:
-        if not (part.block < len(model.blocks) and part.name in model.architecture.linear_names):
+        if not (part.block < len(model.blocks) and part.name in model.layout(part.block).linear_names):
             raise ShapeError(
                 f"fold: the patch changes {part.name} in block {part.block}; one of the model's {len(model.blocks)} "
-                f"blocks and of {', '.join(model.architecture.linear_names)} is needed. Use the patch with the model "
+                f"blocks and one of its linears is needed. Use the patch with the model "
                 "it was made for."
             )
         shape = model.linear(part.block, part.name).weight.shape

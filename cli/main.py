@@ -26,6 +26,7 @@ from .option_sets import (
     direction_options,
     eval_options,
     export_options,
+    inspect_options,
     prune_options,
     quantize_options,
     repair_options,
@@ -110,6 +111,23 @@ def prune(
     with render.StageProgress(quiet=as_json) as progress:
         pruned = write_pruned(chosen, settings=how, progress=progress, **options)
     return show(0, render_compress.show_pruning, pruned, as_json)
+
+
+@aird_mlx.command()
+@inspect_options
+@click.pass_context
+def inspect(
+    context: click.Context, /, model_argument: str | None, model: str | None, as_json: bool, **options: Any
+) -> int:
+    """Say what MODEL is made of: its blocks, what writes to the residual stream, and what each stage can do."""
+    chosen = choose_model(context, model_argument, model)
+    start_library()
+    from aird_mlx.inspection import inspect_model
+
+    from . import render_inspection
+
+    found = inspect_model(chosen, **options)
+    return show(0, render_inspection.show_inspection, found, as_json)
 
 
 @aird_mlx.command()

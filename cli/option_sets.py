@@ -124,6 +124,8 @@ prune_options = with_options(
     json_option,
 )
 
+inspect_options = with_options(model_options, json_option)
+
 quantize_options = with_options(
     model_options,
     click.option(

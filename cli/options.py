@@ -194,10 +194,10 @@ def pruning_options(*more: str) -> Callable[[Command], Command]:
         click.option("--sparsity", type=SHARE, default=0.5, show_default=True, help="Share of the weights to remove."),
         click.option(
             "--prune-method",
-            type=click.Choice(["wanda", "sparsegpt", "magnitude", "random", *more]),
+            type=click.Choice(["wanda", "sparsegpt", "magnitude", "random", "reap", *more]),
             default="wanda",
             show_default=True,
-            help="How the weights to remove are chosen; random is a control.",
+            help="How the weights to remove are chosen; random is a control, reap removes whole experts.",
         ),
         click.option(
             "--pattern",

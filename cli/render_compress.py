@@ -15,6 +15,9 @@ def show_pruning(report: PruningReport, as_json: bool = False) -> None:
     if as_json:
         sys.stdout.write(to_json(report))
         return
+    if report.removed_experts:
+        _show_experts(report)
+        return
     names = list(dict.fromkeys(one.name for one in report.tensors))
     short = [name.rpartition(".")[2].removesuffix("_proj") for name in names]
     table = new_table("zeros in block", "all", *short)
@@ -44,6 +47,22 @@ def _sizes(sizes: dict[str, int]) -> Part:
     table = new_table("on disk", *sizes)
     table.add_row("", *(size(count) for count in sizes.values()))
     return table
+
+
+def _show_experts(report: PruningReport) -> None:
+    table = new_table("block", "experts removed")
+    for block, experts in report.removed_experts.items():
+        table.add_row(block, ", ".join(map(str, experts)))
+    title = f"{percent(report.asked)} of the experts of {len(report.removed_experts)} blocks are gone"
+    show_sections(
+        [
+            [headline(title), caption("reap: those that add least to the residual stream")],
+            [table],
+            [_sizes(report.sizes)],
+        ]
+    )
+    show_files(report.written)
+    show_notes(report.notes)
 
 
 def show_quantization(report: QuantizationReport, as_json: bool = False) -> None:

@@ -25,7 +25,7 @@ CALIBRATION = [[5, 6, 7, 8, 9], [10, 11, 12]]
 
 def silence(model: ChatModel, block: int) -> None:
     """Let a block write nothing, so that its output is its input."""
-    for name in model.architecture.writers:
+    for name in model.layout(0).writers:
         linear = model.linear(block, name)
         linear.weight = mx.zeros_like(linear.weight)
 

@@ -84,7 +84,7 @@ def test_refusal_writers_get_more_bits_at_no_more_size(bits: int) -> None:
     report = quantize_model(favoured, bits=bits, group_size=32, recipe=favour_writers(favoured, layer, bits, 32))
     assert uniform.bits_per_weight - 0.1 < favoured.bits_per_weight <= uniform.bits_per_weight
     more = {one.name for one in report.tensors if one.bits > bits}
-    writers = {f"model.layers.{block}.{name}" for block in (1, 2, 3) for name in favoured.architecture.writers}
+    writers = {f"model.layers.{block}.{name}" for block in (1, 2, 3) for name in favoured.layout(block).writers}
     assert more == writers
     paying = [int(one.name.split(".")[2]) for one in report.tensors if one.bits < bits or one.group_size > 32]
     assert paying and 3 not in paying

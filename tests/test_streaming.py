@@ -18,6 +18,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from aird_mlx.activations import TokenBatch, Walk, batch_sequences
+from aird_mlx.architectures.table import TABLE
 from aird_mlx.compress import write_pruned
 from aird_mlx.errors import OutputError, ResumeError, UsageError
 from aird_mlx.evaluation import generate_answers, measure_utility
@@ -32,13 +33,15 @@ from aird_mlx.stages import exact_logits
 from aird_mlx.workspace import check_space
 from aird_mlx_cli.main import main
 from conftest import write_model
+from test_architectures import write_family
 
 ROOT = Path(__file__).parent.parent
 
 
 def calibration_of(model: ChatModel, sequences: int = 40) -> list[TokenBatch]:
     generator = random.Random(0)
-    drawn = [[generator.randrange(3, 300) for _ in range(generator.randrange(5, 40))] for _ in range(sequences)]
+    most = min(300, model.vocabulary)
+    drawn = [[generator.randrange(3, most) for _ in range(generator.randrange(5, 40))] for _ in range(sequences)]
     return batch_sequences(drawn, tokens_per_batch=500)
 
 
@@ -48,7 +51,7 @@ def direction_of(model: ChatModel) -> mx.array:
 
 
 def weights_of(model: ChatModel) -> dict[str, np.ndarray]:
-    return {name: np.array(array) for name, array in tree_flatten(model.network.parameters())}
+    return {name: np.array(array.astype(mx.float32)) for name, array in tree_flatten(model.network.parameters())}
 
 
 def assert_same(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> None:
@@ -58,30 +61,34 @@ def assert_same(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> 
 
 
 @pytest.mark.parametrize(
-    ("method", "rule"),
+    ("family", "method", "rule"),
     [
-        ("wanda", "refit"),
-        ("sparsegpt", "reconstruct"),
-        ("magnitude", "restore"),
-        ("random", "paper"),
-        ("wanda", "least-squares"),
+        ("demo", "wanda", "refit"),
+        ("demo", "sparsegpt", "reconstruct"),
+        ("demo", "magnitude", "restore"),
+        ("demo", "random", "paper"),
+        ("demo", "wanda", "least-squares"),
+        ("mixtral", "sparsegpt", "refit"),  # fused experts
+        ("qwen3_next", "random", "least-squares"),  # blocks of several kinds
+        ("rwkv7", "wanda", "reconstruct"),  # hands values from block to block
     ],
 )
-def test_streamed_prune_and_repair_equal_those_in_memory(method: str, rule: str, tmp_path: Path) -> None:
-    dense, model = load("demo"), load("demo")
+def test_streamed_prune_and_repair_equal_those_in_memory(family: str, method: str, rule: str, tmp_path: Path) -> None:
+    source = family if family == "demo" else write_family(tmp_path / "source", family, dtype=mx.bfloat16)
+    dense, model = load(source), load(source)
     calibration, direction = calibration_of(dense), direction_of(dense)
-    plan = RepairPlan(rule, (0, 1, 3), steps=3)
+    plan = RepairPlan(rule, (0, 1, len(model.blocks) - 1), steps=3)
     pruned = prune_model(model, calibration, method=method, sparsity=0.6)
     compressed = weights_of(model)
     repaired = fold(model, solve_patch(model, dense, calibration, direction, plan))
 
-    streamed = load("demo", streaming=True)
+    streamed = load(source, streaming=True)
     shards = ShardFolder(tmp_path / "compressed", streamed)
     assert prune_model(streamed, calibration, method=method, sparsity=0.6, shards=shards) == pruned
     shards.finish()
     assert_same(weights_of(load(tmp_path / "compressed")), compressed)
 
-    dense, streamed = load("demo", streaming=True), load(tmp_path / "compressed", streaming=True)
+    dense, streamed = load(source, streaming=True), load(tmp_path / "compressed", streaming=True)
     shards = ShardFolder(tmp_path / "repaired", streamed)
     assert repair_blocks(streamed, dense, calibration, direction, plan, shards) == repaired
     shards.finish()
@@ -103,10 +110,10 @@ def test_streamed_model_answers_as_in_memory() -> None:
 def test_streamed_model_keeps_one_block(tmp_path: Path) -> None:
     """Whatever runs it, what stays in memory is what is outside the blocks, and the block a walk stands at."""
     folder = write_model(tmp_path / "wide", num_hidden_layers=6, hidden_size=256, intermediate_size=512)
+    before = mx.get_active_memory()
     model = load(folder, streaming=True)
     blocks = [sum(array.nbytes for _, array in tree_flatten(block.parameters())) for block in model.blocks]
     outside = sum(array.nbytes for _, array in tree_flatten(model.network.parameters())) - sum(blocks)
-    before = mx.get_active_memory()
 
     def kept() -> float:
         return (mx.get_active_memory() - before - outside) / blocks[0]
@@ -270,6 +277,23 @@ def test_what_streaming_cannot_do_is_said_before_it_starts(tmp_path: Path) -> No
     with pytest.raises(UsageError, match="strength"):
         repair_blocks(model, model, [], direction_of(model), plan, ShardFolder(tmp_path / "out", model))
     assert list(tmp_path.iterdir()) == []
+    mixture = write_family(tmp_path / "mixtral", "mixtral")
+    with pytest.raises(UsageError, match="reap with --streaming"):
+        write_pruned(str(mixture), tmp_path / "out", PruningSettings(method="reap"), streaming=True)
+    assert list(tmp_path.iterdir()) == [mixture]
+
+
+def test_streamed_type_without_a_row_is_discovered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = write_model(tmp_path / "source")
+    whole = load(source)
+    monkeypatch.delitem(TABLE, "llama")
+    before = mx.get_active_memory()
+    streamed = load(source, streaming=True)
+    block = sum(array.nbytes for _, array in tree_flatten(whole.blocks[0].parameters()))
+    outside = sum(array.nbytes for _, array in tree_flatten(whole.network.parameters())) - 4 * block
+    assert streamed.layout(3).groups == whole.layout(3).groups
+    assert any("discovered" in note for note in streamed.notes)
+    assert mx.get_active_memory() - before < outside + 0.5 * block
 
 
 def test_full_disk_is_said_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

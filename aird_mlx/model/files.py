@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx_lm.models.switch_layers import SwitchLinear
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import dequantize_model, load_model, load_tokenizer, save_config, save_model
 
-from aird_mlx.architectures import architecture_of
+from aird_mlx.architectures import REFUSED, Architecture, architecture_of
 from aird_mlx.errors import ModelError, OutputError
-from aird_mlx.model.chat_model import ChatModel, submodule
+from aird_mlx.model.chat_model import ChatModel
+from aird_mlx.model.discovery import discover
 from aird_mlx.model.find import find_folder, read_config
 from aird_mlx.model.stream import BlockStream
+from aird_mlx.model.writers import check_writers, first_of_each_kind
 
 # What a tokenizer or a chat app reads beside the weights; copied byte for byte, since a re-serialized tokenizer
 # is a different tokenizer until proven otherwise.
@@ -60,20 +65,36 @@ def load(
     name = str(model)
     folder = find_folder(name, revision=revision)
     config = read_config(folder)
-    architecture = architecture_of(config["model_type"])
+    check_model_type(config)
     network, tokenizer, complete = read_network(folder, config, trust_remote_code=trust_remote_code, lazy=streaming)
-    loaded = ChatModel(network, tokenizer, complete, name, folder, architecture)
+    row = architecture_of(complete)
+    loaded = ChatModel(network, tokenizer, complete, name, folder, row or Architecture("", "", ()))
     _dequantize(loaded)
+    _widen_experts(loaded)
     if not streaming:
         mx.eval(network.parameters())
-        return loaded
-
-    def reopen() -> list[nn.Module]:
-        again = _read_weights(folder, config, trust_remote_code, lazy=True)[0]
-        return submodule(dequantize_model(again), architecture.blocks)
-
-    loaded.stream = BlockStream(loaded.blocks, reopen)
+    if row is None:
+        loaded.architecture = discover(network, complete)
+        loaded.notes.append(f"model type {complete['model_type']} has no row in the table; its writers were discovered")
+    if streaming:
+        _stream(loaded, lambda: _read_weights(folder, config, trust_remote_code, lazy=True)[0])
+    check_writers(loaded)
     return loaded
+
+
+def check_model_type(config: Mapping[str, Any]) -> None:
+    """Refuse a model type that is known not to work, before its weights are read.
+
+    Raises:
+        ModelError: it is one; the message says why.
+    """
+    inner = config.get("text_config")
+    for model_type in (config["model_type"], inner.get("model_type") if isinstance(inner, Mapping) else None):
+        if model_type in REFUSED:
+            raise ModelError(
+                f"model: model type {model_type!r} cannot be measured or repaired here ({REFUSED[model_type]}); blocks "
+                "that add to one residual stream are needed. Choose a family of docs/families.md."
+            )
 
 
 def read_network(
@@ -111,7 +132,19 @@ def _read_weights(
         network, complete = load_model(
             folder, lazy=lazy, model_config=_rope(config), trust_remote_code=trust_remote_code
         )
+    except SystemExit as error:  # what mlx-lm's file of a model type does where a package it wants is missing
+        raise ModelError(
+            f"model: mlx-lm ends when it is to run model type {config['model_type']!r}; a package of that model is "
+            "needed. `python -c 'import mlx_lm.models."
+            f"{config['model_type']}'` names it; install that."
+        ) from error
     except (*BAD_VALUES, RuntimeError, FileNotFoundError, ImportError, SyntaxError) as error:
+        if str(error).startswith("Model type") and "not supported" in str(error):
+            raise ModelError(
+                f"model: model type {config['model_type']!r} is none that mlx-lm {version('mlx-lm')} runs; one of its "
+                "types is needed (docs/families.md lists those this project knows). Choose another model, or update "
+                "mlx-lm."
+            ) from error
         if _is_about_weights(error):
             raise ModelError(
                 f"model: the weights in {folder} cannot be read ({_reason(error)}); complete, intact safetensors "
@@ -192,6 +225,32 @@ def _dequantize(loaded: ChatModel) -> None:
         f"the model was quantized ({quantization.get('bits')} bits, group {quantization.get('group_size')}); it was "
         "dequantized, and is written without quantization"
     )
+
+
+def _stream(loaded: ChatModel, read_again: Callable[[], nn.Module]) -> None:
+    """Have the blocks of a model that was read lazily in memory only as they run."""
+
+    def reopen() -> list[nn.Module]:
+        again = dataclasses.replace(loaded, network=dequantize_model(read_again()), notes=[])
+        _widen_experts(again)
+        return again.blocks
+
+    loaded.stream = BlockStream(loaded.blocks, reopen)
+    if loaded.architecture.origin == "discovered":  # by running the first of each kind
+        for block in first_of_each_kind(loaded):
+            loaded.release(block)
+
+
+def _widen_experts(loaded: ChatModel) -> None:
+    """MLX multiplies fused experts on the CPU in float32 only: there, such a model is turned into float32."""
+    fused = [module for module in loaded.network.modules() if isinstance(module, SwitchLinear)]
+    kinds = {str(module.weight.dtype).removeprefix("mlx.core.") for module in fused} - {"float32"}
+    if kinds and mx.default_device() == mx.Device(mx.cpu):
+        loaded.network.set_dtype(mx.float32)
+        loaded.notes.append(
+            f"the weights are {', '.join(sorted(kinds))}; MLX runs fused experts on the CPU in float32 only, so the "
+            "model was turned into that"
+        )
 
 
 def save(model: ChatModel, folder: Path, *, card: str = "") -> None:

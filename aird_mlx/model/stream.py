@@ -11,7 +11,8 @@ from __future__ import annotations
 import ctypes
 import resource
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +29,7 @@ class BlockStream:
     """Reads and lets go of the blocks of one network.
 
     Args:
-        blocks: the network's own, nothing in them read yet. Each gets a class of its own, whose call lets go of the
-            block again unless it is held.
+        blocks: the network's own, nothing in them read yet. The call of each lets go of it again unless it is held.
         reopen: the same blocks once more, nothing in them read yet.
     """
 
@@ -43,7 +43,8 @@ class BlockStream:
         self._written: dict[int, tuple[Path, str]] = {}
         self._held: int | None = None
         for index, block in enumerate(blocks):
-            block.__class__ = _streamed(type(block), self, index)
+            block.__class__ = _streamed(type(block))  # type: ignore[arg-type]
+            block.after_run = partial(self._after_run, index)
 
     def hold(self, block: int) -> None:
         """Keep what is read of one block, instead of the one held before, until it is released."""
@@ -64,6 +65,12 @@ class BlockStream:
             module, key = places[name]
             module[key] = array
         mx.clear_cache()
+
+    def _after_run(self, block: int, output: Any, arguments: Sequence[Any]) -> None:
+        if not self.is_held(block):
+            states = [one.state for one in arguments if hasattr(one, "state")]
+            mx.eval(output, states)  # what is not computed yet would keep the weights
+            self.release(block)
 
     def redirect(self, block: int, path: Path, prefix: str) -> None:
         """Read the block from another file from now on, where its arrays' names start with ``prefix``."""
@@ -101,16 +108,14 @@ def _arrays_in(block: nn.Module) -> Iterator[tuple[str, tuple[Any, str]]]:
                 yield f"{path}.{key}" if path else key, (module, key)
 
 
-def _streamed(plain: type[nn.Module], stream: BlockStream, index: int) -> type[nn.Module]:
-    """A class for one block: the same module, but its call computes the output and lets go of the weights."""
+@cache
+def _streamed(plain: type[nn.Module]) -> type[nn.Module]:
+    """The same module, but once its output is computed, ``after_run`` is called with it and the arguments."""
 
     class StreamedBlock(plain):  # type: ignore[misc]
         def __call__(self, *args: Any, **kwargs: Any) -> Any:
             output = super().__call__(*args, **kwargs)
-            if not stream.is_held(index):
-                states = [one.state for one in (*args, *kwargs.values()) if hasattr(one, "state")]
-                mx.eval(output, states)  # what is not computed yet would keep the weights
-                stream.release(index)
+            self.after_run(output, (*args, *kwargs.values()))
             return output
 
     return StreamedBlock

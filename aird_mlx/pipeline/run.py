@@ -23,6 +23,7 @@ from aird_mlx.pipeline.export import canary_set, export_stage, judge_canaries
 from aird_mlx.pipeline.plan import fixed_facts, inputs_of, load_dense
 from aird_mlx.pipeline.result import finish, limits_of, make_report
 from aird_mlx.pipeline.streaming import compress_blocks, repair_by_block
+from aird_mlx.pruning import remove_experts
 from aird_mlx.reference import MAX_NEW_TOKENS, Reference, ask_reference
 from aird_mlx.repair import RepairPlan, fits_in_memory
 from aird_mlx.report import Control, PruningReport, RepairFigures, Report, Stage, from_json
@@ -175,6 +176,9 @@ class _Run:
             return {f"{block}.{name}": linear.weight for block, name, linear in model.linears()}
 
         weights = self.workspace.stage("compress", "compressed.safetensors", compute, _save_arrays, _load_arrays)
+        pruned = self._pruning()
+        if pruned is not None and pruned.removed_experts and not model.kept_experts:
+            remove_experts(model, {int(block): gone for block, gone in pruned.removed_experts.items()})
         for block, name, linear in model.linears():
             linear.weight = weights[f"{block}.{name}"]
         return model

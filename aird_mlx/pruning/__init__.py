@@ -19,6 +19,7 @@ from aird_mlx.pruning.masks import (
     wanda_scores,
 )
 from aird_mlx.pruning.prune import CALIBRATED, METHODS, check_pruning, check_words, prune_model
+from aird_mlx.pruning.reap import expert_worth, least_experts, remove_experts
 from aird_mlx.pruning.sparsegpt import Sparsified, sparsify_weight
 
 __all__ = [
@@ -32,6 +33,8 @@ __all__ = [
     "check_pruning",
     "check_words",
     "drop_blocks",
+    "expert_worth",
+    "least_experts",
     "lowest_mask",
     "magnitude_scores",
     "measure_influence",
@@ -40,6 +43,7 @@ __all__ = [
     "parse_pattern",
     "prune_model",
     "random_scores",
+    "remove_experts",
     "sparsify_weight",
     "spread_sparsities",
     "wanda_scores",

@@ -88,7 +88,7 @@ def drop_blocks(
     order = sorted(range(count), key=lambda block: (influence[block], block))
     gone = sorted(order[:dropped])
     kept = [block for block in range(count) if block not in gone]
-    model.blocks[:] = [model.blocks[block] for block in kept]
+    model.keep_blocks(kept)
     _describe_fewer(model.config, count, kept)
     notes = [
         f"blocks {', '.join(map(str, gone))} of {count} were dropped: what remains is that much smaller and faster, "

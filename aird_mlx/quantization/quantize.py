@@ -107,6 +107,13 @@ def _plan(
     """By path the parameters of each module to quantize, and the paths of those that stay; nothing is changed yet."""
     plan: dict[str, dict[str, Any]] = {}
     skipped = []
+    # Routers and what sets the steps of a recurrence are small; where groups do not fit, they stay as they are.
+    kept = {
+        f"{model.architecture.blocks}.{block}.{name}"
+        for block in range(len(model.blocks))
+        for part in model.layout(block).parts
+        for name in part.kept
+    }
     for path, module in tree_flatten(model.network.leaf_modules(), is_leaf=nn.Module.is_module):
         if isinstance(module, (nn.QuantizedLinear, nn.QuantizedEmbedding)):
             raise ModelError(
@@ -122,6 +129,9 @@ def _plan(
         own = {**default, **(wanted if isinstance(wanted, Mapping) else {})}
         check_quantization(own["mode"], own["bits"], own["group_size"])
         width = module.weight.shape[-1]
+        if width % own["group_size"] and path in kept:
+            skipped.append(path)
+            continue
         if width % own["group_size"]:
             raise UsageError(
                 f"quantize: group_size {own['group_size']} does not divide the {width} inputs of {path}; a divisor is "
@@ -149,7 +159,8 @@ def _quantize_module(
     zeros = is_zero.sum().item()
     quantized = module.to_quantized(group_size, bits, mode=mode)
     if mode == "affine" and zeros:
-        quantized.weight, quantized.scales, quantized.biases = quantize_with_zeros(weight, group_size, bits)
+        rows = quantize_with_zeros(weight.reshape(-1, weight.shape[-1]), group_size, bits)
+        quantized.weight, quantized.scales, quantized.biases = (one.reshape(*weight.shape[:-1], -1) for one in rows)
     stored = mx.dequantize(
         quantized.weight,
         quantized.scales,

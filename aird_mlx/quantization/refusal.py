@@ -53,11 +53,12 @@ def favour_writers(
     if bits == max(BITS):
         raise UsageError(f"quantize: refusal with {bits} bits; fewer are needed, since some get more. Use 4.")
     more = BITS[BITS.index(bits) + 1]
-    names, writers = model.architecture.linear_names, model.architecture.writers
     first = max(0, layer - FAVOURED_BLOCKS)
-    favoured = [(block, name) for block in range(first, max(layer, 1)) for name in writers]
+    favoured = [(block, name) for block in range(first, max(layer, 1)) for name in model.layout(block).writers]
     far = sorted(range(len(model.blocks)), key=lambda block: (-abs(block - layer), block))
-    payers = [(block, name) for block in far for name in names if (block, name) not in favoured]
+    payers = [
+        (block, name) for block in far for name in model.layout(block).linear_names if (block, name) not in favoured
+    ]
 
     def cost(place: tuple[int, str], own_bits: int, own_group: int) -> int:
         weight = model.linear(*place).weight
@@ -67,7 +68,7 @@ def favour_writers(
         if bits > min(BITS):
             return {"bits": BITS[BITS.index(bits) - 1], "group_size": group_size}
         twice = 2 * group_size
-        divides = twice in GROUP_SIZES and model.linear(*place).weight.shape[1] % twice == 0
+        divides = twice in GROUP_SIZES and model.linear(*place).weight.shape[-1] % twice == 0
         return {"bits": bits, "group_size": twice} if divides else None
 
     chosen: dict[tuple[int, str], dict[str, int]] = {}

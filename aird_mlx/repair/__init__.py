@@ -23,8 +23,9 @@ from aird_mlx.repair.closed_form import (
     spread_inside_mask,
 )
 from aird_mlx.repair.distillation import distill, fits_in_memory, needed_bytes
+from aird_mlx.repair.moments import before_norm, paired_expert_moments, paired_moments
 from aird_mlx.repair.reconstruction import reconstruct_block, reconstruction_error, token_weights
-from aird_mlx.repair.solve import RULES, STARTS_FROM, TOKENS, RepairPlan, paired_moments, solve_blocks, solve_patch
+from aird_mlx.repair.solve import RULES, STARTS_FROM, TOKENS, RepairPlan, solve_blocks, solve_patch
 from aird_mlx.repair.streaming import STREAMED_RULES, repair_blocks
 
 __all__ = [
@@ -33,11 +34,13 @@ __all__ = [
     "STREAMED_RULES",
     "TOKENS",
     "RepairPlan",
+    "before_norm",
     "distill",
     "fits_in_memory",
     "least_squares_change",
     "least_squares_inside_mask",
     "needed_bytes",
+    "paired_expert_moments",
     "paired_moments",
     "reconstruct_block",
     "reconstruction_error",

@@ -73,8 +73,9 @@ def distill(
         the weights found, or else these.
     """
     model = walk.model
-    names = model.architecture.linear_names
-    linears = {(block, name): model.linear(block, name) for block in blocks for name in names}
+    linears = {
+        (block, name): model.linear(block, name) for block in blocks for name in model.layout(block).linear_names
+    }
     weights = [opening_weights(batch, opening_weight) for batch in walk.batches]
 
     def error(index: int, rows: Sequence[int]) -> mx.array:
@@ -91,14 +92,15 @@ def distill(
         )
         return (weighed * kl_divergence(mx.stop_gradient(wanted), found)[0]).sum() / mx.maximum(weighed.sum(), 1e-12)
 
-    return descend(
-        linears,
-        error,
-        schedule_rows(walk.batches, steps, tokens_per_step, seed),
-        learning_rate=learning_rate,
-        checked=spread_rows(walk.batches, TOKENS_CHECKED),
-        progress=progress,
-    )
+    with model.differentiable():
+        return descend(
+            linears,
+            error,
+            schedule_rows(walk.batches, steps, tokens_per_step, seed),
+            learning_rate=learning_rate,
+            checked=spread_rows(walk.batches, TOKENS_CHECKED),
+            progress=progress,
+        )
 
 
 def opening_weights(batch: TokenBatch, opening_weight: float) -> np.ndarray:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import mlx.core as mx
 import mlx.nn as nn
 
-from aird_mlx.activations import TokenBatch, Walk, flatten_counted
+from aird_mlx.activations import TokenBatch, Walk
 from aird_mlx.errors import UsageError
 from aird_mlx.model import ChatModel
 from aird_mlx.patch import LinearPatch, Patch, changed_weight, patched, scaled
@@ -20,6 +20,7 @@ from aird_mlx.repair.closed_form import (
     spread_inside_mask,
 )
 from aird_mlx.repair.distillation import distill
+from aird_mlx.repair.moments import before_norm, paired_expert_moments, paired_moments
 from aird_mlx.repair.reconstruction import reconstruct_block
 
 RULES = ("paper", "restore", "least-squares", "refit", "reconstruct", "distill")
@@ -179,45 +180,112 @@ Apply = Callable[[LinearPatch], None]
 def _solve_writers(
     model: ChatModel, dense: ChatModel, walks: Walks, block: int, directions: mx.array, plan: RepairPlan, apply: Apply
 ) -> None:
-    for name in model.architecture.writers:
-        original, compressed = dense.linear(block, name).weight, model.linear(block, name).weight
-        if plan.rule == "paper":
-            along = directions @ compressed.astype(mx.float32)
-        elif plan.rule == "restore":
-            along = restore_change(directions, original, compressed)
-        else:
-            assert walks is not None
-            moments = paired_moments(*walks, name)
-            if plan.inside_mask and plan.beta:
-                solved = least_squares_inside_mask(directions, original, compressed, *moments, plan.ridge, plan.beta)
-                apply(_replaced(model, block, name, solved))
-                continue
-            along = least_squares_change(directions, original, compressed, *moments, plan.ridge)
-        if plan.inside_mask:
-            delta = spread_inside_mask(directions, along, compressed != 0)
-            apply(LinearPatch(block, name, delta=delta.astype(compressed.dtype)))
-        else:
-            apply(LinearPatch(block, name, left=directions.T, right=along))
+    layout = model.layout(block)
+    for part in layout.parts:
+        name = part.writer
+        own = before_norm(model, block, part.norm, directions)
+        original, compressed = _dense_weight(model, dense, block, name), model.linear(block, name).weight
+        fields = _solve_each(
+            lambda fused, plain, moments, own=own: _written(plan, own, fused, plain, moments),  # type: ignore[misc]
+            original,
+            compressed,
+            _moments(walks, name),
+        )
+        apply(LinearPatch(block, name, **fields))
+
+
+def _written(
+    plan: RepairPlan,
+    directions: mx.array,
+    original: mx.array,
+    compressed: mx.array,
+    moments: tuple[mx.array, mx.array] | None,
+) -> dict[str, mx.array]:
+    """The change of one writer ``[out, in]`` along the directions, as fields of a `LinearPatch`.
+
+    Without moments, of an expert that sees too few tokens, least squares falls back to restoring.
+    """
+    if plan.rule == "paper":
+        along = directions @ compressed.astype(mx.float32)
+    elif plan.rule == "restore" or moments is None:
+        along = restore_change(directions, original, compressed)
+    elif plan.inside_mask and plan.beta:
+        solved = least_squares_inside_mask(directions, original, compressed, *moments, plan.ridge, plan.beta)
+        return {"delta": (solved - compressed.astype(mx.float32)).astype(compressed.dtype)}
+    else:
+        along = least_squares_change(directions, original, compressed, *moments, plan.ridge)
+    if plan.inside_mask:
+        return {"delta": spread_inside_mask(directions, along, compressed != 0).astype(compressed.dtype)}
+    return {"left": directions.T, "right": along}
+
+
+def _dense_weight(model: ChatModel, dense: ChatModel, block: int, name: str) -> mx.array:
+    """A linear's weight in the dense model; of fused experts, those that the compressed one has left."""
+    weight: mx.array = dense.linear(block, name).weight
+    if block in model.kept_experts and model.layout(block).is_expert(name):
+        return weight[mx.array(model.kept_experts[block])]
+    return weight
+
+
+Moments = tuple[mx.array, mx.array] | None
+
+
+def _moments(walks: Walks, name: str) -> Moments | list[Moments]:
+    """Moments of the inputs of a linear, of fused experts one pair each; None for rules that need none."""
+    if walks is None:
+        return None
+    if walks[1].layout.is_expert(name):
+        return list(paired_expert_moments(*walks, name))
+    return paired_moments(*walks, name)
+
+
+def _solve_each(
+    solve: Callable[[mx.array, mx.array, Moments], dict[str, mx.array]],
+    original: mx.array,
+    compressed: mx.array,
+    moments: Moments | list[Moments],
+) -> dict[str, mx.array]:
+    """``solve`` on a linear, or on each of fused experts ``[expert, out, in]``, whose results are stacked."""
+    if compressed.ndim == 2:
+        assert not isinstance(moments, list)
+        return solve(original, compressed, moments)
+    each: list[dict[str, mx.array]] = []
+    for expert in range(compressed.shape[0]):
+        own = moments[expert] if isinstance(moments, list) else None
+        each.append(solve(original[expert], compressed[expert], own))
+        mx.eval(each[-1])
+    # A change can be low-rank for one expert and not for another only where the rule differs, which it does not.
+    return {key: mx.stack([one[key] for one in each]) for key in each[0]}
 
 
 def _solve_refit(
     model: ChatModel, dense: ChatModel, walks: Walks, block: int, directions: mx.array, plan: RepairPlan, apply: Apply
 ) -> None:
-    assert walks is not None
-    for group in model.architecture.linears:
-        moments = paired_moments(*walks, group[0])
+    layout = model.layout(block)
+    for group in layout.groups:
+        moments = _moments(walks, group[0])
         for name in group:
-            compressed = model.linear(block, name).weight
-            is_writer = name in model.architecture.writers
-            refitted = refit_weight(
-                dense.linear(block, name).weight,
-                compressed,
-                *moments,
-                plan.ridge,
-                directions=directions if is_writer else None,
-                beta=plan.beta if is_writer else 0.0,
+            is_writer = name in layout.writers
+            along = before_norm(model, block, layout.part_of(name).norm, directions) if is_writer else None
+            beta = plan.beta if is_writer else 0.0
+
+            def solve(
+                original: mx.array,
+                compressed: mx.array,
+                own: Moments,
+                along: mx.array | None = along,
+                beta: float = beta,
+            ) -> dict[str, mx.array]:
+                before = compressed.astype(mx.float32)
+                if own is None:  # an expert that sees too few tokens keeps its weights
+                    return {"delta": mx.zeros_like(compressed)}
+                refitted = refit_weight(original, compressed, *own, plan.ridge, directions=along, beta=beta)
+                return {"delta": (refitted - before).astype(compressed.dtype)}
+
+            fields = _solve_each(
+                solve, _dense_weight(model, dense, block, name), model.linear(block, name).weight, moments
             )
-            apply(_replaced(model, block, name, refitted))
+            apply(LinearPatch(block, name, **fields))
 
 
 def _solve_reconstruction(
@@ -259,30 +327,3 @@ _SOLVERS = {
     "refit": _solve_refit,
     "reconstruct": _solve_reconstruction,
 }
-
-
-def paired_moments(dense: Walk, compressed: Walk, name: str) -> tuple[mx.array, mx.array]:
-    """Second moments of a linear's inputs over the counted tokens of both walks' current block.
-
-    Returns:
-        H = mean of x' x'^T and G = mean of x x'^T, each ``[in, in]`` float32; x dense, x' compressed.
-    """
-    second: mx.array | None = None
-    cross: mx.array | None = None
-    tokens = 0.0
-    for index, batch in enumerate(compressed.batches):
-        seen = compressed.inputs_of(index, [name])[name]
-        wanted = dense.inputs_of(index, [name])[name]
-        drifted, original = flatten_counted(seen, batch.counted), flatten_counted(wanted, batch.counted)
-        # One after the other: of a wide linear each of these products is larger than its weight.
-        second = _added(second, drifted.T @ drifted)
-        cross = _added(cross, original.T @ drifted)
-        tokens += batch.counted.sum().item()
-    assert second is not None and cross is not None
-    return second / max(tokens, 1.0), cross / max(tokens, 1.0)
-
-
-def _added(total: mx.array | None, product: mx.array) -> mx.array:
-    total = product if total is None else total + product
-    mx.eval(total)
-    return total

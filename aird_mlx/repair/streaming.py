@@ -79,5 +79,5 @@ def repair_blocks(
 
 
 def _zeros(model: ChatModel, block: int) -> int:
-    names = model.architecture.linear_names
+    names = model.layout(block).linear_names
     return sum(int((model.linear(block, name).weight == 0).sum().item()) for name in names)

@@ -18,6 +18,7 @@ from aird_mlx.report.evaluation import (
 )
 from aird_mlx.report.figures import SCHEMA, Estimate, Rate, RefusalRates, Utility
 from aird_mlx.report.guard import CanaryFigures, Check, SelfTest, Verification
+from aird_mlx.report.inspection import BlockKind, Inspection, StageSupport
 from aird_mlx.report.pruning import PruningReport, TensorSparsity, zeros_among
 from aird_mlx.report.quantization import QuantizationReport, TensorQuantization
 from aird_mlx.report.repair import (
@@ -38,6 +39,7 @@ __all__ = [
     "SCHEMA",
     "AnswerRates",
     "AskedSet",
+    "BlockKind",
     "CanaryFigures",
     "Check",
     "ComparisonReport",
@@ -47,6 +49,7 @@ __all__ = [
     "Estimate",
     "Evaluation",
     "Gate",
+    "Inspection",
     "JudgeFigures",
     "MultipleChoiceFigures",
     "PairedChange",
@@ -63,6 +66,7 @@ __all__ = [
     "SetChange",
     "Stage",
     "StageChange",
+    "StageSupport",
     "TaskScore",
     "TensorQuantization",
     "TensorSparsity",

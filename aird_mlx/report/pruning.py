@@ -20,6 +20,7 @@ class TensorSparsity:
         damping: SparseGPT's, as a share of the Hessian's mean diagonal; None for other methods.
         before: share of exact zeros before it was pruned.
         bits: of a stored weight.
+        unseen: of fused experts, those that saw too few calibration tokens to be judged by their inputs.
     """
 
     block: int
@@ -30,6 +31,7 @@ class TensorSparsity:
     damping: float | None = None
     before: float = 0.0
     bits: int = 16
+    unseen: list[int] = field(default_factory=list)
 
 
 def zeros_among(tensors: Sequence[TensorSparsity]) -> float:
@@ -46,6 +48,7 @@ class PruningReport:
         method, pattern, scope, allocation: how, in the words of the options.
         asked: fraction that was to be removed of all pruned weights.
         tensors: every pruned linear in data order.
+        removed_experts: by block, as a text, the experts that ``reap`` removed.
         notes: what the user should know besides.
         model, written: set where a model was pruned from a folder and written to one.
         dropped, influence: of method ``blocks``: the blocks that are gone, and the influence each had.
@@ -60,6 +63,7 @@ class PruningReport:
     sparsity: float
     tensors: list[TensorSparsity]
     notes: list[str] = field(default_factory=list)
+    removed_experts: dict[str, list[int]] = field(default_factory=dict)
     model: str = ""
     written: dict[str, str] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
