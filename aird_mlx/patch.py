@@ -96,15 +96,15 @@ def scaled(patch: Patch, strength: float) -> Patch:
 
 @dataclass(frozen=True)
 class FoldResult:
-    """Sparsity of the prunable linears before and after folding, counted."""
+    """Sparsity of the prunable linears before and after folding, counted.
+
+    ``sparsity_lost`` is the share of weights that were pruned and are not zero any more; 0 inside the mask. Rounding can
+    make and unmake other zeros.
+    """
 
     sparsity_before: float
     sparsity_after: float
-
-    @property
-    def sparsity_lost(self) -> float:
-        """How much sparsity the fold cost; 0 when it stayed inside the mask."""
-        return max(0.0, self.sparsity_before - self.sparsity_after)
+    sparsity_lost: float
 
 
 def fold(model: ChatModel, patch: Patch) -> FoldResult:
@@ -127,16 +127,54 @@ def fold(model: ChatModel, patch: Patch) -> FoldResult:
                 f"needs {shape}. Use the patch with the model it was made for."
             )
     before = model.sparsity()
+    lost = sparsity_lost(model, patch)
     for part in patch.parts:
-        linear = model.linear(part.block, part.name)
-        linear.weight = changed_weight(linear.weight, part)
+        path, linear = model.path(part.block, part.name), model.linear(part.block, part.name)
+        if path in model.stored:
+            model.stored[path] = model.stored[path].holding(plain_weight(model, part.block, part.name) + part.change())
+            linear.weight = model.stored[path].values().astype(linear.weight.dtype)
+        else:
+            linear.weight = changed_weight(model, part)
         mx.eval(linear.weight)
-    return FoldResult(before, model.sparsity())
+    return FoldResult(before, model.sparsity(), lost)
 
 
-def changed_weight(weight: mx.array, part: LinearPatch) -> mx.array:
-    """``weight`` with ``part`` added in float32, rounded once to the dtype of ``weight``."""
-    return (weight.astype(mx.float32) + part.change()).astype(weight.dtype)
+def plain_weight(model: ChatModel, block: int, name: str) -> mx.array:
+    """The weight of a linear in float32, as it is stored."""
+    stored = model.stored.get(model.path(block, name))
+    weight: mx.array = model.linear(block, name).weight
+    return weight.astype(mx.float32) if stored is None else stored.values()
+
+
+def changed_weight(model: ChatModel, part: LinearPatch) -> mx.array:
+    """A linear's weight with ``part`` added in float32, as it can be stored, rounded once to its dtype."""
+    stored = model.stored.get(model.path(part.block, part.name))
+    weight = plain_weight(model, part.block, part.name) + part.change()
+    if stored is not None:
+        weight = stored.nearest(weight)
+    return weight.astype(model.linear(part.block, part.name).weight.dtype)
+
+
+def sparsity_lost(model: ChatModel, patch: Patch) -> float:
+    """Share of all prunable weights that were pruned and would not be zero with ``patch`` folded in."""
+    back = sum(
+        int((~model.kept(part.block, part.name) & (changed_weight(model, part) != 0)).sum().item())
+        for part in patch.parts
+    )
+    return back / sum(linear.weight.size for _, _, linear in model.linears())
+
+
+def as_stored(model: ChatModel, patch: Patch) -> Patch:
+    """What ``patch`` comes to where weights are stored coarsely: from what is stored now to what would be then."""
+
+    def rounded(part: LinearPatch) -> LinearPatch:
+        stored = model.stored.get(model.path(part.block, part.name))
+        if stored is None:
+            return part
+        before = stored.values()
+        return LinearPatch(part.block, part.name, delta=stored.nearest(before + part.change()) - before)
+
+    return replace(patch, parts=tuple(rounded(part) for part in patch.parts))
 
 
 class patched:
@@ -150,7 +188,7 @@ class patched:
         for part in self._patch.parts:
             linear = self._model.linear(part.block, part.name)
             self._originals.append((part.block, part.name, linear.weight))
-            linear.weight = changed_weight(linear.weight, part)
+            linear.weight = changed_weight(self._model, part)
 
     def __exit__(self, *_: object) -> None:
         for block, name, weight in reversed(self._originals):

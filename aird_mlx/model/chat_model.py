@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -37,6 +37,33 @@ class Tap:
         return getattr(self._module, name)
 
 
+class StoredWeight(Protocol):
+    """A weight that is not stored as plain numbers, and what it may become without being stored differently.
+
+    Attributes:
+        kept: ``[out, in]`` bool, what pruning left; a weight that was merely rounded to zero is among it.
+        nbytes: what it takes in a file.
+    """
+
+    @property
+    def kept(self) -> mx.array: ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def values(self) -> mx.array:
+        """``[out, in]`` float32: what is stored."""
+        ...
+
+    def nearest(self, weight: mx.array) -> mx.array:
+        """``[out, in]`` float32: the nearest to ``weight`` that could be stored."""
+        ...
+
+    def holding(self, weight: mx.array) -> StoredWeight:
+        """The same with the nearest to ``weight`` in it."""
+        ...
+
+
 @dataclass
 class ChatModel:
     """A loaded model with its tokenizer.
@@ -48,6 +75,8 @@ class ChatModel:
         name: what the user called it.
         folder: where its files lie.
         architecture: its row in the table.
+        stored: by dotted path, weights that are stored otherwise than the network computes with them: it has their
+            values as plain numbers.
         notes: what loading did that the user should know.
     """
 
@@ -57,6 +86,7 @@ class ChatModel:
     name: str
     folder: Path
     architecture: Architecture
+    stored: dict[str, StoredWeight] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -78,6 +108,15 @@ class ChatModel:
             for name in self.architecture.linear_names:
                 yield block, name, self.linear(block, name)
 
+    def path(self, block: int, name: str) -> str:
+        """The dotted path of a linear in the network."""
+        return f"{self.architecture.blocks}.{block}.{name}"
+
+    def kept(self, block: int, name: str) -> mx.array:
+        """``[out, in]`` bool: the weights of a linear that pruning left."""
+        stored = self.stored.get(self.path(block, name))
+        return self.linear(block, name).weight != 0 if stored is None else stored.kept
+
     @property
     def hidden_size(self) -> int:
         """Width of the residual stream."""
@@ -96,7 +135,14 @@ class ChatModel:
     @property
     def bits_per_weight(self) -> float:
         """Stored bits per weight, as mlx-lm counts them."""
-        return float(compute_bits_per_weight(self.network))
+        if not self.stored:
+            return float(compute_bits_per_weight(self.network))
+        plain = (
+            array.nbytes
+            for path, array in tree_flatten(self.network.parameters())
+            if path.removesuffix(".weight") not in self.stored
+        )
+        return 8 * (sum(plain) + sum(one.nbytes for one in self.stored.values())) / self.parameters
 
     @contextmanager
     def block_taps(self, call: Callable[[int, nn.Module, tuple[Any, ...], dict[str, Any]], mx.array]) -> Iterator[None]:

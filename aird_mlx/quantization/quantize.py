@@ -81,7 +81,7 @@ def quantize_model(
     plan, skipped = _plan(model, default, recipe)
     tensors = []
     for done, (path, parameters) in enumerate(plan.items(), start=1):
-        owner, name, module = _find(model.network, path)
+        owner, name, module = find_module(model.network, path)
         quantized, figures = _quantize_module(path, module, **parameters)
         owner[name] = quantized
         tensors.append(figures)
@@ -124,7 +124,7 @@ def _plan(
     return plan, skipped
 
 
-def _find(network: nn.Module, path: str) -> tuple[Any, Any, nn.Module]:
+def find_module(network: nn.Module, path: str) -> tuple[Any, Any, nn.Module]:
     """What holds the module at a dotted path, under which key, and the module."""
     *steps, last = path.split(".")
     owner: Any = network

@@ -10,7 +10,7 @@ import mlx.core as mx
 from aird_mlx.activations import TokenBatch, Walk, flatten_counted
 from aird_mlx.errors import UsageError
 from aird_mlx.model import ChatModel
-from aird_mlx.patch import LinearPatch, Patch, changed_weight, patched, scaled
+from aird_mlx.patch import LinearPatch, Patch, changed_weight, patched, plain_weight, scaled
 from aird_mlx.repair.closed_form import (
     least_squares_change,
     least_squares_inside_mask,
@@ -129,7 +129,7 @@ def _solve_blocks(
     def apply(part: LinearPatch) -> None:
         linear = model.linear(part.block, part.name)
         originals.append((part.block, part.name, linear.weight))
-        linear.weight = changed_weight(linear.weight, part)
+        linear.weight = changed_weight(model, part)
         mx.eval(linear.weight)
         parts.append(part)
 
@@ -158,6 +158,7 @@ def _solve_writers(
 ) -> None:
     for name in model.architecture.writers:
         original, compressed = dense.linear(block, name).weight, model.linear(block, name).weight
+        kept = model.kept(block, name)
         if plan.rule == "paper":
             along = directions @ compressed.astype(mx.float32)
         elif plan.rule == "restore":
@@ -166,12 +167,14 @@ def _solve_writers(
             assert walks is not None
             moments = paired_moments(*walks, name)
             if plan.inside_mask and plan.beta:
-                solved = least_squares_inside_mask(directions, original, compressed, *moments, plan.ridge, plan.beta)
+                solved = least_squares_inside_mask(
+                    directions, original, compressed, *moments, plan.ridge, plan.beta, kept=kept
+                )
                 apply(_replaced(model, block, name, solved))
                 continue
             along = least_squares_change(directions, original, compressed, *moments, plan.ridge)
         if plan.inside_mask:
-            delta = spread_inside_mask(directions, along, compressed != 0)
+            delta = spread_inside_mask(directions, along, kept)
             apply(LinearPatch(block, name, delta=delta.astype(compressed.dtype)))
         else:
             apply(LinearPatch(block, name, left=directions.T, right=along))
@@ -193,6 +196,7 @@ def _solve_refit(
                 plan.ridge,
                 directions=directions if is_writer else None,
                 beta=plan.beta if is_writer else 0.0,
+                kept=model.kept(block, name),
             )
             apply(_replaced(model, block, name, refitted))
 
@@ -218,15 +222,17 @@ def _solve_distillation(
 ) -> list[LinearPatch]:
     reference = Walk(dense, calibration)
     reference.move_to(len(dense.blocks))
+    begun = {(part.block, part.name): plain_weight(model, part.block, part.name) + part.change() for part in start.parts}
     with patched(model, start):
-        found = distill(Walk(model, calibration), reference, plan.blocks, steps=plan.steps, progress=progress)
+        walk = Walk(model, calibration)
+        found = distill(walk, reference, plan.blocks, steps=plan.steps, start=begun, progress=progress)
     return [_replaced(model, block, name, weight) for (block, name), weight in found.items()]
 
 
 def _replaced(model: ChatModel, block: int, name: str, weight: mx.array) -> LinearPatch:
     """The part that turns the weight a linear has into ``weight``, float32."""
-    compressed = model.linear(block, name).weight
-    return LinearPatch(block, name, delta=(weight - compressed.astype(mx.float32)).astype(compressed.dtype))
+    change = weight - plain_weight(model, block, name)
+    return LinearPatch(block, name, delta=change.astype(model.linear(block, name).weight.dtype))
 
 
 _SOLVERS = {

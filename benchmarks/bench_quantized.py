@@ -1,0 +1,178 @@
+"""In which order to prune, quantize and repair: what each order gives on the same test prompts.
+
+For each number of bits: the compressed model; the repair solved before quantization; after it, in plain numbers, kept
+as an adapter beside the codes (whole, and cut to lower ranks by SVD), or rounded to the codes, with the scales there
+are or with new ones; with the rounding in every step of the solution; and that begun from the repair solved before.
+Prints refusals with n and the Wilson 95 % interval, perplexity, KL to the dense model, zeros, and stored bits per
+weight, adapters (float16) included.
+
+    python benchmarks/bench_quantized.py --sparsity 0.5 --bits 4 3 2
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from dataclasses import replace
+
+from aird_mlx.blas import use_openblas
+
+use_openblas()
+
+import mlx.core as mx  # noqa: E402
+
+from aird_mlx.compress import prune_on_reference  # noqa: E402
+from aird_mlx.inputs import gather_inputs  # noqa: E402
+from aird_mlx.model import ChatModel, load  # noqa: E402
+from aird_mlx.patch import LinearPatch, Patch, fold, patched  # noqa: E402
+from aird_mlx.quantization import QuantizedWeight, quantize_model, set_aside_modules  # noqa: E402
+from aird_mlx.reference import Reference, ask_reference  # noqa: E402
+from aird_mlx.repair import RepairPlan, solve_patch  # noqa: E402
+from aird_mlx.report_page import interval, number, percent  # noqa: E402
+from aird_mlx.settings import PruningSettings  # noqa: E402
+from aird_mlx.stages import evaluate_control  # noqa: E402
+
+TOKENS_PER_ANSWER, BATCH = 64, 64
+
+
+class Bench:
+    """One dense model, its reference, and the repair that is tried in different places."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.dense = load(options.model)
+        inputs = gather_inputs(options.model, options.seed, limit=options.limit)
+        answers = ask_reference(self.dense, inputs, max_new_tokens=TOKENS_PER_ANSWER, batch_size=BATCH)
+        self.reference = Reference(self.dense, inputs, answers)
+        self.plan = RepairPlan(options.rule, tuple(range(len(self.dense.blocks))), steps=options.steps)
+
+    def pruned(self) -> ChatModel:
+        """A pruned copy of the model; as it is without ``--sparsity``."""
+        model = load(self.options.model)
+        if self.options.sparsity:
+            settings = PruningSettings(self.options.prune_method, self.options.sparsity)
+            prune_on_reference(model, self.reference, settings, seed=self.options.seed)
+        return model
+
+    def quantized(self, model: ChatModel, bits: int) -> ChatModel:
+        """``model`` quantized, its modules set aside; changed in place."""
+        kept = {} if not self.options.sparsity else {model.path(*at): model.kept(*at) for at in self.places(model)}
+        quantize_model(model, mode=self.options.mode, bits=bits, group_size=self.options.group_size)
+        set_aside_modules(model, kept)
+        return model
+
+    @staticmethod
+    def places(model: ChatModel) -> list[tuple[int, str]]:
+        """(block, name) of every linear."""
+        return [(block, name) for block, name, _ in model.linears()]
+
+    def solve(self, model: ChatModel) -> Patch:
+        """The repair of a model."""
+        calibration = self.reference.calibration(("harmful", "harmless", "twin"))
+        return solve_patch(model, self.dense, calibration, mx.zeros((1, model.hidden_size)), self.plan)
+
+    def show(self, name: str, model: ChatModel, bits: float | None = None) -> None:
+        """A row of the table."""
+        row = evaluate_control(
+            name, "", model, self.reference,
+            max_new_tokens=TOKENS_PER_ANSWER, batch_size=BATCH, progress=lambda stage, done, total: None,
+        )  # fmt: skip
+        rates = [interval(rate) for rate in (row.refusal.harmful, row.refusal.harmless, row.refusal.twin)]
+        assert row.refusal.harmful is not None
+        utility = f"{number(row.utility.perplexity)} | {number(row.utility.kl_to_dense, 4)}"
+        stored = model.bits_per_weight if bits is None else bits
+        print(
+            f"| {name} | {' | '.join(rates)} (n = {row.refusal.harmful.n}) | {utility} | {percent(model.sparsity())} "
+            f"| {stored:.2f} |",
+            flush=True,
+        )
+
+
+def fixed(model: ChatModel) -> None:
+    """From now on a patch is kept beside the codes of ``model``."""
+    for path, stored in model.stored.items():
+        assert isinstance(stored, QuantizedWeight)
+        model.stored[path] = dataclasses.replace(stored, is_fixed=True)
+
+
+def truncated(patch: Patch, rank: int) -> Patch:
+    """Every part cut to a rank by SVD."""
+
+    def cut(part: LinearPatch) -> LinearPatch:
+        left, values, right = mx.linalg.svd(part.change().astype(mx.float32), stream=mx.cpu)
+        return LinearPatch(
+            part.block, part.name, left=left[:, :rank] * values[:rank], right=right[:rank]
+        )  # fmt: skip
+
+    return replace(patch, parts=tuple(cut(part) for part in patch.parts))
+
+
+def with_adapter(model: ChatModel, patch: Patch, rank: int | None) -> float:
+    """Bits per weight with an adapter in float16."""
+    count = sum(
+        min(rank or min(part.change().shape), *part.change().shape) * sum(part.change().shape) for part in patch.parts
+    )
+    return model.bits_per_weight + 16 * count / model.parameters
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--sparsity", type=float, default=0.5)
+    parser.add_argument("--prune-method", default="wanda")
+    parser.add_argument("--bits", type=int, nargs="+", default=[4, 3, 2])
+    parser.add_argument("--group-size", type=int, default=None)
+    parser.add_argument("--mode", default="affine")
+    parser.add_argument("--ranks", type=int, nargs="*", default=[4, 16, 32])
+    parser.add_argument("--rule", default="distill")
+    parser.add_argument("--steps", type=int, default=200)
+    parser.add_argument("--limit", type=int, default=None)
+    parser.add_argument("--only", nargs="*", default=["before", "after", "loop", "both"])
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    bench = Bench(options)
+    print("| | harmful | harmless | twins | perplexity | KL | zeros | bits/weight |\n|---|---|---|---|---|---|---|---|")
+    bench.show("dense", bench.dense)
+    pruned = bench.pruned()
+    first: Patch | None = None
+    if options.sparsity:
+        bench.show("pruned", pruned)
+        first = bench.solve(pruned) if {"before", "both"} & set(options.only) else None
+        if first is not None:
+            with patched(pruned, first):
+                bench.show("pruned, repaired", pruned)
+    for bits in options.bits:
+        bench.show(f"{bits} bits: compressed", bench.quantized(bench.pruned(), bits))
+        if first is not None:
+            before = bench.pruned()
+            fold(before, first)
+            before = bench.quantized(before, bits)
+            bench.show(f"{bits} bits: repaired, then quantized", before)
+            if "both" in options.only:
+                fold(before, bench.solve(before))
+                bench.show(f"{bits} bits: that, then repaired with the rounding", before)
+        if "after" in options.only:
+            model = bench.quantized(bench.pruned(), bits)
+            rounding = dict(model.stored)
+            fixed(model)
+            patch = bench.solve(model)
+            with patched(model, patch):
+                bench.show(f"{bits} bits: quantized, then an adapter", model, with_adapter(model, patch, None))
+            for rank in options.ranks:
+                with patched(model, truncated(patch, rank)):
+                    bench.show(f"{bits} bits: ... of rank {rank}", model, with_adapter(model, patch, rank))
+            model.stored = rounding
+            with patched(model, patch):
+                bench.show(f"{bits} bits: that folded in, same scales", model)
+            model.stored = {}
+            fold(model, patch)
+            bench.show(f"{bits} bits: that folded in, new scales", bench.quantized(model, bits))
+        if "loop" in options.only:
+            model = bench.quantized(bench.pruned(), bits)
+            fold(model, bench.solve(model))
+            bench.show(f"{bits} bits: repaired with the rounding", model)
+
+
+if __name__ == "__main__":
+    main()
