@@ -74,6 +74,36 @@ class Patch:
         return max(known, default=0) if len(known) == len(ranks) else None
 
 
+def factor_change(part: LinearPatch, rank: int | None = None) -> tuple[mx.array, mx.array]:
+    """Two factors of a change: exact where ``rank`` is None or suffices, else the nearest product of that rank.
+
+    Args:
+        part: the change of one linear.
+        rank: at most; None: as much as it takes.
+
+    Returns:
+        ``left [out, k]``, ``right [k, in]``, float32. A change that is not low-rank comes back beside a unit matrix.
+
+    Source:
+        Eckart and Young 1936: a matrix in the span of its leading singular vectors.
+
+    >>> left, right = factor_change(LinearPatch(0, "o_proj", delta=mx.array([[3.0, 0.0], [0.0, 4.0]])), 1)
+    >>> (left @ right).tolist()
+    [[0.0, 0.0], [0.0, 4.0]]
+    """
+    if part.left is not None and part.right is not None and (rank is None or part.left.shape[1] <= rank):
+        return part.left.astype(mx.float32), part.right.astype(mx.float32)
+    change = part.change().astype(mx.float32)
+    out, width = change.shape
+    if rank is None or rank >= min(out, width):
+        return (mx.eye(out), change) if out <= width else (change, mx.eye(width))
+    if out > width:  # the smaller of both Gram matrices
+        vectors = mx.linalg.eigh(change.T @ change, stream=mx.cpu)[1][:, -rank:]
+        return change @ vectors, vectors.T
+    vectors = mx.linalg.eigh(change @ change.T, stream=mx.cpu)[1][:, -rank:]
+    return vectors, vectors.T @ change
+
+
 def scaled(patch: Patch, strength: float) -> Patch:
     """The same change made ``strength`` times, whatever its strength was; zeros stay zeros.
 
