@@ -85,13 +85,13 @@ def _config_keys(command: click.Command) -> dict[str, click.Option]:
     return keys
 
 
-def choose_gguf_types(_context: click.Context, _parameter: click.Parameter, types: tuple[str, ...]) -> tuple[str, ...]:
+def choose_gguf_types(context: click.Context, _parameter: click.Parameter, types: tuple[str, ...]) -> tuple[str, ...]:
     """The GGUF types to write, in the order given, each once; ``none`` stands alone and means no file.
 
     Raises:
         click.BadParameter: ``none`` beside another type.
     """
-    chosen = tuple(dict.fromkeys(types))
+    chosen = tuple(dict.fromkeys(types)) or (("auto",) if context.params.get("quantize") else ("f16",))
     if "none" in chosen and len(chosen) > 1:
         raise click.BadParameter("'none' cannot be combined with another type.")
     return () if chosen == ("none",) else chosen
@@ -217,5 +217,33 @@ def pruning_options(*more: str) -> Callable[[Command], Command]:
             default="harmless",
             show_default=True,
             help="Dialogues that pruning is calibrated on.",
+        ),
+    )
+
+
+def quantization_options(mode: str, bits: str, group_size: str, mixed: str) -> Callable[[Command], Command]:
+    """How weights are stored, as in `mlx_lm.convert`; the arguments are what the values are called."""
+    return with_options(
+        click.option(
+            "--q-mode",
+            mode,
+            type=click.Choice(["affine", "mxfp4", "mxfp8", "nvfp4"]),
+            default="affine",
+            show_default=True,
+            help="How a group of weights is stored.",
+        ),
+        click.option("--q-bits", bits, type=int, metavar="N", help="Bits of a weight.  [default: 4, mxfp8: 8]"),
+        click.option(
+            "--q-group-size",
+            group_size,
+            type=int,
+            metavar="N",
+            help="Weights that share a scale.  [default: 64, mxfp4 and mxfp8: 32, nvfp4: 16]",
+        ),
+        click.option(
+            "--quant-predicate",
+            mixed,
+            type=click.Choice(["mixed_2_6", "mixed_3_4", "mixed_3_6", "mixed_4_6"]),
+            help="mlx-lm's mix of bits by module, instead of --q-bits.",
         ),
     )

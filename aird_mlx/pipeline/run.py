@@ -3,32 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import mlx.core as mx
 
-from aird_mlx.compress import prune_on_reference
+from aird_mlx.compress import prune_on_reference, quantize_as
 from aird_mlx.controls import ControlRepair, control_repairs
 from aird_mlx.direction import Direction, load_direction, save_direction
 from aird_mlx.errors import DirectionError, PromptError
+from aird_mlx.gguf_export import resolve_outtype
 from aird_mlx.gguf_export.general import read_card
 from aird_mlx.guard.record import CanarySet
 from aird_mlx.inputs import Inputs
 from aird_mlx.model import ChatModel, load, save
-from aird_mlx.patch import Patch, fold, load_patch, patched, save_patch
+from aird_mlx.patch import Patch, as_stored, fold, load_patch, patched, save_patch
 from aird_mlx.pipeline.export import canary_set, export_stage, judge_canaries
 from aird_mlx.pipeline.plan import fixed_facts, inputs_of, load_dense
 from aird_mlx.pipeline.result import finish, limits_of, make_report
+from aird_mlx.quantization import load_quantized, restore_modules
 from aird_mlx.reference import MAX_NEW_TOKENS, Reference, ask_reference
 from aird_mlx.repair import RepairPlan, fits_in_memory
-from aird_mlx.report import Control, PruningReport, RepairFigures, Report, Stage, from_json
+from aird_mlx.report import Control, PruningReport, QuantizationReport, RepairFigures, Report, Stage, from_json
 from aird_mlx.report_page import write_front_matter
 from aird_mlx.search import choose_repair, spaces_for, tried_plans
 from aird_mlx.settings import (
     Progress,
+    QuantizationSettings,
     RepairSettings,
     check_places,
     check_settings,
@@ -45,6 +48,7 @@ from aird_mlx.stages import (
 from aird_mlx.workspace import Workspace, read_json, write_json
 
 Row = TypeVar("Row", Stage, Control)
+Left = TypeVar("Left", PruningReport, QuantizationReport)
 
 
 def repair_model(settings: RepairSettings, *, progress: Progress = lambda stage, done, total: None) -> Report:
@@ -111,7 +115,7 @@ class _Run:
             repaired = stages[-1]
             stages += [
                 self._exported(outtype, written, reference, repair, repaired, canaries)
-                for outtype in self.settings.gguf
+                for outtype in self._outtypes()
             ]
         report = make_report(
             self.settings,
@@ -123,6 +127,7 @@ class _Run:
             repair=repair,
             controls=controls,
             pruned=self._pruning(),
+            quantized=self._quantization(),
         )
         finish(self.settings, self.workspace, report, self._source_card())
         return report
@@ -172,11 +177,36 @@ class _Run:
         weights = self.workspace.stage("compress", "compressed.safetensors", compute, _save_arrays, _load_arrays)
         for block, name, linear in model.linears():
             linear.weight = weights[f"{block}.{name}"]
-        return model
+        return model if self.settings.quantization is None else self._quantized(model, self.settings.quantization)
+
+    def _quantized(self, pruned: ChatModel, how: QuantizationSettings) -> ChatModel:
+        """The pruned model quantized and read back, its quantized weights set aside."""
+        is_pruned = self.settings.prune_method != "none"
+        kept = {pruned.path(block, name): linear.weight != 0 for block, name, linear in pruned.linears()}
+
+        def make(path: Path) -> None:
+            quantized = quantize_as(pruned, how, progress=self._step("quantize"))
+            self.workspace.write("quantization.json", dataclasses.asdict(quantized), write_json)
+            save(pruned, path)
+
+        self.workspace.folder_stage("quantize", "compressed", make)
+        return self._load_quantized("compressed", kept if is_pruned else {})
+
+    def _load_quantized(self, folder: str, kept: Mapping[str, mx.array]) -> ChatModel:
+        return load_quantized(
+            self.workspace.folder / folder, self.dense, kept, trust_remote_code=self.settings.trust_remote_code
+        )
 
     def _pruning(self) -> PruningReport | None:
-        path = self.workspace.folder / "pruning.json"
-        return from_json(PruningReport, path.read_text(encoding="utf-8")) if path.is_file() else None
+        return self._left(PruningReport, "pruning.json")
+
+    def _quantization(self) -> QuantizationReport | None:
+        return self._left(QuantizationReport, "quantization.json")
+
+    def _left(self, kind: type[Left], file: str) -> Left | None:
+        """What a stage left beside its result, where it ran."""
+        path = self.workspace.folder / file
+        return from_json(kind, path.read_text(encoding="utf-8")) if path.is_file() else None
 
     def _load_copy(self, model: str | Path) -> ChatModel:
         """Another copy of the dense model, or what was written from it: loaded with the same permissions."""
@@ -218,7 +248,7 @@ class _Run:
             )
             self.workspace.write("repair.json", dataclasses.asdict(figures), write_json)
             self.workspace.write("plan.json", dataclasses.asdict(choice.plan), write_json)
-            return choice.patch
+            return as_stored(compressed, choice.patch)
 
         patch = self.workspace.stage("repair", "patch.safetensors", compute, save_patch, load_patch)
         figures = (self.workspace.folder / "repair.json").read_text(encoding="utf-8")
@@ -257,8 +287,12 @@ class _Run:
         """Fold the patch into ``compressed``, write the MLX folder, and load what was written."""
         folded = fold(compressed, patch)
         front = write_front_matter(self.settings.model, self._source_card())  # the exported files take it over
-        self.workspace.folder_stage("write", "mlx", lambda path: save(compressed, path, card=front))
         repair = dataclasses.replace(repair, sparsity_lost=folded.sparsity_lost)
+        kept = {path: stored.kept for path, stored in compressed.stored.items()}
+        restore_modules(compressed)
+        self.workspace.folder_stage("write", "mlx", lambda path: save(compressed, path, card=front))
+        if kept:
+            return self._load_quantized("mlx", kept), repair
         return self._load_copy(self.workspace.folder / "mlx"), repair
 
     def _source_card(self) -> dict[str, Any]:
@@ -296,6 +330,11 @@ class _Run:
             read_json,
         )
         return dataclasses.replace(canaries, dense="".join(letters))
+
+    def _outtypes(self) -> list[str]:
+        """The types to write, ``auto`` by what it means for the written folder, each once."""
+        folder = self.workspace.folder / "mlx"
+        return list(dict.fromkeys(resolve_outtype(folder, outtype) for outtype in self.settings.gguf))
 
     def _exported(
         self,

@@ -3,7 +3,7 @@ that a repair can change.
 """
 
 from aird_mlx.quantization.affine import quantize_with_zeros
-from aird_mlx.quantization.quantize import MODES, Recipe, check_quantization, quantize_model
+from aird_mlx.quantization.quantize import MODES, Recipe, check_quantization, plan_modules, quantize_model
 from aird_mlx.quantization.stored import QuantizedWeight, load_quantized, restore_modules, set_aside_modules
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Recipe",
     "check_quantization",
     "load_quantized",
+    "plan_modules",
     "quantize_model",
     "quantize_with_zeros",
     "restore_modules",
