@@ -2,8 +2,8 @@
 
 For each number of bits: the compressed model; the repair solved before quantization; after it, in plain numbers, kept
 as an adapter beside the codes (whole, and cut to lower ranks by SVD), or rounded to the codes, with the scales there
-are or with new ones; with the rounding in every step of the solution; and that begun from the repair solved before.
-Prints refusals with n and the Wilson 95 % interval, perplexity, KL to the dense model, zeros, and stored bits per
+are or with new ones; after it with the rounding in every step; and half of it before, half after with the rounding,
+which is what `repair -q` does. The repair is block reconstruction, then distillation, `--steps` each. Prints refusals with n and the Wilson 95 % interval, perplexity, KL to the dense model, zeros, and stored bits per
 weight, adapters (float16) included.
 
     python benchmarks/bench_quantized.py --sparsity 0.5 --bits 4 3 2
@@ -44,7 +44,6 @@ class Bench:
         inputs = gather_inputs(options.model, options.seed, limit=options.limit)
         answers = ask_reference(self.dense, inputs, max_new_tokens=TOKENS_PER_ANSWER, batch_size=BATCH)
         self.reference = Reference(self.dense, inputs, answers)
-        self.plan = RepairPlan(options.rule, tuple(range(len(self.dense.blocks))), steps=options.steps)
 
     def pruned(self) -> ChatModel:
         """A pruned copy of the model; as it is without ``--sparsity``."""
@@ -56,20 +55,21 @@ class Bench:
 
     def quantized(self, model: ChatModel, bits: int) -> ChatModel:
         """``model`` quantized, its modules set aside; changed in place."""
-        kept = {} if not self.options.sparsity else {model.path(*at): model.kept(*at) for at in self.places(model)}
+        origins = {model.path(block, name): linear.weight for block, name, linear in model.linears()}
+        kept = {path: weight != 0 for path, weight in origins.items()} if self.options.sparsity else {}
         quantize_model(model, mode=self.options.mode, bits=bits, group_size=self.options.group_size)
-        set_aside_modules(model, kept)
+        set_aside_modules(model, kept, origins)
         return model
 
-    @staticmethod
-    def places(model: ChatModel) -> list[tuple[int, str]]:
-        """(block, name) of every linear."""
-        return [(block, name) for block, name, _ in model.linears()]
-
-    def solve(self, model: ChatModel) -> Patch:
-        """The repair of a model."""
+    def solve(self, model: ChatModel, rule: str, start: Patch | None = None) -> Patch:
+        """The repair of a model by one rule, from ``start`` on."""
         calibration = self.reference.calibration(("harmful", "harmless", "twin"))
-        return solve_patch(model, self.dense, calibration, mx.zeros((1, model.hidden_size)), self.plan)
+        plan = RepairPlan(rule, tuple(range(len(model.blocks))), steps=self.options.steps)
+        return solve_patch(model, self.dense, calibration, mx.zeros((1, model.hidden_size)), plan, start=start)
+
+    def solve_both(self, model: ChatModel) -> Patch:
+        """Blocks reconstructed, then all distilled together."""
+        return self.solve(model, "distill", self.solve(model, "reconstruct"))
 
     def show(self, name: str, model: ChatModel, bits: float | None = None) -> None:
         """A row of the table."""
@@ -124,39 +124,47 @@ def main() -> None:
     parser.add_argument("--bits", type=int, nargs="+", default=[4, 3, 2])
     parser.add_argument("--group-size", type=int, default=None)
     parser.add_argument("--mode", default="affine")
-    parser.add_argument("--ranks", type=int, nargs="*", default=[4, 16, 32])
-    parser.add_argument("--rule", default="distill")
+    parser.add_argument("--ranks", type=int, nargs="*", default=[8, 32])
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--limit", type=int, default=None)
-    parser.add_argument("--only", nargs="*", default=["before", "after", "loop", "both"])
+    parser.add_argument("--only", nargs="*", default=["before", "after", "loop", "half"])
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     bench = Bench(options)
     print("| | harmful | harmless | twins | perplexity | KL | zeros | bits/weight |\n|---|---|---|---|---|---|---|---|")
     bench.show("dense", bench.dense)
     pruned = bench.pruned()
+    half: Patch | None = None
     first: Patch | None = None
     if options.sparsity:
         bench.show("pruned", pruned)
-        first = bench.solve(pruned) if {"before", "both"} & set(options.only) else None
-        if first is not None:
+        half = bench.solve(pruned, "reconstruct")
+        if "before" in options.only:
+            first = bench.solve(pruned, "distill", half)
             with patched(pruned, first):
                 bench.show("pruned, repaired", pruned)
     for bits in options.bits:
         bench.show(f"{bits} bits: compressed", bench.quantized(bench.pruned(), bits))
+        if "half" in options.only:
+            model = bench.pruned()
+            if half is not None:
+                fold(model, half)
+            model = bench.quantized(model, bits)
+            fold(model, bench.solve(model, "distill"))
+            bench.show(f"{bits} bits: half repaired, quantized, then with the rounding", model)
         if first is not None:
-            before = bench.pruned()
-            fold(before, first)
-            before = bench.quantized(before, bits)
-            bench.show(f"{bits} bits: repaired, then quantized", before)
-            if "both" in options.only:
-                fold(before, bench.solve(before))
-                bench.show(f"{bits} bits: that, then repaired with the rounding", before)
+            model = bench.pruned()
+            fold(model, first)
+            bench.show(f"{bits} bits: repaired, then quantized", bench.quantized(model, bits))
+        if "loop" in options.only:
+            model = bench.quantized(bench.pruned(), bits)
+            fold(model, bench.solve_both(model))
+            bench.show(f"{bits} bits: quantized, then repaired with the rounding", model)
         if "after" in options.only:
             model = bench.quantized(bench.pruned(), bits)
             rounding = dict(model.stored)
             fixed(model)
-            patch = bench.solve(model)
+            patch = bench.solve_both(model)
             with patched(model, patch):
                 bench.show(f"{bits} bits: quantized, then an adapter", model, with_adapter(model, patch, None))
             for rank in options.ranks:
@@ -168,10 +176,6 @@ def main() -> None:
             model.stored = {}
             fold(model, patch)
             bench.show(f"{bits} bits: that folded in, new scales", bench.quantized(model, bits))
-        if "loop" in options.only:
-            model = bench.quantized(bench.pruned(), bits)
-            fold(model, bench.solve(model))
-            bench.show(f"{bits} bits: repaired with the rounding", model)
 
 
 if __name__ == "__main__":

@@ -34,6 +34,7 @@ from .option_sets import (
 )
 from .options import (
     FILE,
+    check_lora_options,
     choose_model,
     json_option,
 )
@@ -165,10 +166,20 @@ def export(
     output_type: str | None,
     chat_apps: bool,
     lm_studio: Path | None,
+    as_lora: bool,
+    lora_rank: int | None,
+    base: Path | None,
+    as_json: bool,
 ) -> int:
-    """Write MODEL as GGUF files: a hub id, a folder (MLX or Hugging Face format), or `demo`."""
+    """Write MODEL as GGUF files: a hub id, a folder (MLX or Hugging Face format), or `demo`.
+
+    With --as-lora MODEL is the output folder of `repair`, and its repair is written as adapters of the compressed model.
+    """
     chosen = choose_model(context, model_argument, model)
+    check_lora_options(context)
     start_library()
+    if as_lora:
+        return _export_adapters(Path(chosen), None if outfile is None else Path(outfile), lora_rank, base, as_json)
     from aird_mlx.chat_apps import place_in_lm_studio, write_chat_apps
     from aird_mlx.gguf_export import export_gguf, name_files, plan_export
     from aird_mlx.model import find_folder
@@ -190,6 +201,16 @@ def export(
         beside += [place_in_lm_studio(written.path, lm_studio, chosen)] if lm_studio else []
         show(0, render.show_export, written, beside)
     return 0
+
+
+def _export_adapters(out: Path, outfile: Path | None, rank: int | None, base: Path | None, as_json: bool) -> int:
+    from aird_mlx.pipeline.adapters import export_adapters
+
+    from . import render, render_compress
+
+    with render.StageProgress(quiet=as_json) as progress:
+        written = export_adapters(out, outfile=outfile, rank=rank, base=base, progress=progress)
+    return show(0, render_compress.show_adapters, written, as_json)
 
 
 @aird_mlx.command()

@@ -126,6 +126,26 @@ def choose_model(context: click.Context, argument: str | None, option: str | Non
     return model
 
 
+def check_lora_options(context: click.Context) -> None:
+    """Refuse options of `export` that do nothing together.
+
+    Raises:
+        click.UsageError: one that goes only with ``--as-lora``, or never with it.
+    """
+    given = {
+        name
+        for name in context.params
+        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+    }
+    words = {"lora_rank": "--lora-rank", "base": "--base", "as_json": "--json"}
+    if "as_lora" in given:
+        words = {"outtype": "--outtype", "embedding_type": "--embedding-type", "output_type": "--output-type"}
+        words |= {"dry_run": "--dry-run", "revision": "--revision"}
+    for name in words.keys() & given:
+        clash = "does not go with --as-lora" if "as_lora" in given else "goes only with --as-lora"
+        raise click.UsageError(f"{words[name]} {clash}.", context)
+
+
 def with_options(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
     """One decorator from many, shown by --help in the order given."""
 

@@ -42,11 +42,15 @@ class StoredWeight(Protocol):
 
     Attributes:
         kept: ``[out, in]`` bool, what pruning left; a weight that was merely rounded to zero is among it.
+        origin: ``[out, in]``, floating: what was rounded to what is stored.
         nbytes: what it takes in a file.
     """
 
     @property
     def kept(self) -> mx.array: ...
+
+    @property
+    def origin(self) -> mx.array: ...
 
     @property
     def nbytes(self) -> int: ...

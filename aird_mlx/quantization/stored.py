@@ -8,6 +8,7 @@ Whatever a repair changes goes to the nearest code of its group; `restore_module
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,11 +31,13 @@ class QuantizedWeight:
     Attributes:
         module: MLX's, as it is saved; never changed.
         kept: ``[out, in]`` bool, True = not pruned.
+        origin: ``[out, in]``, floating: what was rounded to the codes.
         is_fixed: a change stays beside the codes, as an adapter, and is not rounded.
     """
 
     module: nn.Module
     kept: mx.array
+    origin: mx.array
     is_fixed: bool = False
 
     @property
@@ -71,7 +74,7 @@ class QuantizedWeight:
         else:
             module.weight, module.scales = self._encode(weight)
         mx.eval(module.parameters())
-        return QuantizedWeight(module, self.kept)
+        return dataclasses.replace(self, module=module, origin=weight)
 
     def _grid(self) -> tuple[mx.array, mx.array]:
         return tuple(self.module[part].astype(mx.float32)[..., None] for part in ("scales", "biases"))  # type: ignore[return-value]
@@ -96,12 +99,15 @@ class QuantizedWeight:
         return mx.dequantize(codes, scales.astype(mx.float32), biases.astype(mx.float32), **settings)
 
 
-def set_aside_modules(model: ChatModel, kept: Mapping[str, mx.array]) -> None:
+def set_aside_modules(
+    model: ChatModel, kept: Mapping[str, mx.array], origins: Mapping[str, mx.array] | None = None
+) -> None:
     """Have a quantized network compute with plain weights; what is stored goes to ``model.stored``.
 
     Args:
         model: changed in place; its config still says how it is quantized.
         kept: by path, ``[out, in]`` bool, what pruning left of a weight; all of it where a path is missing.
+        origins: by path, the weight that was quantized; what is stored where a path is missing.
     """
     quantized = {
         path: module
@@ -111,7 +117,9 @@ def set_aside_modules(model: ChatModel, kept: Mapping[str, mx.array]) -> None:
     dequantize_model(model.network)
     for path, module in quantized.items():
         plain = find_module(model.network, path)[2].weight
-        model.stored[path] = QuantizedWeight(module, kept.get(path, mx.ones(plain.shape, dtype=mx.bool_)))
+        everything = mx.ones(plain.shape, dtype=mx.bool_)
+        origin = (origins or {}).get(path, plain)
+        model.stored[path] = QuantizedWeight(module, kept.get(path, everything), origin)
     mx.eval(model.network.parameters())
 
 
@@ -125,14 +133,19 @@ def restore_modules(model: ChatModel) -> None:
 
 
 def load_quantized(
-    folder: Path, like: ChatModel, kept: Mapping[str, mx.array], *, trust_remote_code: bool = False
+    folder: Path,
+    like: ChatModel,
+    kept: Mapping[str, mx.array],
+    origins: Mapping[str, mx.array] | None = None,
+    *,
+    trust_remote_code: bool = False,
 ) -> ChatModel:
     """A quantized folder that `save` wrote, its modules set aside.
 
     Args:
         folder: the folder.
         like: the model it was made from.
-        kept: see `set_aside_modules`.
+        kept, origins: see `set_aside_modules`.
         trust_remote_code: see `load`.
 
     Raises:
@@ -140,5 +153,5 @@ def load_quantized(
     """
     network, tokenizer, config = read_network(folder, read_config(folder), trust_remote_code=trust_remote_code)
     model = ChatModel(network, tokenizer, config, like.name, folder, like.architecture)
-    set_aside_modules(model, kept)
+    set_aside_modules(model, kept, origins)
     return model

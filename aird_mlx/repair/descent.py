@@ -50,7 +50,7 @@ def descend(
         checked: the (batch, rows) that the error is summed over before and after.
         stored: of linears that are not stored as plain numbers. Their error is computed with what can be stored, and
             its gradient is taken for that of the weight that is rounded (straight through, arXiv:1308.3432).
-        start: ``[out, in]`` float32, weights to begin with; by default those found.
+        start: ``[out, in]`` float32, weights to begin with; by default those found, or what was rounded to them.
         progress: called with (steps done, steps).
 
     Returns:
@@ -60,7 +60,7 @@ def descend(
     originals = {key: linear.weight for key, linear in linears.items()}
     stored = stored or {}
     plain = {key: weight.astype(mx.float32) for key, weight in originals.items()}
-    start = plain | {key: one.values() for key, one in stored.items()} | dict(start or {})
+    start = plain | {key: one.origin.astype(mx.float32) for key, one in stored.items()} | dict(start or {})
     kept = {key: stored[key].kept if key in stored else weight != 0 for key, weight in originals.items()}
     scale = {key: step_scale(start[key], kept[key]) for key in originals}
     names = {str(number): key for number, key in enumerate(linears)}  # MLX's trees want strings

@@ -85,7 +85,8 @@ def solve_patch(
         directions: of the dense model, ``[hidden]`` or ``[k, hidden]`` float32, orthonormal; the refusal direction
             comes first.
         plan: what to solve for.
-        start: of ``distill``, the patch it goes on from; by default what `STARTS_FROM` gives.
+        start: of ``distill``, the patch it goes on from; by default what `STARTS_FROM` gives, but for weights that are
+            stored coarsely: there it goes on from what was rounded to them.
         progress: called with (blocks done, blocks), or with (steps done, steps) while distilling.
 
     Raises:
@@ -98,7 +99,7 @@ def solve_patch(
         raise UsageError(f"repair: blocks are {list(plan.blocks)}; 0 to {count - 1} are needed. Choose blocks it has.")
     if plan.rule == "distill":
         later = progress
-        if start is None:
+        if start is None and not model.stored:
             first = replace(plan, rule=STARTS_FROM, strength=1.0)
             start = solve_patch(model, dense, calibration, directions, first, progress=_half(progress, 0))
             later = _half(progress, 1)
@@ -216,14 +217,15 @@ def _solve_distillation(
     model: ChatModel,
     dense: ChatModel,
     calibration: Sequence[TokenBatch],
-    start: Patch,
+    start: Patch | None,
     plan: RepairPlan,
     progress: Callable[[int, int], None],
 ) -> list[LinearPatch]:
     reference = Walk(dense, calibration)
     reference.move_to(len(dense.blocks))
-    begun = {(part.block, part.name): plain_weight(model, part.block, part.name) + part.change() for part in start.parts}
-    with patched(model, start):
+    parts = () if start is None else start.parts
+    begun = {(part.block, part.name): plain_weight(model, part.block, part.name) + part.change() for part in parts}
+    with patched(model, start or Patch(plan.rule, 1.0, 0.0, ())):
         walk = Walk(model, calibration)
         found = distill(walk, reference, plan.blocks, steps=plan.steps, start=begun, progress=progress)
     return [_replaced(model, block, name, weight) for (block, name), weight in found.items()]
