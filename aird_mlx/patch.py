@@ -128,8 +128,8 @@ def scaled(patch: Patch, strength: float) -> Patch:
 class FoldResult:
     """Sparsity of the prunable linears before and after folding, counted.
 
-    ``sparsity_lost`` is the share of weights that were pruned and are not zero any more; 0 inside the mask. Rounding can
-    make and unmake other zeros.
+    ``sparsity_lost`` is the share of weights that were pruned and are not zero any more; 0 inside the mask. Rounding
+    can make and unmake other zeros.
     """
 
     sparsity_before: float
@@ -170,10 +170,14 @@ def fold(model: ChatModel, patch: Patch) -> FoldResult:
 
 
 def plain_weight(model: ChatModel, block: int, name: str) -> mx.array:
-    """The weight of a linear in float32, as it is stored."""
+    """What a change is added to, in float32: a linear's weight, or what was rounded to it.
+
+    Most changes are smaller than half a step between codes: added to the code itself, they would vanish. Added to what
+    was rounded to it, they turn as many weights to the next code as it takes for their sum.
+    """
     stored = model.stored.get(model.path(block, name))
-    weight: mx.array = model.linear(block, name).weight
-    return weight.astype(mx.float32) if stored is None else stored.values()
+    weight: mx.array = model.linear(block, name).weight if stored is None else stored.origin
+    return weight.astype(mx.float32)
 
 
 def changed_weight(model: ChatModel, part: LinearPatch) -> mx.array:
@@ -194,17 +198,12 @@ def sparsity_lost(model: ChatModel, patch: Patch) -> float:
     return back / sum(linear.weight.size for _, _, linear in model.linears())
 
 
-def as_stored(model: ChatModel, patch: Patch) -> Patch:
-    """What ``patch`` comes to where weights are stored coarsely: from what is stored now to what would be then."""
-
-    def rounded(part: LinearPatch) -> LinearPatch:
-        stored = model.stored.get(model.path(part.block, part.name))
-        if stored is None:
-            return part
-        before = stored.values()
-        return LinearPatch(part.block, part.name, delta=stored.nearest(before + part.change()) - before)
-
-    return replace(patch, parts=tuple(rounded(part) for part in patch.parts))
+def pruned_weights_back(model: ChatModel) -> float:
+    """Share of all prunable weights that were pruned and are not zero, of a model that has them set aside."""
+    back = sum(
+        int((~model.kept(block, name) & (linear.weight != 0)).sum().item()) for block, name, linear in model.linears()
+    )
+    return back / sum(linear.weight.size for _, _, linear in model.linears())
 
 
 class patched:

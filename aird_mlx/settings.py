@@ -174,6 +174,11 @@ def check_settings(settings: RepairSettings) -> None:
             "quantize: a mode, bits, a group size or a recipe without -q; both are needed. Add -q, or leave them out."
         )
     check_recipe(how)
+    if settings.quantize and settings.controls:
+        raise UsageError(
+            "repair: --controls with -q; a repair in plain numbers is needed, whose ingredients can be left out one by "
+            "one. Run the controls without -q."
+        )
     if not 0 <= settings.max_over_refusal <= 100:
         raise UsageError(
             f"repair: --max-over-refusal is {settings.max_over_refusal}; points from 0 to 100 are needed. Use 2."

@@ -1,9 +1,10 @@
 """In which order to prune, quantize and repair: what each order gives on the same test prompts.
 
-For each number of bits: the compressed model; the repair solved before quantization; after it, in plain numbers, kept
-as an adapter beside the codes (whole, and cut to lower ranks by SVD), or rounded to the codes, with the scales there
-are or with new ones; after it with the rounding in every step; and half of it before, half after with the rounding,
-which is what `repair -q` does. The repair is block reconstruction, then distillation, `--steps` each. Prints refusals with n and the Wilson 95 % interval, perplexity, KL to the dense model, zeros, and stored bits per
+For each number of bits: the compressed model; half of the repair before quantization and half after it with the
+rounding in every step, which is what `repair -q` does; all of it before; all of it after with the rounding; all of it
+after in plain numbers, kept as an adapter beside the codes (whole, and cut to lower ranks by SVD), or rounded to the
+codes, with the scales there are or with new ones. The repair is block reconstruction, then distillation, ``--steps``
+each. Prints refusals with n and the Wilson 95 % interval, perplexity, KL to the dense model, zeros, and stored bits per
 weight, adapters (float16) included.
 
     python benchmarks/bench_quantized.py --sparsity 0.5 --bits 4 3 2
@@ -92,7 +93,7 @@ def fixed(model: ChatModel) -> None:
     """From now on a patch is kept beside the codes of ``model``."""
     for path, stored in model.stored.items():
         assert isinstance(stored, QuantizedWeight)
-        model.stored[path] = dataclasses.replace(stored, is_fixed=True)
+        model.stored[path] = dataclasses.replace(stored, origin=stored.values(), is_fixed=True)
 
 
 def truncated(patch: Patch, rank: int) -> Patch:

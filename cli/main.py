@@ -173,7 +173,8 @@ def export(
 ) -> int:
     """Write MODEL as GGUF files: a hub id, a folder (MLX or Hugging Face format), or `demo`.
 
-    With --as-lora MODEL is the output folder of `repair`, and its repair is written as adapters of the compressed model.
+    With --as-lora MODEL is the output folder of `repair`, and its repair is written as adapters of the compressed
+    model, for `llama-server --lora` and `mlx_lm.generate --adapter-path`.
     """
     chosen = choose_model(context, model_argument, model)
     check_lora_options(context)

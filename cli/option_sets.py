@@ -106,7 +106,7 @@ export_options = with_options(
     click.option(
         "--as-lora",
         is_flag=True,
-        help="MODEL is what `repair` wrote; write its repair as adapters of the compressed model, for llama.cpp and MLX.",
+        help="MODEL is what `repair` wrote: write its repair as adapters for the compressed model.",
     ),
     click.option("--lora-rank", type=click.IntRange(min=1), metavar="N", help="Cut adapters to it.  [default: exact]"),
     click.option("--base", type=FILE, metavar="FILE.gguf", help="The compressed model's file that an adapter is for."),

@@ -133,9 +133,7 @@ def check_lora_options(context: click.Context) -> None:
         click.UsageError: one that goes only with ``--as-lora``, or never with it.
     """
     given = {
-        name
-        for name in context.params
-        if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+        name for name in context.params if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
     }
     words = {"lora_rank": "--lora-rank", "base": "--base", "as_json": "--json"}
     if "as_lora" in given:

@@ -72,8 +72,8 @@ def show_adapters(report: AdapterReport, as_json: bool = False) -> None:
         for name, rates in rows:
             table.add_row(name, *(interval(rate) for rate in (rates.harmful, rates.harmless, rates.twin)))
         logits = (
-            f"beside the repaired model in MLX: same argmax {percent(check.argmax_agreement)} of {check.tokens} tokens, "
-            f"KL {check.mean_kl:.2g}, logits differ by {check.max_logit_difference:.2g} at most"
+            f"beside the repaired model in MLX: same argmax {percent(check.argmax_agreement)} of {check.tokens} "
+            f"tokens, KL {check.mean_kl:.2g}, logits differ by {check.max_logit_difference:.2g} at most"
         )
         sections.append([table, caption(logits)])
     show_sections(sections)

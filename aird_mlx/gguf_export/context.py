@@ -29,9 +29,7 @@ class Context:
         lora: an adapter of the model that every context adds, None for none.
     """
 
-    def __init__(
-        self, library: Any, model: Any, *, n_batch: int, n_threads: int, look: Any, lora: Any = None
-    ) -> None:
+    def __init__(self, library: Any, model: Any, *, n_batch: int, n_threads: int, look: Any, lora: Any = None) -> None:
         self._library = library
         self._model = model
         self._n_batch = n_batch

@@ -1,5 +1,5 @@
-"""Quantization: all modes of `mx.quantize`, an affine kernel that keeps the zeros of pruned weights, and quantized models
-that a repair can change.
+"""Quantization: all modes of `mx.quantize`, an affine kernel that keeps the zeros of pruned weights, and weights set
+aside, so that a repair can change what is quantized.
 """
 
 from aird_mlx.quantization.affine import quantize_with_zeros

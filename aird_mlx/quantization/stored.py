@@ -12,7 +12,6 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -32,7 +31,7 @@ class QuantizedWeight:
         module: MLX's, as it is saved; never changed.
         kept: ``[out, in]`` bool, True = not pruned.
         origin: ``[out, in]``, floating: what was rounded to the codes.
-        is_fixed: a change stays beside the codes, as an adapter, and is not rounded.
+        is_fixed: a change stays beside the codes, as an adapter, and is not rounded; ``origin`` then is what they mean.
     """
 
     module: nn.Module
@@ -77,7 +76,9 @@ class QuantizedWeight:
         return dataclasses.replace(self, module=module, origin=weight)
 
     def _grid(self) -> tuple[mx.array, mx.array]:
-        return tuple(self.module[part].astype(mx.float32)[..., None] for part in ("scales", "biases"))  # type: ignore[return-value]
+        """Scale and bias of an affine group, each ``[out, group, 1]`` float32."""
+        scales, biases = (self.module[part].astype(mx.float32) for part in ("scales", "biases"))
+        return scales[..., None], biases[..., None]
 
     def _codes(self, weight: mx.array) -> mx.array:
         """``[out, group, in of a group]`` float32, whole numbers."""
