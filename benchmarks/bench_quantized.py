@@ -7,7 +7,11 @@ codes, with the scales there are or with new ones. The repair is block reconstru
 each. Prints refusals with n and the Wilson 95 % interval, perplexity, KL to the dense model, zeros, and stored bits per
 weight, adapters (float16) included.
 
+With ``--undone`` instead: how much of what ``restore`` writes along r is left after rounding, added to the codes there
+are, or to what was rounded to them.
+
     python benchmarks/bench_quantized.py --sparsity 0.5 --bits 4 3 2
+    python benchmarks/bench_quantized.py --sparsity 0.5 --bits 4 3 2 --undone
 """
 
 from __future__ import annotations
@@ -31,7 +35,7 @@ from aird_mlx.reference import Reference, ask_reference  # noqa: E402
 from aird_mlx.repair import RepairPlan, solve_patch  # noqa: E402
 from aird_mlx.report_page import interval, number, percent  # noqa: E402
 from aird_mlx.settings import PruningSettings  # noqa: E402
-from aird_mlx.stages import evaluate_control  # noqa: E402
+from aird_mlx.stages import evaluate_control, measure_on_reference  # noqa: E402
 
 TOKENS_PER_ANSWER, BATCH = 64, 64
 
@@ -108,6 +112,24 @@ def truncated(patch: Patch, rank: int) -> Patch:
     return replace(patch, parts=tuple(cut(part) for part in patch.parts))
 
 
+def show_undone(bench: Bench) -> None:
+    """Print, for each number of bits, the share of a change along r that rounding leaves."""
+    direction = measure_on_reference(bench.dense, bench.reference, lambda done, total: None).direction.vector
+    print("| | left of a change along r, added to the codes | added to what was rounded |\n|---|---|---|")
+    for bits in bench.options.bits:
+        model = bench.quantized(bench.pruned(), bits)
+        plan = RepairPlan("restore", tuple(range(len(model.blocks))))
+        wanted = at_codes = at_origin = 0.0
+        for part in solve_patch(model, bench.dense, [], direction, plan).parts:
+            stored = model.stored[model.path(part.block, part.name)]
+            values, change = stored.values(), part.change().astype(mx.float32)
+            along = direction @ change
+            wanted += (along @ along).item()
+            at_codes += (along @ (direction @ (stored.nearest(values + change) - values))).item()
+            at_origin += (along @ (direction @ (stored.nearest(stored.origin + change) - values))).item()
+        print(f"| {bits} bits | {percent(at_codes / wanted)} | {percent(at_origin / wanted)} |", flush=True)
+
+
 def with_adapter(model: ChatModel, patch: Patch, rank: int | None) -> float:
     """Bits per weight with an adapter in float16."""
     count = sum(
@@ -129,9 +151,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--limit", type=int, default=None)
     parser.add_argument("--only", nargs="*", default=["before", "after", "loop", "half"])
+    parser.add_argument("--undone", action="store_true")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     bench = Bench(options)
+    if options.undone:
+        return show_undone(bench)
     print("| | harmful | harmless | twins | perplexity | KL | zeros | bits/weight |\n|---|---|---|---|---|---|---|---|")
     bench.show("dense", bench.dense)
     pruned = bench.pruned()
