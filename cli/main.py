@@ -169,6 +169,7 @@ def export(
     as_lora: bool,
     lora_rank: int | None,
     base: Path | None,
+    control_vector: bool,
     as_json: bool,
 ) -> int:
     """Write MODEL as GGUF files: a hub id, a folder (MLX or Hugging Face format), or `demo`.
@@ -180,7 +181,8 @@ def export(
     check_lora_options(context)
     start_library()
     if as_lora:
-        return _export_adapters(Path(chosen), None if outfile is None else Path(outfile), lora_rank, base, as_json)
+        given = {"rank": lora_rank, "base": base, "control_vector": control_vector}
+        return _export_adapters(Path(chosen), as_json, outfile=None if outfile is None else Path(outfile), **given)
     from aird_mlx.chat_apps import place_in_lm_studio, write_chat_apps
     from aird_mlx.gguf_export import export_gguf, name_files, plan_export
     from aird_mlx.model import find_folder
@@ -204,13 +206,13 @@ def export(
     return 0
 
 
-def _export_adapters(out: Path, outfile: Path | None, rank: int | None, base: Path | None, as_json: bool) -> int:
+def _export_adapters(out: Path, as_json: bool, **options: Any) -> int:
     from aird_mlx.pipeline.adapters import export_adapters
 
     from . import render, render_compress
 
     with render.StageProgress(quiet=as_json) as progress:
-        written = export_adapters(out, outfile=outfile, rank=rank, base=base, progress=progress)
+        written = export_adapters(out, progress=progress, **options)
     return show(0, render_compress.show_adapters, written, as_json)
 
 

@@ -109,6 +109,7 @@ export_options = with_options(
         help="MODEL is what `repair` wrote: write its repair as adapters for the compressed model.",
     ),
     click.option("--lora-rank", type=click.IntRange(min=1), metavar="N", help="Cut adapters to it.  [default: exact]"),
+    click.option("--control-vector", is_flag=True, help="Also write the refusal direction as one; a blunt tool."),
     click.option("--base", type=FILE, metavar="FILE.gguf", help="The compressed model's file that an adapter is for."),
     json_option,
 )

@@ -135,7 +135,7 @@ def check_lora_options(context: click.Context) -> None:
     given = {
         name for name in context.params if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
     }
-    words = {"lora_rank": "--lora-rank", "base": "--base", "as_json": "--json"}
+    words = {"lora_rank": "--lora-rank", "base": "--base", "control_vector": "--control-vector", "as_json": "--json"}
     if "as_lora" in given:
         words = {"outtype": "--outtype", "embedding_type": "--embedding-type", "output_type": "--output-type"}
         words |= {"dry_run": "--dry-run", "revision": "--revision"}

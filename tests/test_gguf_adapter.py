@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import gguf
 import mlx.core as mx
@@ -15,6 +16,7 @@ import pytest
 from aird_mlx.errors import ExportError, ParityError
 from aird_mlx.gguf_export import LlamaRuntime, export_gguf, is_available
 from aird_mlx.gguf_export.adapter import export_lora
+from aird_mlx.gguf_export.control_vector import export_control_vector
 from aird_mlx.model import ChatModel, load, save
 from aird_mlx.patch import LinearPatch, Patch, factor_change, fold
 from aird_mlx.pruning import prune_model
@@ -141,3 +143,40 @@ def test_lora_of_another_model_is_refused(model_folder: Callable[..., Path], tmp
         with pytest.raises(ParityError, match="refuses the adapter"):
             LlamaRuntime(small, lora=tmp_path / "patch.gguf")
     assert compressed.is_dir()
+
+
+@pytest.mark.skipif(not is_available(), reason="llama-cpp-python is not installed")
+def test_control_vector_adds_at_the_input_of_its_layer_in_llama_cpp(
+    model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    import ctypes
+
+    folder, layer = model_folder(), 3
+    vector = np.random.default_rng(0).standard_normal(32).astype(np.float32)
+    export_control_vector(folder, vector, layer, tmp_path / "refusal.cvec.gguf")
+    reader = gguf.GGUFReader(tmp_path / "refusal.cvec.gguf")
+    assert reader.fields["general.architecture"].contents() == "controlvector"
+    assert reader.fields["controlvector.model_hint"].contents() == "llama"
+    (tensor,) = reader.tensors
+    at = int(tensor.name.removeprefix("direction."))
+    rows = np.zeros((4, 32), dtype=np.float32)
+    rows[at - 1] = tensor.data  # llama.cpp's buffer starts at layer 1
+    file = export_gguf(folder, tmp_path / "model.gguf", "f32").path
+    with LlamaRuntime(file, n_ctx=32) as runtime:
+        runtime.logits(IDS[0])
+        data = rows.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+        runtime._library.llama_set_adapter_cvec(runtime._context._context, data, rows.size, 32, 1, 4)
+        found = runtime.logits(IDS[0])
+    model = load(folder)
+
+    def add(index: int, block: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> mx.array:
+        hidden: mx.array = block(args[0] + (mx.array(vector) if index == layer else 0.0), *args[1:], **kwargs)
+        return hidden
+
+    with model.block_taps(add):
+        wanted = np.array(model.network(mx.array([IDS[0]]))[0])
+    np.testing.assert_allclose(found, wanted, atol=1e-3)
+    with pytest.raises(ExportError, match="adds from 2 to 4"):
+        export_control_vector(folder, vector, 1, tmp_path / "other.gguf")
+    with pytest.raises(ExportError, match="exists already"):
+        export_control_vector(folder, vector, layer, tmp_path / "refusal.cvec.gguf")

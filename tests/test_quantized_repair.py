@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gguf
 import mlx.core as mx
 import mlx.nn as nn
 import mlx_lm
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 
 from aird_mlx.compress import write_pruned, write_quantized
-from aird_mlx.direction import Direction
+from aird_mlx.direction import Direction, save_direction
 from aird_mlx.errors import AirdError, ExportError, UsageError
 from aird_mlx.evaluation import measure_utility
 from aird_mlx.gguf_export import export_gguf, is_available
@@ -68,6 +69,9 @@ def run(compressed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     restore_modules(after)
     save(after, out / "mlx")
     (out / "report.json").write_text(to_json(report), encoding="utf-8")
+    save_direction(
+        Direction(mx.eye(64)[3], 3, -1, 2.5, -1.0, 1.0, 0.0, True, (6, 6), (4, 4)), out / "direction.safetensors"
+    )
     return out
 
 
@@ -198,7 +202,7 @@ def test_adapters_of_a_run_are_its_repaired_model(
 @pytest.mark.parametrize("rank", [None, 5])
 def test_mlx_adapter_loads_on_the_quantized_base(run: Path, compressed: Path, tmp_path: Path, rank: int | None) -> None:
     out = run
-    report = export_adapters(out, outfile=tmp_path / "patch.gguf", rank=rank)
+    report = export_adapters(out, outfile=tmp_path / "patch.gguf", rank=rank, control_vector=rank is None)
     assert report.check is None
     assert any("--base" in note for note in report.notes)
     ids = mx.array([[5, 17, 300, 42, 8]])
@@ -208,7 +212,12 @@ def test_mlx_adapter_loads_on_the_quantized_base(run: Path, compressed: Path, tm
     if rank is None:
         assert mx.array_equal(adapted, wanted).item()
         assert report.lost == 0
+        (tensor,) = gguf.GGUFReader(report.written["control vector"]).tensors
+        np.testing.assert_array_equal(tensor.data, 2.5 * np.eye(64, dtype=np.float32)[3])
+        assert tensor.name == "direction.2"
+        assert any("emergencies only" in note for note in report.notes)
         return
+    assert "control vector" not in report.written
     assert 0 < report.lost < 1
     assert float(mx.abs(adapted - alone).max().item()) > 1e-4
     cut = {}

@@ -14,13 +14,17 @@ from functools import partial
 from pathlib import Path
 
 import mlx.core as mx
+import numpy as np
 
 from aird_mlx import __version__
 from aird_mlx.architectures import architecture_of
+from aird_mlx.direction import load_direction
 from aird_mlx.errors import ExportError, OutputError
 from aird_mlx.evaluation import decode, generate_answers, judge_answer, refusal_rates
 from aird_mlx.gguf_export import LlamaRuntime, check_parity, is_available
 from aird_mlx.gguf_export.adapter import LoraFile, export_lora
+from aird_mlx.gguf_export.control_vector import export_control_vector
+from aird_mlx.gguf_export.header import Value
 from aird_mlx.gguf_export.stored import read_stored_tensors
 from aird_mlx.guard.canaries import read_canaries, render_canaries
 from aird_mlx.model import ChatModel, load, read_config
@@ -32,7 +36,11 @@ from aird_mlx.settings import Progress
 from aird_mlx.stages import exact_logits
 from aird_mlx.workspace import check_new_folder, partial_of
 
-ADAPTER = "adapter"
+ADAPTER, CONTROL_VECTOR = "adapter", "refusal.cvec.gguf"
+BLUNT = (
+    "the control vector adds the refusal direction to every token of every prompt, harmless ones too: it raises "
+    "over-refusals, and is for emergencies only"
+)
 SAME_WEIGHTS = 1e-4  # relative; float16 is further away
 
 
@@ -42,6 +50,7 @@ def export_adapters(
     outfile: Path | None = None,
     rank: int | None = None,
     base: Path | None = None,
+    control_vector: bool = False,
     progress: Progress = lambda stage, done, total: None,
 ) -> AdapterReport:
     """Write a repair as a LoRA for llama.cpp and as an adapter folder for mlx-lm.
@@ -52,6 +61,7 @@ def export_adapters(
         rank: at most; None: exact, however large that is. The MLX adapter of an exact change that is not low-rank
             holds the changed weights themselves.
         base: the compressed model's GGUF file; its hash goes into the adapter, and both are run in llama.cpp.
+        control_vector: also write ``refusal.cvec.gguf`` beside it, see `export_control_vector`.
         progress: called with (stage, steps done, steps).
 
     Raises:
@@ -68,19 +78,27 @@ def export_adapters(
     outfile = outfile or out / "patch.gguf"
     adapter = outfile.with_name(ADAPTER)
     check_new_folder(adapter, "--outfile")
-    facts = {"aird.version": __version__, "aird.repair.rule": patch.rule, "aird.source.model": report.model}
+    facts: dict[str, Value] = {
+        "aird.version": __version__,
+        "aird.repair.rule": patch.rule,
+        "aird.source.model": report.model,
+    }
     written = export_lora(
         folder, patch, outfile, rank=rank, base=base, name=f"{Path(report.model).name}-refusals", extra_metadata=facts
     )
     is_low_rank = rank is not None or patch.rank is not None
     write = partial(_write_lora, patch=patch, rank=rank) if is_low_rank else partial(_write_weights, patch=patch)
+    vector: dict[str, str] = {}
     try:
         adapter_bytes = _write_folder(adapter, folder, write)
         check, notes = None, _notes(patch, written, base)
+        vector = _write_control_vector(out, folder, outfile.with_name(CONTROL_VECTOR), facts) if control_vector else {}
+        notes += [BLUNT] if vector else []
         if base is not None and is_available():
             check = _check(report.model, load(folder), base, written.path, progress)
     except BaseException:  # one adapter without the other, or one that does not run, is none
-        written.path.unlink(missing_ok=True)
+        for path in (written.path, *map(Path, vector.values())):
+            path.unlink(missing_ok=True)
         shutil.rmtree(adapter, ignore_errors=True)
         raise
     return AdapterReport(
@@ -94,9 +112,16 @@ def export_adapters(
         base_sha256=written.base_sha256,
         base_distance=written.base_distance,
         check=check,
-        written={"lora": str(written.path), "mlx adapter": str(adapter)},
+        written={"lora": str(written.path), "mlx adapter": str(adapter)} | vector,
         notes=notes,
     )
+
+
+def _write_control_vector(out: Path, folder: Path, path: Path, facts: dict[str, Value]) -> dict[str, str]:
+    """The refusal direction, as long as the difference of means, at its own layer."""
+    direction = load_direction(out / "direction.safetensors")
+    export_control_vector(folder, np.array(direction.vector) * direction.norm, direction.layer, path, facts)
+    return {"control vector": str(path)}
 
 
 def _notes(patch: Patch, written: LoraFile, base: Path | None) -> list[str]:
