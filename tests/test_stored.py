@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import mlx.core as mx
@@ -121,6 +122,7 @@ def test_a_change_of_less_than_half_a_step_adds_up_instead_of_vanishing(tiny: Ch
 def test_descent_with_the_rounding_beats_rounding_its_result(tiny: ChatModel) -> None:
     model = quantized(tiny, "affine", 2)
     stored = model.stored[model.path(2, "self_attn.o_proj")]
+    assert isinstance(stored, QuantizedWeight)
     linear = model.linear(2, "self_attn.o_proj")
     generator = np.random.default_rng(0)
     inputs = mx.array((generator.standard_normal((256, 8)) @ generator.standard_normal((8, 32))).astype(np.float32))
@@ -134,7 +136,8 @@ def test_descent_with_the_rounding_beats_rounding_its_result(tiny: ChatModel) ->
 
     settings = {"learning_rate": 0.05, "checked": [(0, [0])]}
     found = linear.weight
-    plain = descend({"only": linear}, error, [(0, [0])] * 200, **settings)["only"]  # type: ignore[arg-type]
+    unrounded = {"only": dataclasses.replace(stored, is_fixed=True)}
+    plain = descend({"only": linear}, error, [(0, [0])] * 200, stored=unrounded, **settings)["only"]  # type: ignore[arg-type]
     rounded = descend({"only": linear}, error, [(0, [0])] * 200, stored={"only": stored}, **settings)["only"]  # type: ignore[arg-type]
     assert mx.array_equal(linear.weight, found).item()
     assert error_of(rounded) < 0.8 * min(error_of(plain), error_of(stored.origin))
@@ -142,8 +145,6 @@ def test_descent_with_the_rounding_beats_rounding_its_result(tiny: ChatModel) ->
 
 
 def test_an_adapter_beside_the_codes_is_not_rounded(tiny: ChatModel) -> None:
-    import dataclasses
-
     model = quantized(tiny, "affine", 2)
     stored = model.stored[model.path(0, "mlp.up_proj")]
     assert isinstance(stored, QuantizedWeight)
