@@ -20,7 +20,7 @@ import numpy as np
 from aird_mlx.architectures import architecture_of
 from aird_mlx.errors import ExportError
 from aird_mlx.gguf_export import metadata
-from aird_mlx.gguf_export.encoding import permute_rows, read_values
+from aird_mlx.gguf_export.encoding import read_values
 from aird_mlx.gguf_export.header import Value, add_extra_metadata
 from aird_mlx.gguf_export.outtypes import Kind
 from aird_mlx.gguf_export.preparation import Prepared, prepare
@@ -89,11 +89,11 @@ def export_lora(
     if base is not None:
         distance = _check_base(base, prepared, places)
         digest = hash_file(base)
-    ranks = [_rank(part, rank) for part, _ in places]
+    ranks = [_rank(part, rank) for part, _, _ in places]
     alpha = max(ranks, default=1)
     header = _describe(prepared, places, ranks, name, {**(extra_metadata or {}), **_base_facts(base, digest)})
     lost = _Lost()
-    size = sum(4 * own * sum(planned.shape) for own, (_, planned) in zip(ranks, places, strict=True))
+    size = sum(4 * own * sum(planned.shape) for own, (_, planned, _) in zip(ranks, places, strict=True))
     with whole_file(outfile, size + (1 << 16)) as partial:
         write_tensors(header, partial, _tensors(places, rank, alpha, lost))
     return LoraFile(outfile, alpha, outfile.stat().st_size, lost.share, digest, distance)
@@ -111,21 +111,30 @@ class _Lost:
         return math.sqrt(self.left_out / self.whole) if self.whole else 0.0
 
 
-def _find_places(prepared: Prepared, patch: Patch) -> list[tuple[LinearPatch, PlannedTensor]]:
-    """Each part with the tensor of the GGUF file that it changes."""
+# A part of the patch, a tensor of the GGUF file that it changes, and which rows of the part that tensor has.
+Place = tuple[LinearPatch, PlannedTensor, np.ndarray]
+
+
+def _find_places(prepared: Prepared, patch: Patch) -> list[Place]:
+    """Where each part goes: to one tensor, or cut along its rows to several."""
     blocks = architecture_of(prepared.hyperparameters.model_type).blocks
-    by_source = {planned.source: planned for planned in prepared.plan}
+    plain: dict[str, list[PlannedTensor]] = {}
+    for planned in prepared.plan:
+        if len(planned.pieces) == 1 and planned.change is None:
+            plain.setdefault(planned.source, []).append(planned)
     places = []
     for part in patch.parts:
         source = f"{blocks}.{part.block}.{part.name}.weight"
-        planned = by_source.get(source)
-        if planned is None or planned.shape != part.change().shape:
-            seen = "no such weight" if planned is None else f"shape {planned.shape}"
+        out, width = part.change().shape
+        found = [(planned, np.asarray(planned.pieces[0].rows)) for planned in plain.get(source, [])]
+        covered = sorted(int(row) for _, rows in found for row in rows)
+        if covered != list(range(out)) or any(planned.shape != (len(rows), width) for planned, rows in found):
             raise ExportError(
-                f"lora: the patch changes {source} {part.change().shape}, and the folder has {seen}; the model that "
-                "this patch repaired is needed. Use the patch with its own folder."
+                f"lora: the patch changes {source} {(out, width)}, which the folder has not, or not as a plain matrix "
+                f"in llama.cpp ({[planned.shape for planned, _ in found]}); the model that this patch repaired is "
+                "needed. Use the patch with its own folder, or export the repaired model."
             )
-        places.append((part, planned))
+        places += [(part, planned, rows) for planned, rows in found]
     return places
 
 
@@ -137,7 +146,7 @@ def _rank(part: LinearPatch, rank: int | None) -> int:
 
 def _describe(
     prepared: Prepared,
-    places: list[tuple[LinearPatch, PlannedTensor]],
+    places: list[Place],
     ranks: list[int],
     name: str,
     extra: Mapping[str, Value],
@@ -151,7 +160,7 @@ def _describe(
     if licence is not None:
         writer.add_license(licence)
     add_extra_metadata(writer, extra)
-    for (_, planned), rank in zip(places, ranks, strict=True):
+    for (_, planned, _), rank in zip(places, ranks, strict=True):
         out, width = planned.shape
         for letter, shape in (("a", (rank, width)), ("b", (out, rank))):
             writer.add_tensor_info(
@@ -160,23 +169,19 @@ def _describe(
     return writer
 
 
-def _tensors(
-    places: list[tuple[LinearPatch, PlannedTensor]], rank: int | None, alpha: int, lost: _Lost
-) -> Iterator[list[np.ndarray]]:
+def _tensors(places: list[Place], rank: int | None, alpha: int, lost: _Lost) -> Iterator[list[np.ndarray]]:
     """A and B of every part; llama.cpp multiplies with alpha / rank, which B therefore lacks."""
-    for part, planned in places:
+    for part, _, rows in places:
         left, right = factor_change(part, rank)
-        change = part.change().astype(mx.float32)
-        whole = mx.square(change).sum().item()
+        change, order = part.change().astype(mx.float32), mx.array(rows)
         if rank is not None:
-            lost.left_out += mx.square(change - left @ right).sum().item()
-        lost.whole += whole
-        scaled = np.array(left) * np.float32(left.shape[1] / alpha)
+            lost.left_out += mx.square((change - left @ right)[order]).sum().item()
+        lost.whole += mx.square(change[order]).sum().item()
         yield [np.array(right)]
-        yield [permute_rows(scaled, planned.rotated_heads)]
+        yield [np.array(left)[rows] * np.float32(left.shape[1] / alpha)]
 
 
-def _check_base(base: Path, prepared: Prepared, places: list[tuple[LinearPatch, PlannedTensor]]) -> float:
+def _check_base(base: Path, prepared: Prepared, places: list[Place]) -> float:
     """How far the base's weights are from those the patch was made for.
 
     Raises:
@@ -198,19 +203,18 @@ def _check_base(base: Path, prepared: Prepared, places: list[tuple[LinearPatch, 
             "the compressed model's file with --base."
         )
     from_compressed = from_repaired = norm = 0.0
-    for part, planned in places:
+    for part, planned, rows in places:
         tensor = found.get(planned.name)
         if tensor is None or tuple(reversed(tensor.shape.tolist())) != planned.shape:
             raise ExportError(
                 f"lora: {base} has no tensor {planned.name} of shape {planned.shape}; the patch changes it. Give the "
                 "compressed model's file with --base."
             )
-        repaired = read_values(planned.source, prepared.stored, planned.quantization, 0, planned.shape[0])
-        compressed = repaired - np.array(part.change().astype(mx.float32))
+        repaired = read_values(planned.source, prepared.stored, planned.quantization, rows)
+        compressed = repaired - np.array(part.change().astype(mx.float32))[rows]
         held = _decode(base, tensor)
-        rows = planned.rotated_heads
-        from_repaired += float(np.square(held - permute_rows(repaired, rows)).sum())
-        from_compressed += float(np.square(held - permute_rows(compressed, rows)).sum())
+        from_repaired += float(np.square(held - repaired).sum())
+        from_compressed += float(np.square(held - compressed).sum())
         norm += float(np.square(compressed).sum())
     to_compressed, to_repaired = (math.sqrt(sum_ / max(norm, 1e-30)) for sum_ in (from_compressed, from_repaired))
     if to_repaired < min(to_compressed, FURTHEST_BASE):
