@@ -139,6 +139,7 @@ def check_lora_options(context: click.Context) -> None:
     if "as_lora" in given:
         words = {"outtype": "--outtype", "embedding_type": "--embedding-type", "output_type": "--output-type"}
         words |= {"dry_run": "--dry-run", "revision": "--revision"}
+        words |= {"chat_apps": "--chat-apps", "lm_studio": "--lm-studio"}
     for name in words.keys() & given:
         clash = "does not go with --as-lora" if "as_lora" in given else "goes only with --as-lora"
         raise click.UsageError(f"{words[name]} {clash}.", context)

@@ -19,8 +19,8 @@ import numpy as np
 
 from aird_mlx.architectures import architecture_of
 from aird_mlx.errors import ExportError
-from aird_mlx.gguf_export import metadata
 from aird_mlx.gguf_export.encoding import read_values
+from aird_mlx.gguf_export.general import read_licence
 from aird_mlx.gguf_export.header import Value, add_extra_metadata
 from aird_mlx.gguf_export.outtypes import Kind
 from aird_mlx.gguf_export.preparation import Prepared, prepare
@@ -156,8 +156,7 @@ def _describe(
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
     writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(max(ranks, default=1)))
     writer.add_name(name)
-    licence = metadata.read_licence(prepared.folder)
-    if licence is not None:
+    if licence := read_licence(prepared.folder):
         writer.add_license(licence)
     add_extra_metadata(writer, extra)
     for (_, planned, _), rank in zip(places, ranks, strict=True):
