@@ -205,7 +205,7 @@ def _dequantize(loaded: ChatModel) -> None:
     mx.eval(loaded.network.parameters())
     loaded.notes.append(
         f"the model was quantized ({quantization.get('bits')} bits, group {quantization.get('group_size')}); it was "
-        "dequantized, and is written without quantization"
+        "dequantized, and is written without quantization unless that is asked for"
     )
 
 
