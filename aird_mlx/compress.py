@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from mlx_lm.convert import mixed_quant_predicate_builder
 
@@ -41,16 +42,15 @@ from aird_mlx.pruning import (
     prune_model,
 )
 from aird_mlx.quantization import (
-    Recipe,
     check_learned,
-    check_quantization,
     favour_writers,
     learn_quantization,
+    plan_modules,
     quantize_model,
 )
 from aird_mlx.reference import MAX_NEW_TOKENS, Answers, Reference, ask_reference
 from aird_mlx.report import PruningReport, QuantizationReport
-from aird_mlx.settings import Progress, PruningSettings
+from aird_mlx.settings import REFUSAL_RECIPE, Progress, PruningSettings, QuantizationSettings, check_recipe
 from aird_mlx.stages import DIRECTION_PROMPTS, measure_on_reference
 from aird_mlx.workspace import (
     Workspace,
@@ -62,8 +62,6 @@ from aird_mlx.workspace import (
     write_json,
 )
 
-# The recipe that is ours, among mlx-lm's.
-REFUSAL_RECIPE = "refusal"
 # The method that leaves no mask.
 DROPPING = "blocks"
 NOT_FASTER = "zeros alone make the file no smaller and MLX no faster: weights are stored and multiplied as if dense"
@@ -229,8 +227,56 @@ def pruned_sizes(folder: Path, pruned: PruningReport) -> dict[str, int]:
     return sizes | {"packed": packed_bytes(sizes["mlx"], zeros)}
 
 
+def quantized_sizes(folder: Path, quantized: QuantizationReport) -> dict[str, int]:
+    """`pruned_sizes` of a quantized model."""
+    sizes = file_sizes(folder)
+    zeros = [(one.weights, one.zeros * one.zeros_kept, float(one.bits)) for one in quantized.tensors]
+    return sizes | {"packed": packed_bytes(sizes["mlx"], zeros)}
+
+
 def _calibration_kinds(settings: PruningSettings) -> Sequence[str]:
     return KINDS if settings.calibration_kinds == "all" else ("harmless",)
+
+
+def quantize_as(
+    model: ChatModel,
+    how: QuantizationSettings,
+    *,
+    layer: int | None = None,
+    shards: ShardFolder | None = None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> QuantizationReport:
+    """Quantize ``model`` in place; what is zero stays zero.
+
+    Args:
+        model: changed in place.
+        how: how to quantize.
+        layer: of the refusal direction, for the recipe ``refusal``.
+        shards, progress: see `quantize_model`.
+
+    Raises:
+        UsageError: a group size that does not divide a width.
+    """
+    return quantize_model(model, **_arguments(model, how, layer), shards=shards, progress=progress)
+
+
+def check_quantizable(model: ChatModel, how: QuantizationSettings) -> None:
+    """Find out whether `quantize_as` could quantize ``model``, which stays as it is.
+
+    Raises:
+        UsageError: as `quantize_as`.
+    """
+    plan_modules(model, **_arguments(model, how, None))
+
+
+def _arguments(model: ChatModel, how: QuantizationSettings, layer: int | None) -> dict[str, Any]:
+    bits, size = check_recipe(how)
+    recipe = None
+    if how.mixed == REFUSAL_RECIPE:  # where the layer is not known yet, one in the middle stands for it
+        recipe = favour_writers(model, len(model.blocks) // 2 if layer is None else layer, bits, size)
+    elif how.mixed is not None:
+        recipe = mixed_quant_predicate_builder(how.mixed, model.network, size)
+    return {"mode": how.mode, "bits": how.bits, "group_size": how.group_size, "recipe": recipe}
 
 
 def write_quantized(
@@ -256,9 +302,7 @@ def write_quantized(
     Args:
         model: ``"demo"``, a folder, or a hub id; not quantized.
         out: the MLX folder to write; must not exist.
-        mode, bits, group_size: see `quantize_model`.
-        mixed: one of mlx-lm's mixed recipes (``mixed_4_6``), which are affine and choose the bits; or ``refusal``, see
-            `favour_writers`, which takes no more room than ``bits``.
+        mode, bits, group_size, mixed: see `QuantizationSettings`.
         method: ``round``, or of `LEARNED`: learned from the model's own answers to the prompts.
         streaming: have one block in memory at a time, see `write_pruned`; learned methods take the whole model.
         harmful, harmless, calibration: prompts and texts instead of the built-in ones.
@@ -269,13 +313,9 @@ def write_quantized(
     Raises:
         AirdError: bad input; nothing is written.
     """
-    whole_bits, size = check_quantization(mode, bits, group_size)
+    how = QuantizationSettings(mode, bits, group_size, mixed)
+    check_recipe(how)
     is_learned = method != "round"
-    if mixed is not None and (mode != "affine" or (bits is not None and mixed != REFUSAL_RECIPE)):
-        seen = f"mode {mode}" if mode != "affine" else f"{bits} bits"
-        raise UsageError(
-            f"quantize: {seen} with the recipe {mixed}; it is affine and chooses the bits itself. Leave one out."
-        )
     if is_learned and (mixed is not None or mode != "affine"):
         seen = f"mode {mode}" if mode != "affine" else f"the recipe {mixed}"
         raise UsageError(f"quantize: {seen} with method {method}; it is affine and alike for all. Leave one out.")
@@ -318,32 +358,18 @@ def write_quantized(
         report = learn_quantization(loaded, method, chats, bits=bits, group_size=group_size, seed=seed)
         progress(method, 1, 1)
     else:
-        recipe: Recipe | None = None
-        if mixed == REFUSAL_RECIPE:
-            assert reference is not None
+        layer = None
+        if reference is not None:
             layer = measure_on_reference(loaded, reference, partial(progress, "direction")).direction.layer
-            recipe = favour_writers(loaded, layer, whole_bits, size)
-        elif mixed is not None:
-            recipe = mixed_quant_predicate_builder(mixed, loaded.network, size)
         with _save_blocks(loaded, out) if streaming else nullcontext() as shards:
-            report = quantize_model(
-                loaded,
-                mode=mode,
-                bits=bits,
-                group_size=group_size,
-                recipe=recipe,
-                shards=shards,
-                progress=partial(progress, "quantize"),
-            )
+            report = quantize_as(loaded, how, layer=layer, shards=shards, progress=partial(progress, "quantize"))
     if not streaming:
         save(loaded, out)
-    sizes = file_sizes(out)
-    zeros = [(one.weights, one.zeros * one.zeros_kept, float(one.bits)) for one in report.tensors]
     return dataclasses.replace(
         report,
         model=model,
         written={"mlx": str(out)},
-        sizes=sizes | {"packed": packed_bytes(sizes["mlx"], zeros)},
+        sizes=quantized_sizes(out, report),
         notes=[*loaded.notes, *report.notes],
     )
 

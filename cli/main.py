@@ -35,6 +35,7 @@ from .option_sets import (
 )
 from .options import (
     FILE,
+    check_lora_options,
     choose_model,
     json_option,
 )
@@ -183,10 +184,23 @@ def export(
     output_type: str | None,
     chat_apps: bool,
     lm_studio: Path | None,
+    as_lora: bool,
+    lora_rank: int | None,
+    base: Path | None,
+    control_vector: bool,
+    as_json: bool,
 ) -> int:
-    """Write MODEL as GGUF files: a hub id, a folder (MLX or Hugging Face format), or `demo`."""
+    """Write MODEL as GGUF files: a hub id, a folder (MLX or Hugging Face format), or `demo`.
+
+    With --as-lora MODEL is the output folder of `repair`, and its repair is written as adapters of the compressed
+    model, for `llama-server --lora` and `mlx_lm.generate --adapter-path`.
+    """
     chosen = choose_model(context, model_argument, model)
+    check_lora_options(context)
     start_library()
+    if as_lora:
+        given = {"rank": lora_rank, "base": base, "control_vector": control_vector}
+        return _export_adapters(Path(chosen), as_json, outfile=None if outfile is None else Path(outfile), **given)
     from aird_mlx.chat_apps import place_in_lm_studio, write_chat_apps
     from aird_mlx.gguf_export import export_gguf, name_files, plan_export
     from aird_mlx.model import find_folder
@@ -208,6 +222,16 @@ def export(
         beside += [place_in_lm_studio(written.path, lm_studio, chosen)] if lm_studio else []
         show(0, render.show_export, written, beside)
     return 0
+
+
+def _export_adapters(out: Path, as_json: bool, **options: Any) -> int:
+    from aird_mlx.pipeline.adapters import export_adapters
+
+    from . import render, render_compress
+
+    with render.StageProgress(quiet=as_json) as progress:
+        written = export_adapters(out, progress=progress, **options)
+    return show(0, render_compress.show_adapters, written, as_json)
 
 
 @aird_mlx.command()

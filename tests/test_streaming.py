@@ -269,7 +269,7 @@ def test_damaged_shard_is_one_line(model_folder: Callable[..., Path], tmp_path: 
 
 
 def test_what_streaming_cannot_do_is_said_before_it_starts(tmp_path: Path) -> None:
-    for changes in ({"rule": "distill"}, {"controls": True}):
+    for changes in ({"rule": "distill"}, {"controls": True}, {"quantize": True}):
         with pytest.raises(UsageError, match="--streaming"):
             repair_model(RepairSettings("demo", streaming=True, out=tmp_path / "out", **changes))
     model = load("demo", streaming=True)

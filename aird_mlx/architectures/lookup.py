@@ -7,6 +7,7 @@ from typing import Any
 
 from aird_mlx.architectures.parts import Architecture
 from aird_mlx.architectures.table import TABLE
+from aird_mlx.errors import ModelError
 
 # Wrappers whose language part mlx-lm runs: the attribute it is in, and its model type where the config names none.
 WRAPPERS: dict[str, tuple[str, str]] = {
@@ -46,6 +47,21 @@ def architecture_of(config: Mapping[str, Any]) -> Architecture | None:
         row = TABLE.get(inner, TABLE.get(default))
         return row.inside(owner) if row else None
     return TABLE.get(model_type)
+
+
+def blocks_path(config: Mapping[str, Any]) -> str:
+    """Where the blocks of a config's model are, as names of its weights begin.
+
+    Raises:
+        ModelError: its model type has no row.
+    """
+    row = architecture_of(config)
+    if row is None:
+        raise ModelError(
+            f"model: model type {config['model_type']!r} has no row in the table of architectures; its patch cannot be "
+            "told from names alone. Use the repaired model itself."
+        )
+    return row.blocks
 
 
 # The keys of config.json that name the most tokens a model was made for.

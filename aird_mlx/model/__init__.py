@@ -5,7 +5,7 @@ Loading and running are mlx-lm's. This package knows nothing about refusals, pru
 
 from aird_mlx.architectures import context_length
 from aird_mlx.model.calls import BlockCall, record_calls
-from aird_mlx.model.chat_model import ChatModel, Tap, is_linear, submodule
+from aird_mlx.model.chat_model import ChatModel, StoredWeight, Tap, is_linear, submodule
 from aird_mlx.model.files import COMPANION_FILES, load, read_network, save
 from aird_mlx.model.find import DEMO_FOLDER, find_folder, network_error, read_config
 from aird_mlx.model.memory import loaded_bytes, needs_streaming, usable_memory
@@ -20,6 +20,7 @@ __all__ = [
     "BlockStream",
     "ChatModel",
     "ShardFolder",
+    "StoredWeight",
     "Tap",
     "check_writers",
     "context_length",

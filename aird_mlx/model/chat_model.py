@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -47,6 +47,37 @@ class Tap:
         return getattr(self._module, name)
 
 
+class StoredWeight(Protocol):
+    """A weight that is not stored as plain numbers, and what it may become without being stored differently.
+
+    Attributes:
+        kept: ``[out, in]`` bool, what pruning left; a weight that was merely rounded to zero is among it.
+        origin: ``[out, in]``, floating: what was rounded to what is stored.
+        nbytes: what it takes in a file.
+    """
+
+    @property
+    def kept(self) -> mx.array: ...
+
+    @property
+    def origin(self) -> mx.array: ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def values(self) -> mx.array:
+        """``[out, in]`` float32: what is stored."""
+        ...
+
+    def nearest(self, weight: mx.array) -> mx.array:
+        """``[out, in]`` float32: the nearest to ``weight`` that could be stored."""
+        ...
+
+    def holding(self, weight: mx.array) -> StoredWeight:
+        """The same with the nearest to ``weight`` in it."""
+        ...
+
+
 @dataclass
 class ChatModel:
     """A loaded model with its tokenizer.
@@ -59,6 +90,8 @@ class ChatModel:
         folder: where its files lie.
         architecture: its row in the table.
         kept_experts: by block, which of its mixture's original experts are left after some were removed.
+        stored: by dotted path, weights that are stored otherwise than the network computes with them: it has their
+            values as plain numbers.
         notes: what loading did that the user should know.
         stream: reads and lets go of the blocks where they are not all in memory.
     """
@@ -69,6 +102,7 @@ class ChatModel:
     name: str
     folder: Path
     architecture: Architecture
+    stored: dict[str, StoredWeight] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     stream: BlockStream | None = None
     kept_experts: dict[int, list[int]] = field(default_factory=dict)
@@ -110,6 +144,15 @@ class ChatModel:
             for name in self.layout(block).linear_names:
                 yield block, name, self.linear(block, name)
 
+    def path(self, block: int, name: str) -> str:
+        """The dotted path of a linear in the network."""
+        return f"{self.architecture.blocks}.{block}.{name}"
+
+    def kept(self, block: int, name: str) -> mx.array:
+        """``[out, in]`` bool: the weights of a linear that pruning left."""
+        stored = self.stored.get(self.path(block, name))
+        return self.linear(block, name).weight != 0 if stored is None else stored.kept
+
     @property
     def hidden_size(self) -> int:
         """Width of the residual stream, as the first writer has it."""
@@ -140,7 +183,14 @@ class ChatModel:
     @property
     def bits_per_weight(self) -> float:
         """Stored bits per weight, as mlx-lm counts them."""
-        return float(compute_bits_per_weight(self.network))
+        if not self.stored:
+            return float(compute_bits_per_weight(self.network))
+        plain = (
+            array.nbytes
+            for path, array in tree_flatten(self.network.parameters())
+            if path.removesuffix(".weight") not in self.stored
+        )
+        return 8 * (sum(plain) + sum(one.nbytes for one in self.stored.values())) / self.parameters
 
     def hold(self, block: int) -> None:
         """Keep a block in memory while a walk stands at it; the others are only read as they run, if not all fit."""

@@ -223,7 +223,7 @@ def _dequantize(loaded: ChatModel) -> None:
     dequantize_model(loaded.network)
     loaded.notes.append(
         f"the model was quantized ({quantization.get('bits')} bits, group {quantization.get('group_size')}); it was "
-        "dequantized, and is written without quantization"
+        "dequantized, and is written without quantization unless that is asked for"
     )
 
 

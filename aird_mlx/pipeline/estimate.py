@@ -176,9 +176,13 @@ class _Estimator:
         return self.forward(tokens, 2) * 2 + solved
 
     def repair(self) -> float:
-        """The rule's first plan; of ``auto`` every rule's, closed forms on fewer tokens, and the finalists' answers."""
+        """The rule's first plan; of ``auto`` every rule's, closed forms on fewer tokens, and the finalists' answers.
+
+        What is pruned and quantized is searched for twice.
+        """
         streaming = self.model.stream is not None
         rule = "reconstruct" if streaming and self.settings.rule == "auto" else self.settings.rule
+        halves = 2 if self.settings.quantize and self.settings.prune_method != "none" else 1
         spaces = spaces_for(
             rule, source_layer=len(self.model.blocks) // 2, blocks=len(self.model.blocks), inside_mask=True,
             distillable=fits_in_memory(self.model),
@@ -192,7 +196,7 @@ class _Estimator:
             plans = 1 + sum(len(values) for _, values in space.axes)
             judged = plans * len(space.strengths) * self.forward(self.prompts("validate") * (self.prompt + self.answer))
             total += judged + plans * self.solve(space.first, tokens if descends else min(tokens, COARSE_TOKENS))
-        return total + min(FINALISTS, len(spaces)) * self.answers(self.prompts("validate"))
+        return halves * (total + min(FINALISTS, len(spaces)) * self.answers(self.prompts("validate")))
 
     def solve(self, plan: RepairPlan, tokens: float) -> float:
         share = len(plan.blocks) / len(self.model.blocks)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from aird_mlx.compress import NOT_FASTER, pruned_sizes
+from aird_mlx.compress import NOT_FASTER, pruned_sizes, quantized_sizes
 from aird_mlx.direction import Direction
 from aird_mlx.environment import describe_environment
 from aird_mlx.gates import Limits, judge_gates
@@ -16,8 +16,8 @@ from aird_mlx.guard.seal import sidecar_of
 from aird_mlx.inputs import Inputs
 from aird_mlx.model import ChatModel
 from aird_mlx.pipeline.export import stem_of
-from aird_mlx.report import Control, PruningReport, RepairFigures, Report, Stage, to_json
-from aird_mlx.report_page import to_markdown, to_model_card
+from aird_mlx.report import Control, PruningReport, QuantizationReport, RepairFigures, Report, Stage, to_json
+from aird_mlx.report_page import percent, to_markdown, to_model_card
 from aird_mlx.settings import RepairSettings, settings_record
 from aird_mlx.stages import direction_figures, gguf_path, stage_changes
 from aird_mlx.workspace import Workspace
@@ -39,15 +39,18 @@ def make_report(
     repair: RepairFigures,
     controls: list[Control],
     pruned: PruningReport | None,
+    quantized: QuantizationReport | None,
 ) -> Report:
     """Everything one run measured and wrote."""
     record = {name: value for name, value in settings_record(settings).items() if name not in ("resume", "dry_run")}
     exported = (note for stage in stages for note in stage.notes)
     out = workspace.out
-    if pruned is not None:
+    if quantized is not None:
+        quantized = replace(quantized, sizes=quantized_sizes(workspace.folder / "mlx", quantized))
+    elif pruned is not None:
         pruned = replace(pruned, sizes=pruned_sizes(workspace.folder / "mlx", pruned))
     written = {"mlx": str(settings.mlx_path or out / "mlx"), "report": str(out / "report.json")}
-    for kind in settings.gguf:
+    for kind in (stage.name.partition(":")[2] for stage in stages if stage.name.startswith("exported:")):
         path = gguf_path(out, stem_of(settings), kind)
         written |= {f"gguf {kind}": str(path), f"hashes {kind}": str(sidecar_of(path))}
     return Report(
@@ -58,6 +61,7 @@ def make_report(
         stages=stages,
         repair=repair,
         pruning=pruned,
+        quantization=quantized,
         gates=judge_gates(stages, repair, allow_dense=settings.allow_dense, limits=limits_of(settings)),
         changes=stage_changes(stages),
         controls=controls,
@@ -65,7 +69,8 @@ def make_report(
         notes=[
             *dense.notes,
             *(pruned.notes if pruned else []),
-            *(_size_notes(pruned) if pruned else []),
+            *(_quantization_notes(quantized) if quantized else []),
+            *_size_notes(pruned, quantized),
             f"prompts: {inputs.contrast.origin}",
             *dict.fromkeys(exported),
         ],
@@ -74,11 +79,18 @@ def make_report(
     )
 
 
-def _size_notes(pruned: PruningReport) -> list[str]:
-    """What the zeros bring, plainly."""
-    sizes = ", ".join(f"{name} {count / 1e6:,.1f} MB" for name, count in pruned.sizes.items() if name != "packed")
-    packed = f"with zeros packed it would be {pruned.sizes['packed'] / 1e6:,.1f} MB, which nothing here reads"
-    return [f"on disk: {sizes}; {packed}", NOT_FASTER]
+def _size_notes(pruned: PruningReport | None, quantized: QuantizationReport | None) -> list[str]:
+    """What the compression brings on disk, and the zeros in it, plainly."""
+    compressed = quantized or pruned
+    if compressed is None:
+        return []
+    sizes = "on disk: " + ", ".join(
+        f"{name} {count / 1e6:,.1f} MB" for name, count in compressed.sizes.items() if name != "packed"
+    )
+    if pruned is None or not pruned.tensors:
+        return [sizes]
+    packed = f"with zeros packed it would be {compressed.sizes['packed'] / 1e6:,.1f} MB, which nothing here reads"
+    return [f"{sizes}; {packed}", NOT_FASTER]
 
 
 def finish(settings: RepairSettings, workspace: Workspace, report: Report, source: Mapping[str, Any]) -> None:
@@ -95,12 +107,19 @@ def finish(settings: RepairSettings, workspace: Workspace, report: Report, sourc
             "compressed.safetensors",
             "answers.json",
             "canaries.json",
-            "repair.json",
+            "patch.json",
+            *(f"{half}.{kind}" for half in ("half", "rest") for kind in ("safetensors", "json")),
             "plan.json",
             "pruning.json",
+            "quantization.json",
         ),
         elsewhere={} if settings.mlx_path is None else {"mlx": settings.mlx_path},
     )
+
+
+def _quantization_notes(quantized: QuantizationReport) -> list[str]:
+    kept = [] if quantized.zeros_kept == 1 else [f"{percent(quantized.zeros_kept)} of the zeros survived quantization"]
+    return [*quantized.notes, *kept]
 
 
 def _peak_memory() -> int:

@@ -96,5 +96,5 @@ def favour_writers(
             f"quantize: refusal with {bits} bits and group_size {group_size}: nothing can get fewer bits or larger "
             "groups to pay for more elsewhere. Use more bits, or a smaller group size."
         )
-    by_path = {f"{model.architecture.blocks}.{block}.{name}": own for (block, name), own in chosen.items()}
+    by_path = {model.path(block, name): own for (block, name), own in chosen.items()}
     return lambda path, module: by_path.get(path, True)

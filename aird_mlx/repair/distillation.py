@@ -11,7 +11,7 @@ and distributions are matched as well.
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import mlx.core as mx
 import numpy as np
@@ -51,6 +51,7 @@ def distill(
     tokens_compared: int = TOKENS_COMPARED,
     opening_weight: float = OPENING_WEIGHT,
     seed: int = 0,
+    start: Mapping[tuple[int, str], mx.array] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[tuple[int, str], mx.array]:
     """Choose the surviving weights of several blocks again, so that next-token distributions meet the dense model's.
@@ -62,7 +63,7 @@ def distill(
         dense: of the dense model over the same batches, past its last block.
         blocks: whose linears are moved.
         steps: how many.
-        learning_rate, seed, progress: see `descend`.
+        learning_rate, seed, start, progress: see `descend`.
         tokens_per_step: sequences are added to a step up to this many tokens, padding included.
         tokens_compared: of these, at most this many drawn tokens are compared in a step; those that answers open from
             always are.
@@ -99,6 +100,8 @@ def distill(
             schedule_rows(walk.batches, steps, tokens_per_step, seed),
             learning_rate=learning_rate,
             checked=spread_rows(walk.batches, TOKENS_CHECKED),
+            stored={key: model.stored[path] for key in linears if (path := model.path(*key)) in model.stored},
+            start=start,
             progress=progress,
         )
 

@@ -11,7 +11,7 @@ import mlx.nn as nn
 from aird_mlx.activations import TokenBatch, Walk
 from aird_mlx.errors import UsageError
 from aird_mlx.model import ChatModel
-from aird_mlx.patch import LinearPatch, Patch, changed_weight, patched, scaled
+from aird_mlx.patch import LinearPatch, Patch, changed_weight, patched, plain_weight, scaled
 from aird_mlx.repair.closed_form import (
     least_squares_change,
     least_squares_inside_mask,
@@ -87,7 +87,8 @@ def solve_patch(
         directions: of the dense model, ``[hidden]`` or ``[k, hidden]`` float32, orthonormal; the refusal direction
             comes first.
         plan: what to solve for.
-        start: of ``distill``, the patch it goes on from; by default what `STARTS_FROM` gives.
+        start: of ``distill``, the patch it goes on from; by default what `STARTS_FROM` gives, but for weights that are
+            stored coarsely: there it goes on from what was rounded to them.
         progress: called with (blocks done, blocks), or with (steps done, steps) while distilling.
 
     Raises:
@@ -100,7 +101,7 @@ def solve_patch(
         raise UsageError(f"repair: blocks are {list(plan.blocks)}; 0 to {count - 1} are needed. Choose blocks it has.")
     if plan.rule == "distill":
         later = progress
-        if start is None:
+        if start is None and not model.stored:
             first = replace(plan, rule=STARTS_FROM, strength=1.0)
             start = solve_patch(model, dense, calibration, directions, first, progress=_half(progress, 0))
             later = _half(progress, 1)
@@ -154,7 +155,7 @@ def solve_blocks(
         ) -> None:
             linear = model.linear(part.block, part.name)
             originals.append((linear, linear.weight))
-            linear.weight = changed_weight(linear.weight, part)
+            linear.weight = changed_weight(model, part)
             mx.eval(linear.weight)
             parts.append(part)
 
@@ -175,6 +176,9 @@ def solve_blocks(
 
 Walks = tuple[Walk, Walk] | None
 Apply = Callable[[LinearPatch], None]
+Moments = tuple[mx.array, mx.array] | None
+# Original weight, compressed one as it is computed with, the same without rounding, and what pruning left.
+_Linear = tuple[mx.array, mx.array, mx.array, mx.array]
 
 
 def _solve_writers(
@@ -182,41 +186,44 @@ def _solve_writers(
 ) -> None:
     layout = model.layout(block)
     for part in layout.parts:
-        name = part.writer
         own = before_norm(model, block, part.norm, directions)
-        original, compressed = _dense_weight(model, dense, block, name), model.linear(block, name).weight
         fields = _solve_each(
-            lambda fused, plain, moments, own=own: _written(plan, own, fused, plain, moments),  # type: ignore[misc]
-            original,
-            compressed,
-            _moments(walks, name),
+            lambda linear, moments, own=own: _written(plan, own, linear, moments),  # type: ignore[misc]
+            _linear(model, dense, block, part.writer),
+            _moments(walks, part.writer),
         )
-        apply(LinearPatch(block, name, **fields))
+        apply(LinearPatch(block, part.writer, **fields))
 
 
-def _written(
-    plan: RepairPlan,
-    directions: mx.array,
-    original: mx.array,
-    compressed: mx.array,
-    moments: tuple[mx.array, mx.array] | None,
-) -> dict[str, mx.array]:
-    """The change of one writer ``[out, in]`` along the directions, as fields of a `LinearPatch`.
+def _written(plan: RepairPlan, directions: mx.array, linear: _Linear, moments: Moments) -> dict[str, mx.array]:
+    """The change of one writer along the directions, as fields of a `LinearPatch`.
 
     Without moments, of an expert that sees too few tokens, least squares falls back to restoring.
     """
+    original, compressed, before, kept = linear
     if plan.rule == "paper":
         along = directions @ compressed.astype(mx.float32)
     elif plan.rule == "restore" or moments is None:
         along = restore_change(directions, original, compressed)
     elif plan.inside_mask and plan.beta:
-        solved = least_squares_inside_mask(directions, original, compressed, *moments, plan.ridge, plan.beta)
-        return {"delta": (solved - compressed.astype(mx.float32)).astype(compressed.dtype)}
+        solved = least_squares_inside_mask(directions, original, compressed, *moments, plan.ridge, plan.beta, kept=kept)
+        return {"delta": (solved - before).astype(compressed.dtype)}
     else:
         along = least_squares_change(directions, original, compressed, *moments, plan.ridge)
     if plan.inside_mask:
-        return {"delta": spread_inside_mask(directions, along, compressed != 0).astype(compressed.dtype)}
+        return {"delta": spread_inside_mask(directions, along, kept).astype(compressed.dtype)}
     return {"left": directions.T, "right": along}
+
+
+def _linear(model: ChatModel, dense: ChatModel, block: int, name: str) -> _Linear:
+    """What a linear was, is, is without rounding, and what pruning left of it."""
+    original = _dense_weight(model, dense, block, name)
+    return (
+        original,
+        model.linear(block, name).weight,
+        plain_weight(model, block, name),
+        model.kept(block, name),
+    )
 
 
 def _dense_weight(model: ChatModel, dense: ChatModel, block: int, name: str) -> mx.array:
@@ -225,9 +232,6 @@ def _dense_weight(model: ChatModel, dense: ChatModel, block: int, name: str) -> 
     if block in model.kept_experts and model.layout(block).is_expert(name):
         return weight[mx.array(model.kept_experts[block])]
     return weight
-
-
-Moments = tuple[mx.array, mx.array] | None
 
 
 def _moments(walks: Walks, name: str) -> Moments | list[Moments]:
@@ -240,19 +244,16 @@ def _moments(walks: Walks, name: str) -> Moments | list[Moments]:
 
 
 def _solve_each(
-    solve: Callable[[mx.array, mx.array, Moments], dict[str, mx.array]],
-    original: mx.array,
-    compressed: mx.array,
-    moments: Moments | list[Moments],
+    solve: Callable[[_Linear, Moments], dict[str, mx.array]], linear: _Linear, moments: Moments | list[Moments]
 ) -> dict[str, mx.array]:
     """``solve`` on a linear, or on each of fused experts ``[expert, out, in]``, whose results are stacked."""
-    if compressed.ndim == 2:
+    if linear[0].ndim == 2:
         assert not isinstance(moments, list)
-        return solve(original, compressed, moments)
+        return solve(linear, moments)
     each: list[dict[str, mx.array]] = []
-    for expert in range(compressed.shape[0]):
-        own = moments[expert] if isinstance(moments, list) else None
-        each.append(solve(original[expert], compressed[expert], own))
+    for expert in range(linear[0].shape[0]):
+        original, compressed, before, kept = (array[expert] for array in linear)
+        each.append(solve((original, compressed, before, kept), moments[expert] if isinstance(moments, list) else None))
         mx.eval(each[-1])
     # A change can be low-rank for one expert and not for another only where the rule differs, which it does not.
     return {key: mx.stack([one[key] for one in each]) for key in each[0]}
@@ -270,21 +271,15 @@ def _solve_refit(
             beta = plan.beta if is_writer else 0.0
 
             def solve(
-                original: mx.array,
-                compressed: mx.array,
-                own: Moments,
-                along: mx.array | None = along,
-                beta: float = beta,
+                linear: _Linear, own: Moments, along: mx.array | None = along, beta: float = beta
             ) -> dict[str, mx.array]:
-                before = compressed.astype(mx.float32)
+                original, compressed, before, kept = linear
                 if own is None:  # an expert that sees too few tokens keeps its weights
                     return {"delta": mx.zeros_like(compressed)}
-                refitted = refit_weight(original, compressed, *own, plan.ridge, directions=along, beta=beta)
+                refitted = refit_weight(original, compressed, *own, plan.ridge, directions=along, beta=beta, kept=kept)
                 return {"delta": (refitted - before).astype(compressed.dtype)}
 
-            fields = _solve_each(
-                solve, _dense_weight(model, dense, block, name), model.linear(block, name).weight, moments
-            )
+            fields = _solve_each(solve, _linear(model, dense, block, name), moments)
             apply(LinearPatch(block, name, **fields))
 
 
@@ -303,21 +298,24 @@ def _solve_distillation(
     model: ChatModel,
     dense: ChatModel,
     calibration: Sequence[TokenBatch],
-    start: Patch,
+    start: Patch | None,
     plan: RepairPlan,
     progress: Callable[[int, int], None],
 ) -> list[LinearPatch]:
     reference = Walk(dense, calibration)
     reference.move_to(len(dense.blocks))
-    with patched(model, start):
-        found = distill(Walk(model, calibration), reference, plan.blocks, steps=plan.steps, progress=progress)
+    parts = () if start is None else start.parts
+    begun = {(part.block, part.name): plain_weight(model, part.block, part.name) + part.change() for part in parts}
+    with patched(model, start or Patch(plan.rule, 1.0, 0.0, ())):
+        walk = Walk(model, calibration)
+        found = distill(walk, reference, plan.blocks, steps=plan.steps, start=begun, progress=progress)
     return [_replaced(model, block, name, weight) for (block, name), weight in found.items()]
 
 
 def _replaced(model: ChatModel, block: int, name: str, weight: mx.array) -> LinearPatch:
     """The part that turns the weight a linear has into ``weight``, float32."""
-    compressed = model.linear(block, name).weight
-    return LinearPatch(block, name, delta=(weight - compressed.astype(mx.float32)).astype(compressed.dtype))
+    change = weight - plain_weight(model, block, name)
+    return LinearPatch(block, name, delta=change.astype(model.linear(block, name).weight.dtype))
 
 
 _SOLVERS = {

@@ -6,7 +6,7 @@ gets its repaired weights, is written and let go of. No patch is kept, since it 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import mlx.core as mx
 
@@ -41,7 +41,7 @@ def repair_blocks(
         progress: called with (blocks done, blocks).
 
     Returns:
-        Sparsity before and after, the same as `fold` counts.
+        Sparsity before and after and what is lost of it, the same as `fold` counts.
 
     Raises:
         UsageError: another rule or strength.
@@ -53,31 +53,42 @@ def repair_blocks(
             "Choose another rule, or run without --streaming."
         )
     used = directions.reshape(-1, directions.shape[-1])[: plan.rank]
-    zeros: list[tuple[int, int]] = []
+    counts: list[tuple[int, int, int]] = []  # of each block: zeros before, zeros after, zeros lost
+    pruned: dict[str, mx.array] = {}  # of the block the walk stands at
 
     def take(block: int) -> bool:
         """Whether the block is written already; the model has it then."""
         record = shards.take(block)
-        zeros.append((_zeros(model, block), 0) if record is None else record)
+        if record is None:
+            pruned.update(_zeros(model, block))
+            mx.eval(pruned)
+        else:
+            counts.append(record)
         return record is not None
 
     def write(block: int) -> None:
         if not shards.has(block):
-            zeros[block] = (zeros[block][0], _zeros(model, block))
-            shards.write(block, zeros[block])
+            zeros = _zeros(model, block)
+            lost = {name: pruned[name] & ~zeros[name] for name in zeros}
+            counts.append((_count(pruned), _count(zeros), _count(lost)))
+            shards.write(block, counts[block])
+        pruned.clear()
         progress(block + 1, len(model.blocks))
 
     for block, _ in solve_blocks(model, dense, calibration, used, plan, is_repaired=take):
         write(block)
-    for block in range(len(zeros), len(model.blocks)):
+    for block in range(len(counts), len(model.blocks)):
         take(block)
         write(block)
         model.release(block)
     weights = sum(linear.weight.size for _, _, linear in model.linears())
-    before, after = (sum(counts) / weights for counts in zip(*zeros, strict=True))
-    return FoldResult(before, after)
+    return FoldResult(*(sum(column) / weights for column in zip(*counts, strict=True)))
 
 
-def _zeros(model: ChatModel, block: int) -> int:
-    names = model.layout(block).linear_names
-    return sum(int((model.linear(block, name).weight == 0).sum().item()) for name in names)
+def _zeros(model: ChatModel, block: int) -> dict[str, mx.array]:
+    """By linear, where its weight is zero."""
+    return {name: model.linear(block, name).weight == 0 for name in model.layout(block).linear_names}
+
+
+def _count(places: Mapping[str, mx.array]) -> int:
+    return sum(int(one.sum().item()) for one in places.values())

@@ -5,6 +5,7 @@ model *refused*; ``sparsity`` is the share of exact zeros counted in the weights
 nothing about models or terminals.
 """
 
+from aird_mlx.report.adapter import AdapterCheck, AdapterReport
 from aird_mlx.report.direction import ComparisonReport, DirectionReport, PlaceFigures, ScoredDirection
 from aird_mlx.report.evaluation import (
     AnswerRates,
@@ -37,6 +38,8 @@ from aird_mlx.report.text import from_json, read_result, to_json
 
 __all__ = [
     "SCHEMA",
+    "AdapterCheck",
+    "AdapterReport",
     "AnswerRates",
     "AskedSet",
     "BlockKind",
