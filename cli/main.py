@@ -162,26 +162,28 @@ def export(
     revision: str | None,
     embedding_type: str | None,
     output_type: str | None,
+    imatrix: str | None,
 ) -> int:
     """Write MODEL as GGUF files: a hub id, a folder (MLX or Hugging Face format), or `demo`."""
     chosen = choose_model(context, model_argument, model)
     start_library()
-    from aird_mlx.gguf_export import export_gguf, name_files, plan_export
+    from aird_mlx.gguf_export import export_gguf, name_files, name_imatrix, plan_export
+    from aird_mlx.importance import find_importance
     from aird_mlx.model import find_folder
 
     from . import render
 
     folder = find_folder(chosen, revision=revision)
-    types = {"embedding_type": embedding_type, "output_type": output_type}
     files = name_files(chosen, folder, outfile, outtype)
+    how: dict[str, Any] = {"embedding_type": embedding_type, "output_type": output_type}
     if dry_run:
-        return show(0, render.show_export_plans, [plan_export(folder, kind, **types) for kind in files])
+        return show(0, render.show_export_plans, [plan_export(folder, kind, **how) for kind in files])
+    with render.StageProgress() as progress:
+        place = name_imatrix(chosen, folder, files)
+        how["imatrix"] = find_importance(imatrix, chosen, files, place, revision=revision, progress=progress)
     for kind, path in files.items():
         with render.StageProgress() as progress:
-            step = partial(progress, f"export {kind}")
-            written = export_gguf(
-                folder, path, kind, embedding_type=embedding_type, output_type=output_type, progress=step
-            )
+            written = export_gguf(folder, path, kind, progress=partial(progress, f"export {kind}"), **how)
         show(0, render.show_export, written)
     return 0
 

@@ -99,6 +99,11 @@ export_options = with_options(
     ),
     click.option("--embedding-type", metavar="TYPE", help="Of the token embedding.  [default: as the others]"),
     click.option("--output-type", metavar="TYPE", help="Of the output matrix.  [default: as the others]"),
+    click.option(
+        "--imatrix",
+        metavar="FILE|measure",
+        help="K- and I-quants weigh errors by it: llama-imatrix's, or measured.  [default: where needed]",
+    ),
     click.option("--dry-run", is_flag=True, help="List the tensors with type and bytes, write nothing."),
 )
 

@@ -7,7 +7,7 @@ describes it, and `writer` puts it in one file, with `llama_quantizer` for the t
 import. Not called ``gguf``, which is the name of the package that reads these files back.
 """
 
-from aird_mlx.gguf_export.file_names import name_files
+from aird_mlx.gguf_export.file_names import name_files, name_imatrix
 from aird_mlx.gguf_export.library import is_available
 from aird_mlx.gguf_export.parity import Parity, check_parity
 from aird_mlx.gguf_export.preparation import check_exportable
@@ -24,5 +24,6 @@ __all__ = [
     "export_gguf",
     "is_available",
     "name_files",
+    "name_imatrix",
     "plan_export",
 ]

@@ -30,6 +30,7 @@ class OutType:
         file_type: what ``general.file_type`` says.
         native: written here; otherwise by llama.cpp's quantizer, which mixes types.
         keeps_zeros: a pruned weight is exactly zero when it is decoded, in every block type of the mixture.
+        needs_imatrix: llama.cpp's quantizer refuses to write it without one.
     """
 
     name: str
@@ -37,6 +38,7 @@ class OutType:
     file_type: Ftype
     native: bool = True
     keeps_zeros: bool = True
+    needs_imatrix: bool = False
 
 
 OUTTYPES = {
@@ -63,8 +65,19 @@ OUTTYPES = {
         OutType("q3_k_m", Kind.Q3_K, Ftype.MOSTLY_Q3_K_M, native=False, keeps_zeros=False),
         OutType("q3_k_s", Kind.Q3_K, Ftype.MOSTLY_Q3_K_S, native=False),
         OutType("q2_k", Kind.Q2_K, Ftype.MOSTLY_Q2_K, native=False, keeps_zeros=False),
+        OutType("q2_k_s", Kind.Q2_K, Ftype.MOSTLY_Q2_K_S, native=False, keeps_zeros=False, needs_imatrix=True),
         OutType("iq4_nl", Kind.IQ4_NL, Ftype.MOSTLY_IQ4_NL, native=False, keeps_zeros=False),
         OutType("iq4_xs", Kind.IQ4_XS, Ftype.MOSTLY_IQ4_XS, native=False, keeps_zeros=False),
+        OutType("iq3_m", Kind.IQ3_S, Ftype.MOSTLY_IQ3_M, native=False, keeps_zeros=False),
+        OutType("iq3_s", Kind.IQ3_S, Ftype.MOSTLY_IQ3_S, native=False, keeps_zeros=False),
+        OutType("iq3_xs", Kind.IQ3_S, Ftype.MOSTLY_IQ3_XS, native=False, keeps_zeros=False, needs_imatrix=True),
+        OutType("iq3_xxs", Kind.IQ3_XXS, Ftype.MOSTLY_IQ3_XXS, native=False, keeps_zeros=False, needs_imatrix=True),
+        OutType("iq2_m", Kind.IQ2_S, Ftype.MOSTLY_IQ2_M, native=False, keeps_zeros=False, needs_imatrix=True),
+        OutType("iq2_s", Kind.IQ2_XS, Ftype.MOSTLY_IQ2_S, native=False, keeps_zeros=False, needs_imatrix=True),
+        OutType("iq2_xs", Kind.IQ2_XS, Ftype.MOSTLY_IQ2_XS, native=False, keeps_zeros=False, needs_imatrix=True),
+        OutType("iq2_xxs", Kind.IQ2_XXS, Ftype.MOSTLY_IQ2_XXS, native=False, keeps_zeros=False, needs_imatrix=True),
+        OutType("iq1_m", Kind.IQ1_M, Ftype.MOSTLY_IQ1_M, native=False, keeps_zeros=False, needs_imatrix=True),
+        OutType("iq1_s", Kind.IQ1_S, Ftype.MOSTLY_IQ1_S, native=False, keeps_zeros=False, needs_imatrix=True),
     )
 }
 NATIVE_KINDS = {one.kind: one.name for one in OUTTYPES.values() if one.native}

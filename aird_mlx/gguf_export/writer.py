@@ -20,7 +20,8 @@ from aird_mlx.errors import ExportError
 from aird_mlx.gguf_export.blocks import count_zeros
 from aird_mlx.gguf_export.encoding import VALUES_AT_A_TIME, Tally, encode_tensor
 from aird_mlx.gguf_export.header import EXTRA_PREFIX, ROPE_FACTORS, Value, describe
-from aird_mlx.gguf_export.llama_quantizer import find_mixture, quantize_file
+from aird_mlx.gguf_export.imatrix import Imatrix, Importance, check_imatrix
+from aird_mlx.gguf_export.llama_quantizer import Order, find_mixture, quantize_file
 from aird_mlx.gguf_export.notes import notes_on_writing
 from aird_mlx.gguf_export.outtypes import Kind
 from aird_mlx.gguf_export.preparation import Prepared, prepare
@@ -93,6 +94,7 @@ def export_gguf(
     *,
     embedding_type: str | None = None,
     output_type: str | None = None,
+    imatrix: Imatrix | None = None,
     name: str | None = None,
     extra_metadata: Mapping[str, Value] | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -106,6 +108,7 @@ def export_gguf(
         outtype: of `outtypes.OUTTYPES`, or ``auto``: what the folder holds, MLX-quantized weights in the block that
             takes their codes and scales. Norms and biases are always f32.
         embedding_type, output_type: of these two matrices; None: as the others.
+        imatrix: what llama.cpp's quantizer weighs errors by; types that this project writes itself do not use it.
         name: for ``general.name``; the folder's name by default.
         extra_metadata: further keys, each starting with ``aird.``.
         progress: called with (tensors written, tensors in all) after each tensor.
@@ -121,9 +124,10 @@ def export_gguf(
             f"gguf: {outfile} exists already; a new file is needed. Choose another outfile, or remove it."
         )
     prepared = prepare(folder, outtype, embedding_type, output_type)
+    order, said = _order(prepared, imatrix)
     header = describe(prepared, name or folder.resolve().name, extra_metadata or {})
     tally = Tally()
-    sha256 = _write(prepared, header, outfile, _encode(prepared, tally, progress))
+    sha256 = _write(prepared, header, outfile, _encode(prepared, tally, progress), order)
     if not prepared.wanted.native:
         tally.zeros = _count_zeros(outfile)
     return GgufFile(
@@ -137,12 +141,17 @@ def export_gguf(
         sparsity_before=tally.sparsity_before,
         dequantized=any(tensor.quantization is not None and not tensor.is_exact for tensor in prepared.plan),
         pre_tokenizer=prepared.vocabulary.pre,
-        notes=(*prepared.notes, *notes_on_writing(tally, prepared.wanted)),
+        notes=(*prepared.notes, *said, *notes_on_writing(tally, prepared.wanted)),
     )
 
 
 def plan_export(
-    folder: Path, outtype: str, *, embedding_type: str | None = None, output_type: str | None = None
+    folder: Path,
+    outtype: str,
+    *,
+    embedding_type: str | None = None,
+    output_type: str | None = None,
+    imatrix: Imatrix | None = None,
 ) -> ExportPlan:
     """Say what `export_gguf` would write, tensor by tensor; of the weights at most a sample is read.
 
@@ -152,7 +161,7 @@ def plan_export(
     prepared = prepare(folder, outtype, embedding_type, output_type)
     kinds = {planned.name: planned.type for planned in prepared.plan}
     if not prepared.wanted.native:
-        kinds |= _find_mixture(prepared)
+        kinds |= _find_mixture(prepared, imatrix)
     tensors_of_file = tuple(
         TensorFigures(one.name, one.shape, kinds[one.name].name.lower(), one.bytes_as(kinds[one.name]))
         for one in prepared.plan
@@ -176,7 +185,11 @@ def _encode(
 
 
 def _write(
-    prepared: Prepared, header: gguf.GGUFWriter, outfile: Path, tensors_of_file: Iterable[Iterable[np.ndarray]]
+    prepared: Prepared,
+    header: gguf.GGUFWriter,
+    outfile: Path,
+    tensors_of_file: Iterable[Iterable[np.ndarray]],
+    order: Order,
 ) -> str:
     """Write the file, if need be by way of one that llama.cpp's quantizer reads; its sha256."""
     if prepared.wanted.native:
@@ -186,18 +199,36 @@ def _write(
         exact = outfile.with_name(outfile.name + ".exact.partial")
         try:
             write_tensors(header, exact, tensors_of_file)
-            quantize_file(exact, partial, prepared.wanted, prepared.embedding_type, prepared.output_type)
+            quantize_file(exact, partial, order)
         finally:
             exact.unlink(missing_ok=True)
     return hash_file(outfile)
 
 
-def _find_mixture(prepared: Prepared) -> dict[str, Kind]:
+def _order(prepared: Prepared, imatrix: Imatrix | None) -> tuple[Order, list[str]]:
+    """What llama.cpp's quantizer gets besides the file, and what has to be said about that."""
+    wanted, used = prepared.wanted, None if prepared.wanted.native else imatrix
+    if wanted.needs_imatrix and imatrix is None:
+        raise ExportError(
+            f"gguf: outtype {wanted.name} without an imatrix; llama.cpp writes it only with one. Give one with "
+            "--imatrix, or choose a larger type."
+        )
+    said = [] if used is None else check_imatrix(used, prepared.plan)
+    if used is not imatrix:
+        said.append(f"{wanted.name} is written without an imatrix; llama.cpp's own types use one")
+    return Order(wanted, prepared.embedding_type, prepared.output_type, used), said
+
+
+def _find_mixture(prepared: Prepared, imatrix: Imatrix | None) -> dict[str, Kind]:
     """What llama.cpp's quantizer would make of the file; it is shown the header alone."""
+    if imatrix is None and prepared.wanted.needs_imatrix:  # that there is one decides, not what is in it
+        ones = Importance(np.ones((1, 1), dtype=np.float32), np.ones(1, dtype=np.float32))
+        imatrix = Imatrix({prepared.plan[0].name: ones}, (), 0, 0)
+    order = Order(prepared.wanted, prepared.embedding_type, prepared.output_type, imatrix)
     with tempfile.TemporaryDirectory() as temporary:
         outline = Path(temporary) / "outline.gguf"
         write_outline(describe(prepared, "outline", {}), outline, prepared.size_bytes)
-        return find_mixture(outline, prepared.wanted, prepared.embedding_type, prepared.output_type)
+        return find_mixture(outline, order)
 
 
 def _count_zeros(file: Path) -> int:
