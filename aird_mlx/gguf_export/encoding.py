@@ -7,7 +7,6 @@ cannot hold. Knows nothing about files to be written.
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -19,10 +18,11 @@ from aird_mlx.errors import ExportError, ModelError
 from aird_mlx.gguf_export import blocks, repack
 from aird_mlx.gguf_export.microscaling import LARGEST_NVFP4
 from aird_mlx.gguf_export.outtypes import NATIVE_KINDS, Kind
+from aird_mlx.gguf_export.packing import count_zero_codes
 from aird_mlx.gguf_export.stored import StoredTensor
 from aird_mlx.gguf_export.tensors import PlannedTensor
 
-VALUES_AT_A_TIME = 1 << 19  # of float16: 1 MiB, which stays in the cache while it is hashed and written
+BYTES_AT_A_TIME = 1 << 20  # stay in the cache while they are hashed and written
 LARGEST_F16 = 65504.0
 # Largest absolute value: what the f16 scale of a block, times its largest code, can reach.
 LARGEST = {
@@ -57,6 +57,11 @@ class Tally:
     scales: int = 0
     inexact_scales: int = 0
 
+    def add(self, other: Tally) -> None:
+        """Count what was counted elsewhere too."""
+        for name, count in vars(other).items():
+            setattr(self, name, getattr(self, name) + count)
+
     @property
     def sparsity(self) -> float:
         """Share of zeros in what was written."""
@@ -68,35 +73,54 @@ class Tally:
         return self.zeros_before / max(self.weights, 1)
 
 
-def encode_tensor(planned: PlannedTensor, stored: Mapping[str, StoredTensor], tally: Tally) -> Iterator[np.ndarray]:
-    """The bytes of one tensor, in order; uint8 arrays of whole rows.
+@dataclass(frozen=True)
+class Piece:
+    """Some whole rows of a tensor, encoded by itself."""
+
+    planned: PlannedTensor
+    start: int
+    stop: int
+
+    @property
+    def heads(self) -> int:
+        """Of these rows, to be reordered."""
+        return (self.stop - self.start) * self.planned.rotated_heads // self.planned.shape[0]
+
+
+# The bytes of some rows, how many weights in them are zero, and how many were before; None: as count says, as now.
+Encoded = tuple[np.ndarray, int | None, int | None]
+
+
+def pieces_of(planned: PlannedTensor) -> Iterator[Piece]:
+    """A tensor in pieces of about `BYTES_AT_A_TIME`, in order."""
+    rows = planned.shape[0]
+    step = max(1, BYTES_AT_A_TIME * rows // max(planned.size_bytes, 1))
+    if planned.rotated_heads:  # a head's rows stay together
+        head = rows // planned.rotated_heads
+        step = -(-step // head) * head
+    for start in range(0, rows, step):
+        yield Piece(planned, start, min(start + step, rows))
+
+
+def encode_piece(piece: Piece, stored: Mapping[str, StoredTensor]) -> tuple[np.ndarray, Tally]:
+    """The bytes of some rows, uint8, and what was counted in them; needs nothing of other pieces.
 
     Args:
-        planned: what to write.
+        piece: what to write.
         stored: headers of the folder.
-        tally: counts are added to it.
 
     Raises:
         ModelError: the file cannot be read.
         ExportError: a value is not finite, or too large for the type it is to be written in.
     """
-    rows = planned.shape[0]
-    width = planned.parameters // max(rows, 1)
-    step = max(1, VALUES_AT_A_TIME // max(width, 1))
-    if planned.rotated_heads:  # a head's rows stay together
-        head = rows // planned.rotated_heads
-        step = -(-step // head) * head
+    planned, tally = piece.planned, Tally()
     encode = _repack if planned.is_exact else _encode_plain if planned.quantization is None else _requantize
-    for start in range(0, rows, step):
-        stop = min(start + step, rows)
-        heads = (stop - start) * planned.rotated_heads // rows
-        encoded, before = encode(planned, stored, start, stop, heads, tally)
-        if planned.is_block_linear:
-            zeros = blocks.count_zeros(encoded, planned.type)
-            tally.weights += (stop - start) * width
-            tally.zeros += zeros
-            tally.zeros_before += zeros if before is None else before
-        yield encoded
+    encoded, zeros, before = encode(piece, stored, tally)
+    if planned.is_block_linear:
+        tally.zeros = blocks.count_zeros(encoded, planned.type) if zeros is None else zeros
+        tally.zeros_before = tally.zeros if before is None else before
+        tally.weights = planned.parameters // planned.shape[0] * (piece.stop - piece.start)
+    return encoded, tally
 
 
 def permute_rows(values: np.ndarray, heads: int) -> np.ndarray:
@@ -153,57 +177,75 @@ def relative_error(values: np.ndarray, encoded: np.ndarray, kind: Kind) -> float
     return float(np.linalg.norm(blocks.dequantize(encoded, kind) - values)) / norm if norm else 0.0
 
 
-def _encode_plain(
-    planned: PlannedTensor, stored: Mapping[str, StoredTensor], start: int, stop: int, heads: int, _: Tally
-) -> tuple[np.ndarray, int | None]:
+def _encode_plain(piece: Piece, stored: Mapping[str, StoredTensor], _: Tally) -> Encoded:
+    planned = piece.planned
     tensor, kind = stored[planned.source], planned.type
-    rows = tensor.read_rows(start, stop)
+    rows = tensor.read_rows(piece.start, piece.stop)
     same = tensor.dtype == kind.name
     if kind in INFINITE_BITS and (same or (tensor.dtype, kind) == ("BF16", Kind.F16)):
-        bits = rows.view(np.uint16) if same else _half_of_bfloat16()[rows]
-        limit = INFINITE_BITS[kind]
-        if not bits.size or (bits.view(np.int16).max() < limit and bits.max() < 0x8000 + limit):
-            # What bfloat16 has below float16's range becomes zero, so the zeros before are other zeros.
-            before = None if same or not planned.is_block_linear else blocks.count_zeros(rows, Kind.BF16)
-            return permute_rows(bits, heads).view(np.uint8), before
-    values = _as_float(rows, tensor.dtype)
-    _check_range(planned, values, start)
+        # What bfloat16 has below float16's range becomes zero.
+        bits, _inexact, vanished = (rows.view(np.uint16), 0, 0) if same else blocks.bfloat16_to_half(rows)
+        magnitude = bits << 1  # without the sign
+        if not bits.size or magnitude.max() < INFINITE_BITS[kind] << 1:
+            zeros = bits.size - int(np.count_nonzero(magnitude))
+            return permute_rows(bits, piece.heads).view(np.uint8), zeros, zeros - vanished
+    return _quantize(piece, _as_float(rows, tensor.dtype))
+
+
+def _requantize(piece: Piece, stored: Mapping[str, StoredTensor], _: Tally) -> Encoded:
+    planned = piece.planned
+    return _quantize(piece, read_values(planned.source, stored, planned.quantization, piece.start, piece.stop))
+
+
+def _quantize(piece: Piece, values: np.ndarray) -> Encoded:
+    planned = piece.planned
+    _check_range(planned, values, piece.start)
     before = blocks.count_zeros(values, Kind.F32) if planned.is_block_linear else None
-    return blocks.quantize(permute_rows(values, heads), kind), before
+    return blocks.quantize(permute_rows(values, piece.heads), planned.type), None, before
 
 
-def _requantize(
-    planned: PlannedTensor, stored: Mapping[str, StoredTensor], start: int, stop: int, heads: int, _: Tally
-) -> tuple[np.ndarray, int | None]:
-    values = read_values(planned.source, stored, planned.quantization, start, stop)
-    _check_range(planned, values, start)
-    before = blocks.count_zeros(values, Kind.F32) if planned.is_block_linear else None
-    return blocks.quantize(permute_rows(values, heads), planned.type), before
-
-
-def _repack(
-    planned: PlannedTensor, stored: Mapping[str, StoredTensor], start: int, stop: int, heads: int, tally: Tally
-) -> tuple[np.ndarray, int | None]:
-    parts = _read_parts(planned.source, stored, start, stop)
-    codes, scales, biases = (None if part is None else permute_rows(part, heads) for part in parts)
-    assert codes is not None and scales is not None and planned.quantization is not None
-    if biases is None:
+def _repack(piece: Piece, stored: Mapping[str, StoredTensor], tally: Tally) -> Encoded:
+    planned, settings = piece.planned, piece.planned.quantization
+    assert settings is not None
+    stem = planned.source.removesuffix(".weight")
+    codes = stored[planned.source].read_rows(piece.start, piece.stop)
+    if f"{stem}.biases" not in stored:
+        scales = stored[f"{stem}.scales"].read_rows(piece.start, piece.stop)
         undefined = int((scales == 255).sum() if planned.type == Kind.MXFP4 else (scales >= 127).sum())
         if undefined:
-            raise _not_finite(planned, undefined, start, "scales")
+            raise _not_finite(planned, undefined, piece.start, "scales")
         repacked = repack.repack_mxfp4 if planned.type == Kind.MXFP4 else repack.repack_nvfp4
-        return repacked(codes, scales), None
-    for part in (scales, biases):
-        _check_range(planned, part, start)
-    inexact = repack.inexact_in_float16(scales) + repack.inexact_in_float16(biases)
-    tally.scales += scales.size + biases.size
-    tally.inexact_scales += inexact
-    settings = planned.quantization
-    before = None
+        return repacked(permute_rows(codes, piece.heads), permute_rows(scales, piece.heads)), None, None
+    parts = [_read_halves(piece, stored[f"{stem}.{part}"]) for part in ("scales", "biases")]
+    (scales, exact_scales, _), (biases, exact_biases, _) = parts
+    inexact = sum(count for *_, count in parts)
+    tally.scales, tally.inexact_scales = scales.size + biases.size, inexact
+    zeros, before = None, None
+    bits, group_size = int(settings["bits"]), int(settings.get("group_size", 64))
     if inexact and planned.is_block_linear:  # then the zeros of the folder need not be those of the file
-        before = blocks.count_zeros(read_values(planned.source, stored, settings, start, stop), Kind.F32)
-    group_size = int(settings.get("group_size", 64))
-    return repack.repack_affine(codes, scales, biases, bits=int(settings["bits"]), group_size=group_size), before
+        before = blocks.count_zeros(
+            read_values(planned.source, stored, settings, piece.start, piece.stop), Kind.F32
+        )  # fmt: skip
+    elif bits == 4 and planned.is_block_linear:
+        zeros = count_zero_codes(codes, exact_scales, exact_biases, group_size)
+    ordered = [permute_rows(part, piece.heads) for part in (codes, scales, biases)]
+    return repack.repack_affine(*ordered, bits=bits, group_size=group_size), zeros, before
+
+
+def _read_halves(piece: Piece, tensor: StoredTensor) -> tuple[np.ndarray, np.ndarray, int]:
+    """Scales or biases of some rows as float16, as float32 before that, and how many float16 does not hold."""
+    rows = tensor.read_rows(piece.start, piece.stop)
+    values = _as_float(rows, tensor.dtype)
+    if tensor.dtype == "BF16":
+        bits, inexact, _ = blocks.bfloat16_to_half(rows)
+        halves = bits.view(np.float16)
+    else:
+        with np.errstate(over="ignore"):  # refused below
+            halves = values.astype(np.float16)
+        inexact = 0 if tensor.dtype == "F16" else int(np.count_nonzero(halves != values))
+    if not np.isfinite(halves).all():
+        _check_range(piece.planned, values, piece.start)
+    return halves, values, inexact
 
 
 def _read_parts(
@@ -225,14 +267,6 @@ def _read_parts(
 
 def _as_float(rows: np.ndarray, dtype: str) -> np.ndarray:
     return blocks.bfloat16_to_float(rows) if dtype == "BF16" else rows.astype(np.float32, copy=False)
-
-
-@functools.cache
-def _half_of_bfloat16() -> np.ndarray:
-    """float16 bits for each of the 65536 bfloat16 numbers: looking up is twice as fast as converting."""
-    with np.errstate(all="ignore"):
-        every = blocks.bfloat16_to_float(np.arange(1 << 16, dtype=np.uint16))
-        return every.astype(np.float16).view(np.uint16)
 
 
 def _check_range(planned: PlannedTensor, values: np.ndarray, start: int) -> None:

@@ -7,9 +7,12 @@ the file: that is `runtime` and `parity`. Source: GGUF v3 as PyPI's ``gguf`` wri
 
 from __future__ import annotations
 
+import itertools
 import os
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +21,7 @@ import numpy as np
 
 from aird_mlx.errors import ExportError
 from aird_mlx.gguf_export.blocks import count_zeros
-from aird_mlx.gguf_export.encoding import VALUES_AT_A_TIME, Tally, encode_tensor
+from aird_mlx.gguf_export.encoding import BYTES_AT_A_TIME, Piece, Tally, encode_piece, pieces_of
 from aird_mlx.gguf_export.header import EXTRA_PREFIX, ROPE_FACTORS, Value, describe
 from aird_mlx.gguf_export.imatrix import Imatrix, Importance, check_imatrix
 from aird_mlx.gguf_export.llama_quantizer import Order, find_mixture, quantize_file
@@ -26,8 +29,10 @@ from aird_mlx.gguf_export.notes import notes_on_writing
 from aird_mlx.gguf_export.outtypes import Kind
 from aird_mlx.gguf_export.preparation import Prepared, prepare
 from aird_mlx.gguf_export.stream import hash_file, whole_file, write_outline, write_tensors
-from aird_mlx.gguf_export.tensors import is_block_linear
+from aird_mlx.gguf_export.tensors import PlannedTensor, is_block_linear
 
+MOST_WORKERS = 4  # that encode; hashing and writing are one thread each
+BYTES_KEPT = 1 << 24
 SEAL_KEY = "aird.hash.root"  # of a file whose manifest has been written
 
 
@@ -175,13 +180,36 @@ def plan_export(
 def _encode(
     prepared: Prepared, tally: Tally, progress: Callable[[int, int], None] | None
 ) -> Iterator[Iterable[np.ndarray]]:
-    """The bytes of every tensor of the header, in order; progress is told when the next is asked for."""
+    """The bytes of every tensor of the header, in order; progress is told when the next is asked for.
+
+    Pieces are encoded ahead, in threads: numpy lets go of the interpreter.
+    """
     if prepared.factors is not None:
         yield [prepared.factors]
-    for done, planned in enumerate(prepared.plan, start=1):
-        yield encode_tensor(planned, prepared.stored, tally)
-        if progress is not None:
-            progress(done, len(prepared.plan))
+    pieces = (piece for planned in prepared.plan for piece in pieces_of(planned))
+    ahead: deque[tuple[Piece, Future[tuple[np.ndarray, Tally]]]] = deque()
+    workers = max(1, min(MOST_WORKERS, (os.cpu_count() or 1) - 1))
+    np.empty(BYTES_KEPT, dtype=np.uint8)  # glibc then keeps as much of what is freed, and need not ask for it again
+    with ThreadPoolExecutor(workers) as pool:
+
+        def take(planned: PlannedTensor) -> Iterator[np.ndarray]:
+            rows = 0
+            while rows < planned.shape[0]:
+                for piece in itertools.islice(pieces, workers + 1 - len(ahead)):
+                    ahead.append((piece, pool.submit(encode_piece, piece, prepared.stored)))
+                piece, future = ahead.popleft()
+                rows = piece.stop
+                encoded, counted = future.result()
+                tally.add(counted)
+                yield encoded
+
+        try:
+            for done, planned in enumerate(prepared.plan, start=1):
+                yield take(planned)
+                if progress is not None:
+                    progress(done, len(prepared.plan))
+        finally:  # what is not begun need not be, when something failed
+            pool.shutdown(cancel_futures=True)
 
 
 def _write(
@@ -237,7 +265,7 @@ def _count_zeros(file: Path) -> int:
     for tensor in gguf.GGUFReader(file).tensors:
         if is_block_linear(tensor.name, tuple(tensor.shape)):
             data = tensor.data.reshape(len(tensor.data), -1)
-            step = max(1, VALUES_AT_A_TIME // int(tensor.shape[0]))
+            step = max(1, BYTES_AT_A_TIME // data[:1].nbytes)
             for start in range(0, len(data), step):
                 zeros += count_zeros(data[start : start + step].view(np.uint8), tensor.tensor_type)
     return zeros
