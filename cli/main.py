@@ -163,6 +163,7 @@ def export(
     embedding_type: str | None,
     output_type: str | None,
     imatrix: str | None,
+    zero_exact: bool,
 ) -> int:
     """Write MODEL as GGUF files: a hub id, a folder (MLX or Hugging Face format), or `demo`."""
     chosen = choose_model(context, model_argument, model)
@@ -183,7 +184,9 @@ def export(
         how["imatrix"] = find_importance(imatrix, chosen, files, place, revision=revision, progress=progress)
     for kind, path in files.items():
         with render.StageProgress() as progress:
-            written = export_gguf(folder, path, kind, progress=partial(progress, f"export {kind}"), **how)
+            written = export_gguf(
+                folder, path, kind, zero_exact=zero_exact, progress=partial(progress, f"export {kind}"), **how
+            )
         show(0, render.show_export, written)
     return 0
 

@@ -133,7 +133,7 @@ def export_f32(model: ChatModel, beside: Path) -> Path:
 
 
 @needs_llama
-@pytest.mark.parametrize("outtype", ["q2_k", "q3_k_m", "iq3_s", "iq4_xs"])
+@pytest.mark.parametrize("outtype", ["q2_k", "q3_k_m", "iq4_xs"])
 def test_quantizer_uses_it(wide: ChatModel, measured: Imatrix, tmp_path: Path, outtype: str) -> None:
     without = export_gguf(wide.folder, tmp_path / "without.gguf", outtype)
     by_it = export_gguf(wide.folder, tmp_path / "with.gguf", outtype, imatrix=measured)

@@ -21,6 +21,8 @@ from aird_mlx.gguf_export.outtypes import NATIVE_KINDS, Kind
 from aird_mlx.gguf_export.packing import count_zero_codes
 from aird_mlx.gguf_export.stored import StoredTensor
 from aird_mlx.gguf_export.tensors import PlannedTensor
+from aird_mlx.gguf_export.zero_exact import BITS as ZERO_EXACT
+from aird_mlx.gguf_export.zero_exact import quantize_zero_exact
 
 BYTES_AT_A_TIME = 1 << 20  # stay in the cache while they are hashed and written
 LARGEST_F16 = 65504.0
@@ -102,20 +104,26 @@ def pieces_of(planned: PlannedTensor) -> Iterator[Piece]:
         yield Piece(planned, start, min(start + step, rows))
 
 
-def encode_piece(piece: Piece, stored: Mapping[str, StoredTensor]) -> tuple[np.ndarray, Tally]:
+def encode_piece(
+    piece: Piece, stored: Mapping[str, StoredTensor], zero_exact: bool = False
+) -> tuple[np.ndarray, Tally]:
     """The bytes of some rows, uint8, and what was counted in them; needs nothing of other pieces.
 
     Args:
         piece: what to write.
         stored: headers of the folder.
+        zero_exact: types that can are written with an exact zero.
 
     Raises:
         ModelError: the file cannot be read.
         ExportError: a value is not finite, or too large for the type it is to be written in.
     """
     planned, tally = piece.planned, Tally()
-    encode = _repack if planned.is_exact else _encode_plain if planned.quantization is None else _requantize
-    encoded, zeros, before = encode(piece, stored, tally)
+    if planned.is_exact:
+        encoded, zeros, before = _repack(piece, stored, tally)
+    else:
+        encode = _encode_plain if planned.quantization is None else _requantize
+        encoded, zeros, before = encode(piece, stored, zero_exact)
     if planned.is_block_linear:
         tally.zeros = blocks.count_zeros(encoded, planned.type) if zeros is None else zeros
         tally.zeros_before = tally.zeros if before is None else before
@@ -177,7 +185,7 @@ def relative_error(values: np.ndarray, encoded: np.ndarray, kind: Kind) -> float
     return float(np.linalg.norm(blocks.dequantize(encoded, kind) - values)) / norm if norm else 0.0
 
 
-def _encode_plain(piece: Piece, stored: Mapping[str, StoredTensor], _: Tally) -> Encoded:
+def _encode_plain(piece: Piece, stored: Mapping[str, StoredTensor], zero_exact: bool) -> Encoded:
     planned = piece.planned
     tensor, kind = stored[planned.source], planned.type
     rows = tensor.read_rows(piece.start, piece.stop)
@@ -189,19 +197,21 @@ def _encode_plain(piece: Piece, stored: Mapping[str, StoredTensor], _: Tally) ->
         if not bits.size or magnitude.max() < INFINITE_BITS[kind] << 1:
             zeros = bits.size - int(np.count_nonzero(magnitude))
             return permute_rows(bits, piece.heads).view(np.uint8), zeros, zeros - vanished
-    return _quantize(piece, _as_float(rows, tensor.dtype))
+    return _quantize(piece, _as_float(rows, tensor.dtype), zero_exact)
 
 
-def _requantize(piece: Piece, stored: Mapping[str, StoredTensor], _: Tally) -> Encoded:
+def _requantize(piece: Piece, stored: Mapping[str, StoredTensor], zero_exact: bool) -> Encoded:
     planned = piece.planned
-    return _quantize(piece, read_values(planned.source, stored, planned.quantization, piece.start, piece.stop))
+    values = read_values(planned.source, stored, planned.quantization, piece.start, piece.stop)
+    return _quantize(piece, values, zero_exact)
 
 
-def _quantize(piece: Piece, values: np.ndarray) -> Encoded:
+def _quantize(piece: Piece, values: np.ndarray, zero_exact: bool) -> Encoded:
     planned = piece.planned
     _check_range(planned, values, piece.start)
     before = blocks.count_zeros(values, Kind.F32) if planned.is_block_linear else None
-    return blocks.quantize(permute_rows(values, piece.heads), planned.type), None, before
+    quantize = quantize_zero_exact if zero_exact and planned.type in ZERO_EXACT else blocks.quantize
+    return quantize(permute_rows(values, piece.heads), planned.type), None, before
 
 
 def _repack(piece: Piece, stored: Mapping[str, StoredTensor], tally: Tally) -> Encoded:

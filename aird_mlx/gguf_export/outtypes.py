@@ -12,7 +12,7 @@ from typing import Any
 
 import gguf
 
-from aird_mlx.errors import ExportError
+from aird_mlx.errors import ExportError, UsageError
 
 Kind = gguf.GGMLQuantizationType
 Ftype = gguf.LlamaFileType
@@ -30,6 +30,7 @@ class OutType:
         file_type: what ``general.file_type`` says.
         native: written here; otherwise by llama.cpp's quantizer, which mixes types.
         keeps_zeros: a pruned weight is exactly zero when it is decoded, in every block type of the mixture.
+        can_keep_zeros: written with an exact zero when asked to, it does too (`zero_exact`).
         needs_imatrix: llama.cpp's quantizer refuses to write it without one.
     """
 
@@ -38,6 +39,7 @@ class OutType:
     file_type: Ftype
     native: bool = True
     keeps_zeros: bool = True
+    can_keep_zeros: bool = False
     needs_imatrix: bool = False
 
 
@@ -49,9 +51,9 @@ OUTTYPES = {
         OutType("bf16", Kind.BF16, Ftype.MOSTLY_BF16),
         OutType("q8_0", Kind.Q8_0, Ftype.MOSTLY_Q8_0),
         OutType("q5_0", Kind.Q5_0, Ftype.MOSTLY_Q5_0),
-        OutType("q5_1", Kind.Q5_1, Ftype.MOSTLY_Q5_1, keeps_zeros=False),
+        OutType("q5_1", Kind.Q5_1, Ftype.MOSTLY_Q5_1, keeps_zeros=False, can_keep_zeros=True),
         OutType("q4_0", Kind.Q4_0, Ftype.MOSTLY_Q4_0),
-        OutType("q4_1", Kind.Q4_1, Ftype.MOSTLY_Q4_1, keeps_zeros=False),
+        OutType("q4_1", Kind.Q4_1, Ftype.MOSTLY_Q4_1, keeps_zeros=False, can_keep_zeros=True),
         OutType("mxfp4", Kind.MXFP4, Ftype.MOSTLY_MXFP4_MOE),
         OutType("nvfp4", Kind.NVFP4, Ftype.MOSTLY_NVFP4),
         OutType("tq1_0", Kind.TQ1_0, Ftype.MOSTLY_TQ1_0),
@@ -128,6 +130,20 @@ def find_native(name: str, option: str) -> Kind:
             f"gguf: {option} {name!r}; one of {', '.join(NATIVE_KINDS.values())} is needed. Choose one of these."
         )
     return OUTTYPES[name].kind
+
+
+def check_zero_exact(outtype: OutType) -> None:
+    """Find out whether a pruned weight can stay exactly zero in this type.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    if not (outtype.keeps_zeros or outtype.can_keep_zeros):
+        able = ", ".join(one.name for one in OUTTYPES.values() if one.keeps_zeros or one.can_keep_zeros)
+        raise UsageError(
+            f"gguf: --zero-exact and outtype {outtype.name}, whose blocks have no exact zero; one of {able} is needed. "
+            "Choose one of these."
+        )
 
 
 def scheme_of(quantization: Mapping[str, Any]) -> tuple[str, int]:

@@ -26,7 +26,7 @@ from aird_mlx.gguf_export.header import EXTRA_PREFIX, ROPE_FACTORS, Value, descr
 from aird_mlx.gguf_export.imatrix import Imatrix, Importance, check_imatrix
 from aird_mlx.gguf_export.llama_quantizer import Order, find_mixture, quantize_file
 from aird_mlx.gguf_export.notes import notes_on_writing
-from aird_mlx.gguf_export.outtypes import Kind
+from aird_mlx.gguf_export.outtypes import Kind, check_zero_exact
 from aird_mlx.gguf_export.preparation import Prepared, prepare
 from aird_mlx.gguf_export.stream import hash_file, whole_file, write_outline, write_tensors
 from aird_mlx.gguf_export.tensors import PlannedTensor, is_block_linear
@@ -100,6 +100,7 @@ def export_gguf(
     embedding_type: str | None = None,
     output_type: str | None = None,
     imatrix: Imatrix | None = None,
+    zero_exact: bool = False,
     name: str | None = None,
     extra_metadata: Mapping[str, Value] | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -114,12 +115,14 @@ def export_gguf(
             takes their codes and scales. Norms and biases are always f32.
         embedding_type, output_type: of these two matrices; None: as the others.
         imatrix: what llama.cpp's quantizer weighs errors by; types that this project writes itself do not use it.
+        zero_exact: write q4_1 and q5_1 so that pruned weights stay exactly zero.
         name: for ``general.name``; the folder's name by default.
         extra_metadata: further keys, each starting with ``aird.``.
         progress: called with (tensors written, tensors in all) after each tensor.
 
     Raises:
         ModelError: the folder cannot be read, or its parts contradict each other.
+        UsageError: ``zero_exact`` of a type that has no exact zero.
         ExportError: ``outfile`` exists, the model has no equal in llama.cpp, a weight does not fit the type, or the
             file cannot be written. Nothing is left behind.
         DependencyError: the tokenizer needs sentencepiece, or the type llama.cpp's quantizer, and it is not installed.
@@ -130,9 +133,11 @@ def export_gguf(
         )
     prepared = prepare(folder, outtype, embedding_type, output_type)
     order, said = _order(prepared, imatrix)
+    if zero_exact:
+        check_zero_exact(prepared.wanted)
     header = describe(prepared, name or folder.resolve().name, extra_metadata or {})
     tally = Tally()
-    sha256 = _write(prepared, header, outfile, _encode(prepared, tally, progress), order)
+    sha256 = _write(prepared, header, outfile, _encode(prepared, tally, zero_exact, progress), order)
     if not prepared.wanted.native:
         tally.zeros = _count_zeros(outfile)
     return GgufFile(
@@ -178,7 +183,7 @@ def plan_export(
 
 
 def _encode(
-    prepared: Prepared, tally: Tally, progress: Callable[[int, int], None] | None
+    prepared: Prepared, tally: Tally, zero_exact: bool, progress: Callable[[int, int], None] | None
 ) -> Iterator[Iterable[np.ndarray]]:
     """The bytes of every tensor of the header, in order; progress is told when the next is asked for.
 
@@ -196,7 +201,7 @@ def _encode(
             rows = 0
             while rows < planned.shape[0]:
                 for piece in itertools.islice(pieces, workers + 1 - len(ahead)):
-                    ahead.append((piece, pool.submit(encode_piece, piece, prepared.stored)))
+                    ahead.append((piece, pool.submit(encode_piece, piece, prepared.stored, zero_exact)))
                 piece, future = ahead.popleft()
                 rows = piece.stop
                 encoded, counted = future.result()

@@ -83,6 +83,7 @@ def export_stage(
             gguf_path(workspace.folder, stem_of(settings), outtype),
             outtype,
             imatrix=imatrix,
+            zero_exact=find_outtype(outtype).can_keep_zeros,
             name=stem_of(settings),
             extra_metadata={"aird.version": __version__, "aird.repair.rule": repair.rule},
             progress=partial(progress, f"export {outtype}"),
