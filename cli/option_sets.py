@@ -104,6 +104,10 @@ export_options = with_options(
         metavar="FILE|measure",
         help="K- and I-quants weigh errors by it: llama-imatrix's, or measured.  [default: where needed]",
     ),
+    click.option(
+        "--split-max-size", metavar="N(K|M|G)", help="Most bytes of tensors in a file: NAME-00001-of-00003.gguf."
+    ),
+    click.option("--split-max-tensors", type=click.IntRange(min=1), metavar="N", help="Most tensors in a file."),
     click.option("--zero-exact", is_flag=True, help="q4_1 and q5_1 whose zero is exact: pruned weights stay zero."),
     click.option("--dry-run", is_flag=True, help="List the tensors with type and bytes, write nothing."),
 )

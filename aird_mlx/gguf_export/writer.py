@@ -77,6 +77,7 @@ class GgufFile:
             not taken over exactly.
         pre_tokenizer: llama.cpp's name for it, None for sentencepiece.
         notes: where llama.cpp will differ from MLX, one sentence each; empty when nothing is known.
+        parts: path and sha256 of each, where it was split; ``path`` and ``sha256`` are then those of the first.
     """
 
     path: Path
@@ -90,6 +91,7 @@ class GgufFile:
     dequantized: bool = False
     pre_tokenizer: str | None = None
     notes: tuple[str, ...] = ()
+    parts: tuple[tuple[Path, str], ...] = ()
 
 
 def export_gguf(
