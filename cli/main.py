@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -37,9 +37,6 @@ from .options import (
     choose_model,
     json_option,
 )
-
-if TYPE_CHECKING:
-    from aird_mlx.gguf_export import GgufFile
 
 INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM  # as shells count
 
@@ -167,14 +164,14 @@ def export(
     output_type: str | None,
     imatrix: str | None,
     zero_exact: bool,
-    split_max_size: str | None,
+    split_max_size: int | None,
     split_max_tensors: int | None,
 ) -> int:
     """Write MODEL as GGUF files: a hub id, a folder (MLX or Hugging Face format), or `demo`."""
     chosen = choose_model(context, model_argument, model)
     start_library()
-    from aird_mlx.gguf_export import export_gguf, name_files, name_imatrix, plan_export
-    from aird_mlx.guard.split import export_in_parts, read_split_size
+    from aird_mlx.gguf_export import name_files, name_imatrix, plan_export
+    from aird_mlx.guard.split import export_in_parts
     from aird_mlx.importance import find_importance
     from aird_mlx.model import find_folder
 
@@ -183,10 +180,7 @@ def export(
     folder = find_folder(chosen, revision=revision)
     files = name_files(chosen, folder, outfile, outtype)
     how: dict[str, Any] = {"embedding_type": embedding_type, "output_type": output_type}
-    write: Callable[..., GgufFile] = export_gguf
-    if split_max_size is not None or split_max_tensors is not None:
-        size = None if split_max_size is None else read_split_size(split_max_size)
-        write = partial(export_in_parts, max_size=size, max_tensors=split_max_tensors)
+    split = {"max_size": split_max_size, "max_tensors": split_max_tensors}
     if dry_run:
         return show(0, render.show_export_plans, [plan_export(folder, kind, **how) for kind in files])
     with render.StageProgress() as progress:
@@ -194,9 +188,8 @@ def export(
         how["imatrix"] = find_importance(imatrix, chosen, files, place, revision=revision, progress=progress)
     for kind, path in files.items():
         with render.StageProgress() as progress:
-            written = write(
-                folder, path, kind, zero_exact=zero_exact, progress=partial(progress, f"export {kind}"), **how
-            )
+            step = partial(progress, f"export {kind}")
+            written = export_in_parts(folder, path, kind, **split, zero_exact=zero_exact, progress=step, **how)
         show(0, render.show_export, written)
     return 0
 

@@ -12,6 +12,7 @@ from .options import (
     calibration_option,
     choose_gguf_types,
     choose_outtypes,
+    choose_split_size,
     config_option,
     contrast_options,
     json_option,
@@ -105,7 +106,10 @@ export_options = with_options(
         help="K- and I-quants weigh errors by it: llama-imatrix's, or measured.  [default: where needed]",
     ),
     click.option(
-        "--split-max-size", metavar="N(K|M|G)", help="Most bytes of tensors in a file: NAME-00001-of-00003.gguf."
+        "--split-max-size",
+        metavar="N(K|M|G)",
+        callback=choose_split_size,
+        help="Most bytes of tensors in a file: NAME-00001-of-00003.gguf.",
     ),
     click.option("--split-max-tensors", type=click.IntRange(min=1), metavar="N", help="Most tensors in a file."),
     click.option("--zero-exact", is_flag=True, help="q4_1 and q5_1 whose zero is exact: pruned weights stay zero."),

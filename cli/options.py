@@ -124,6 +124,17 @@ def choose_outtypes(context: click.Context, parameter: click.Parameter, text: st
     return chosen
 
 
+def choose_split_size(_context: click.Context, _parameter: click.Parameter, text: str | None) -> int | None:
+    """Bytes of ``2G``.
+
+    Raises:
+        UsageError: it is no such text.
+    """
+    from aird_mlx.guard.split import read_split_size
+
+    return None if text is None else read_split_size(text)
+
+
 def choose_model(context: click.Context, argument: str | None, option: str | None) -> str:
     """The model from the argument or from ``--model``.
 

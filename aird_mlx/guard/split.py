@@ -48,7 +48,7 @@ def read_split_size(text: str) -> int:
 def export_in_parts(
     folder: Path, outfile: Path, outtype: str, *, max_size: int | None, max_tensors: int | None, **how: Any
 ) -> GgufFile:
-    """`export_gguf`, and the file in parts; the file itself is not kept.
+    """`export_gguf`, and where a limit is given the file in parts, itself not kept.
 
     Args:
         folder, outtype, how: as for `export_gguf`.
@@ -58,6 +58,8 @@ def export_in_parts(
     Raises:
         AirdError: as `export_gguf` and `split_file`; nothing is left behind.
     """
+    if max_size is None and max_tensors is None:
+        return export_gguf(folder, outfile, outtype, **how)
     check_no_parts(outfile)
     existed = outfile.parent.is_dir()
     try:
