@@ -37,6 +37,7 @@ from .options import (
     choose_model,
     json_option,
 )
+from .serve_options import chat_options, serve_options
 
 INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM  # as shells count
 
@@ -166,10 +167,13 @@ def export(
     zero_exact: bool,
     split_max_size: int | None,
     split_max_tensors: int | None,
+    chat_apps: bool,
+    lm_studio: Path | None,
 ) -> int:
     """Write MODEL as GGUF files: a hub id, a folder (MLX or Hugging Face format), or `demo`."""
     chosen = choose_model(context, model_argument, model)
     start_library()
+    from aird_mlx.chat_apps import place_in_lm_studio, write_chat_apps
     from aird_mlx.gguf_export import name_files, name_imatrix, plan_export
     from aird_mlx.guard.split import export_in_parts
     from aird_mlx.importance import find_importance
@@ -190,7 +194,9 @@ def export(
         with render.StageProgress() as progress:
             step = partial(progress, f"export {kind}")
             written = export_in_parts(folder, path, kind, **split, zero_exact=zero_exact, progress=step, **how)
-        show(0, render.show_export, written)
+        beside = write_chat_apps(written.path, written.chat) if chat_apps else []
+        beside += [place_in_lm_studio(written.path, lm_studio, chosen)] if lm_studio else []
+        show(0, render.show_export, written, beside)
     return 0
 
 
@@ -270,6 +276,39 @@ def selftest(file: Path, as_json: bool, **options: Any) -> int:
 
     found = selftest_file(file, **options)
     return show(found.exit_code, render_guard.show_selftest, found, as_json)
+
+
+@aird_mlx.command()
+@serve_options
+def serve(file: Path, root: str | None, canary_set: str | None, allow_unverified: bool, **options: Any) -> int:
+    """Check FILE.gguf with verify and selftest, then serve it: OpenAI's protocol and a chat page, with a guard.
+
+    Every prompt is read by the file's probe while llama.cpp evaluates it; --policy says what an alarm does. A file that
+    fails a check is not served (exit code 3, 4 or 5); without a manifest it needs --allow-unverified.
+    """
+    start_library()
+    from aird_mlx.server.settings import ServiceSettings, check_packages
+
+    from . import serving
+
+    check_packages()
+    settings = ServiceSettings(**options)
+    checked = serving.check(file, root=root, canary_set=canary_set, allow_unverified=allow_unverified)
+    return serving.run_server(checked, settings) if checked.is_allowed else checked.exit_code
+
+
+@aird_mlx.command()
+@chat_options
+def chat(file: Path, root: str | None, canary_set: str | None, allow_unverified: bool, **options: Any) -> int:
+    """Check FILE.gguf with verify and selftest, then talk to it in the terminal, with the guard of `serve`."""
+    start_library()
+    from aird_mlx.server.settings import ServiceSettings
+
+    from . import serving
+
+    settings = ServiceSettings(parallel=1, queue=0, **options)
+    checked = serving.check(file, root=root, canary_set=canary_set, allow_unverified=allow_unverified)
+    return serving.run_chat(checked, settings) if checked.is_allowed else checked.exit_code
 
 
 def start_library() -> None:

@@ -33,7 +33,7 @@ def show_selftest(found: SelfTest, as_json: bool = False) -> None:
         return
     _show_checks(found.checks)
     for prompt in found.lost:
-        click.echo(f"no longer refused: {_printable(prompt)}")
+        click.echo(f"no longer refused: {printable(prompt)}")
     failed = [check.name for check in found.checks if check.status == "failed"]
     if failed:
         click.secho(f"This file failed: {', '.join(failed)}.", fg="red")
@@ -44,9 +44,9 @@ def show_selftest(found: SelfTest, as_json: bool = False) -> None:
 def _show_checks(checks: list[Check]) -> None:
     for check in checks:
         click.echo(f"{click.style(f'{check.status:<8}', fg=COLOURS[check.status])} {check.name:<20} ", nl=False)
-        click.echo(_printable(check.said))
+        click.echo(printable(check.said))
 
 
-def _printable(text: str) -> str:
-    """A hostile file's words, without what a terminal would obey."""
-    return "".join(letter if letter.isprintable() else f"\\x{ord(letter):02x}" for letter in text)
+def printable(text: str) -> str:
+    """A file's or a model's words, without what a terminal would obey."""
+    return "".join(letter if letter.isprintable() or letter == "\n" else f"\\x{ord(letter):02x}" for letter in text)

@@ -155,6 +155,22 @@ def sealed_gguf(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return path
 
 
+@pytest.fixture(scope="session")
+def demo_gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo as it is, with a manifest, a probe and canaries; for reading only."""
+    from serving import sealed_demo
+
+    return sealed_demo(tmp_path_factory.mktemp("demo"))
+
+
+@pytest.fixture(scope="session")
+def checked(demo_gguf: Path) -> Any:
+    """The same, with the verdicts of verify and selftest."""
+    from serving import checked_demo
+
+    return checked_demo(demo_gguf)
+
+
 def make_manifest() -> Any:
     """A manifest that fits the tiny model and has something under every key."""
     from aird_mlx.guard.manifest import CanaryRecord, Manifest, Probe

@@ -478,3 +478,18 @@ def test_export_writes_a_file_that_gguf_reads(
     assert str(tmp_path / "tiny-f32.gguf") in captured.out
     reader = gguf.GGUFReader(tmp_path / "tiny-f32.gguf")
     assert "token_embd.weight" in {tensor.name for tensor in reader.tensors}
+
+
+def test_export_writes_what_chat_programs_need(
+    model_folder: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = [str(model_folder()), "--outfile", str(tmp_path / "out" / "tiny-{ftype}.gguf")]
+    code = main(["export", *place, "--chat-apps", "--lm-studio", str(tmp_path / "models")])
+    printed = capsys.readouterr().out
+    assert code == 0
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"tiny-f16.gguf", "tiny-f16.Modelfile", "tiny-f16.preset.ini", "tiny-f16.run.sh"}
+    (found,) = (tmp_path / "models").rglob("*.gguf")
+    assert found.relative_to(tmp_path / "models").parts[0] == "aird-mlx"
+    assert str(found) in printed
+    assert "tiny-f16.Modelfile" in printed

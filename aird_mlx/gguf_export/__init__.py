@@ -1,12 +1,14 @@
 """From a model folder to a GGUF file that llama.cpp runs, and the check that it runs the same.
 
-`metadata` reads the config, `tokenizer` the vocabulary, `stored` the weights; `choice` gives each tensor a type of
-`outtypes`, `encoding` turns it into `blocks` or takes over MLX's (`repack`); `preparation` plans all that, `header`
-describes it, and `writer` puts it in one file, with `llama_quantizer` for the types that llama.cpp writes itself.
-`runtime` runs it in llama.cpp (optional package llama-cpp-python) and `parity` compares it with MLX. Nothing runs at
-import. Not called ``gguf``, which is the name of the package that reads these files back.
+`hyperparameters` reads the config, `families` says what each model type makes of it and of its tensors in `pieces` and
+`changes`, `tokenizer` reads the vocabulary, `stored` the weights; `tensors` plans the file, `choice` gives each tensor
+a type of `outtypes`, `encoding` turns it into `blocks` or takes over MLX's (`repack`); `preparation` plans all that,
+`header` describes it, and `writer` puts it in one file, with `llama_quantizer` for the types that llama.cpp writes
+itself. `runtime` runs it in llama.cpp (optional package llama-cpp-python) and `parity` compares it with MLX. Nothing
+runs at import. Not called ``gguf``, which is the name of the package that reads these files back.
 """
 
+from aird_mlx.gguf_export.families import exportable_families, refused_families
 from aird_mlx.gguf_export.file_names import name_files, name_imatrix
 from aird_mlx.gguf_export.library import is_available
 from aird_mlx.gguf_export.parity import Parity, check_parity
@@ -22,8 +24,10 @@ __all__ = [
     "check_exportable",
     "check_parity",
     "export_gguf",
+    "exportable_families",
     "is_available",
     "name_files",
     "name_imatrix",
     "plan_export",
+    "refused_families",
 ]

@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from jinja2 import nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from aird_mlx.errors import PromptError
@@ -28,6 +31,7 @@ class GgufChat:
         path: the GGUF file.
         parallel: most answers generated side by side.
         layers: where the residual stream is read, see `LlamaRuntime`.
+        gpu_layers: blocks computed on the GPU, see there.
 
     Raises:
         DependencyError: llama-cpp-python is not installed.
@@ -35,8 +39,8 @@ class GgufChat:
         PromptError: the file has no chat template, or one that is no jinja.
     """
 
-    def __init__(self, path: Path, *, parallel: int = 16, layers: Collection[int] = ()) -> None:
-        self.runtime = LlamaRuntime(path, parallel=parallel, layers=layers)
+    def __init__(self, path: Path, *, parallel: int = 16, layers: Collection[int] = (), gpu_layers: int = 0) -> None:
+        self.runtime = LlamaRuntime(path, parallel=parallel, layers=layers, gpu_layers=gpu_layers)
         template = self.runtime.metadata("tokenizer.chat_template")
         try:
             if template is None:
@@ -73,8 +77,18 @@ class GgufChat:
         Raises:
             PromptError: the template cannot render the conversation.
         """
+        text = self.render_text(messages, options)
+        ids = self.runtime.tokenize(text)
+        return ids + (self.runtime.tokenize(prefill, parse_special=False) if prefill else [])
+
+    def render_text(self, messages: Sequence[Mapping[str, str]], options: Mapping[str, Any] | None = None) -> str:
+        """The conversation as text, special tokens written out, up to the answer's start.
+
+        Raises:
+            PromptError: the template cannot render it.
+        """
         try:
-            text = self._template.render(
+            return self._template.render(
                 messages=[dict(message) for message in messages],
                 add_generation_prompt=True,
                 **self._special,
@@ -85,8 +99,6 @@ class GgufChat:
                 f"prompts: the chat template in {self.runtime.path} cannot render the conversation ({error}); a "
                 "working jinja template is needed. Check the model it was exported from."
             ) from error
-        ids = self.runtime.tokenize(text)
-        return ids + (self.runtime.tokenize(prefill, parse_special=False) if prefill else [])
 
     def encode(self, text: str) -> list[int]:
         """Token ids of plain text, behind the token the file says comes first."""
@@ -133,7 +145,7 @@ def compile_template(template: str, where: str) -> jinja2.Template:
     'Hi'
     """
     environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
     )
     environment.filters["tojson"] = _to_json
     environment.globals |= {"raise_exception": _refuse, "strftime_now": _now}
@@ -144,6 +156,16 @@ def compile_template(template: str, where: str) -> jinja2.Template:
             f"prompts: the chat template of {where} is no jinja ({error}); a working template is needed. Export the "
             "file again."
         ) from error
+
+
+class _Generation(Extension):
+    """``{% generation %}`` marks what an assistant wrote, for training; here it is its content."""
+
+    tags = {"generation"}  # noqa: RUF012 - as jinja's own extensions have it
+
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 def _to_json(value: Any, indent: int | None = None) -> str:

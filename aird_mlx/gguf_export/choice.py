@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from aird_mlx.gguf_export import blocks, encoding
+from aird_mlx.gguf_export.completeness import EMBEDDING, OUTPUT
 from aird_mlx.gguf_export.outtypes import (
     AUTO,
     EXACT,
@@ -25,8 +26,8 @@ from aird_mlx.gguf_export.outtypes import (
     find_outtype,
     scheme_of,
 )
+from aird_mlx.gguf_export.pieces import count_rows
 from aird_mlx.gguf_export.stored import StoredTensor
-from aird_mlx.gguf_export.tensors import EMBEDDING, OUTPUT
 
 SAMPLE_ROWS = 128
 
@@ -87,8 +88,8 @@ class TypeChoice:
         if scheme in EXACT:
             return EXACT[scheme]
         if scheme not in self.nearest:
-            rows = min(source.shape[0], SAMPLE_ROWS)
-            sample = encoding.read_values(source.name, self.stored, quantization, 0, rows)
+            rows = range(min(count_rows(source.shape), SAMPLE_ROWS))
+            sample = encoding.read_values(source.name, self.stored, quantization, rows)
             self.nearest[scheme] = find_nearest(sample)
         return self.nearest[scheme][0]
 

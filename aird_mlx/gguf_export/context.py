@@ -6,6 +6,8 @@ Source: ``llama.h`` and ``examples/batched`` of llama.cpp.
 
 from __future__ import annotations
 
+import ctypes
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,6 +37,7 @@ class Context:
         self._vocab_size: int = library.llama_vocab_n_tokens(library.llama_model_get_vocab(model))
         self._context: Any = None
         self._size = (0, 0)
+        self._state: Any = b""  # room for a sequence on its way to another context
 
     def open(self, sequences: int, length: int) -> None:
         """Have an empty context for so many sequences of that length; keep the one there is if it is large enough."""
@@ -67,9 +70,37 @@ class Context:
         """Forget what was decoded."""
         self._library.llama_memory_clear(self._library.llama_get_memory(self._context), True)
 
-    def decode(self, tokens: Sequence[tuple[int, int, int, bool]]) -> np.ndarray:
-        """Run a batch of (token, position, sequence, wants logits); logits of those that want them, in order."""
+    def forget(self, sequence: int) -> None:
+        """Drop what was decoded of one sequence."""
+        self._library.llama_memory_seq_rm(self._library.llama_get_memory(self._context), sequence, -1, -1)
+
+    def copy_sequence(self, sequence: int, target: Context) -> None:
+        """Let another context of the same model, opened for as many sequences, go on where one of this one's stands.
+
+        Raises:
+            ParityError: there is no room in it.
+        """
         library = self._library
+        size = library.llama_state_seq_get_size(self._context, sequence)
+        if size > len(self._state):
+            self._state = (ctypes.c_uint8 * (2 * size))()
+        state = self._state
+        target.forget(sequence)
+        read = library.llama_state_seq_get_data(self._context, state, size, sequence)
+        if not read or not library.llama_state_seq_set_data(target._context, state, read, sequence):
+            raise ParityError(
+                f"llama.cpp: {size} bytes of a sequence's state were not taken over ({last_reason()}); room in the "
+                "other context is needed. Use a larger n_ctx."
+            )
+
+    def decode(self, tokens: Sequence[tuple[int, int, int, bool]], *, keep_lock: bool = False) -> np.ndarray:
+        """Run a batch of (token, position, sequence, wants logits); logits of those that want them, in order.
+
+        ``keep_lock``: other Python threads wait until it is done. For a short batch of a watched context that is
+        faster: ``look`` is Python, and would wait for the interpreter's lock at every node.
+        """
+        library = self._library
+        run = _locked_decode(library) if keep_lock else library.llama_decode
         batch = library.llama_batch_init(len(tokens), 0, 1)
         try:
             batch.n_tokens = len(tokens)
@@ -80,7 +111,7 @@ class Context:
                 batch.seq_id[row][0] = sequence
                 batch.logits[row] = wanted
             last_errors().clear()
-            status = library.llama_decode(self._context, batch)
+            status = run(self._context, batch)
         finally:
             library.llama_batch_free(batch)
         if status != 0:
@@ -96,6 +127,15 @@ class Context:
 
     def free(self) -> None:
         """Close it; safe to call twice."""
+        self._state = b""
         if self._context:
             self._library.llama_free(self._context)
             self._context = None
+
+
+@functools.cache
+def _locked_decode(library: Any) -> Any:
+    """``llama_decode`` called with the interpreter's lock held."""
+    decode = ctypes.PyDLL(library.llama_cpp._lib._name).llama_decode
+    decode.argtypes, decode.restype = library.llama_decode.argtypes, ctypes.c_int32
+    return decode

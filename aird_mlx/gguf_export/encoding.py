@@ -19,11 +19,13 @@ from aird_mlx.gguf_export import blocks, repack
 from aird_mlx.gguf_export.microscaling import LARGEST_NVFP4
 from aird_mlx.gguf_export.outtypes import NATIVE_KINDS, Kind
 from aird_mlx.gguf_export.packing import count_zero_codes
+from aird_mlx.gguf_export.pieces import Rows
 from aird_mlx.gguf_export.stored import StoredTensor
 from aird_mlx.gguf_export.tensors import PlannedTensor
 from aird_mlx.gguf_export.zero_exact import BITS as ZERO_EXACT
 from aird_mlx.gguf_export.zero_exact import quantize_zero_exact
 
+INFINITE_BITS = {Kind.F16: 0x7C00, Kind.BF16: 0x7F80}
 BYTES_AT_A_TIME = 1 << 20  # stay in the cache while they are hashed and written
 LARGEST_F16 = 65504.0
 # Largest absolute value: what the f16 scale of a block, times its largest code, can reach.
@@ -38,7 +40,6 @@ LARGEST = {
     Kind.TQ2_0: LARGEST_F16,
     Kind.NVFP4: LARGEST_NVFP4,
 }
-INFINITE_BITS = {Kind.F16: 0x7C00, Kind.BF16: 0x7F80}
 
 
 @dataclass
@@ -76,41 +77,33 @@ class Tally:
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Some whole rows of a tensor, encoded by itself."""
+class Job:
+    """Some rows of a tensor's piece, encoded by themselves."""
 
     planned: PlannedTensor
-    start: int
-    stop: int
-
-    @property
-    def heads(self) -> int:
-        """Of these rows, to be reordered."""
-        return (self.stop - self.start) * self.planned.rotated_heads // self.planned.shape[0]
+    source: str
+    rows: Rows
 
 
 # The bytes of some rows, how many weights in them are zero, and how many were before; None: as count says, as now.
 Encoded = tuple[np.ndarray, int | None, int | None]
 
 
-def pieces_of(planned: PlannedTensor) -> Iterator[Piece]:
-    """A tensor in pieces of about `BYTES_AT_A_TIME`, in order."""
-    rows = planned.shape[0]
-    step = max(1, BYTES_AT_A_TIME * rows // max(planned.size_bytes, 1))
-    if planned.rotated_heads:  # a head's rows stay together
-        head = rows // planned.rotated_heads
-        step = -(-step // head) * head
-    for start in range(0, rows, step):
-        yield Piece(planned, start, min(start + step, rows))
+def jobs_of(planned: PlannedTensor) -> Iterator[Job]:
+    """A tensor in order, about `BYTES_AT_A_TIME` each; where values are changed, whole pieces."""
+    count = planned.parameters // planned.shape[-1] if len(planned.shape) > 1 else planned.parameters
+    step = max(1, BYTES_AT_A_TIME * count // max(planned.size_bytes, 1))
+    for piece in planned.pieces:
+        length = step if planned.change is None else max(len(piece.rows), 1)
+        for start in range(0, len(piece.rows), length):
+            yield Job(planned, piece.source, piece.rows[start : start + length])
 
 
-def encode_piece(
-    piece: Piece, stored: Mapping[str, StoredTensor], zero_exact: bool = False
-) -> tuple[np.ndarray, Tally]:
-    """The bytes of some rows, uint8, and what was counted in them; needs nothing of other pieces.
+def encode_job(job: Job, stored: Mapping[str, StoredTensor], zero_exact: bool = False) -> tuple[np.ndarray, Tally]:
+    """The bytes of some rows, uint8, and what was counted in them; needs nothing of others.
 
     Args:
-        piece: what to write.
+        job: what to write.
         stored: headers of the folder.
         zero_exact: types that can are written with an exact zero.
 
@@ -118,40 +111,21 @@ def encode_piece(
         ModelError: the file cannot be read.
         ExportError: a value is not finite, or too large for the type it is to be written in.
     """
-    planned, tally = piece.planned, Tally()
-    if planned.is_exact:
-        encoded, zeros, before = _repack(piece, stored, tally)
+    planned, tally = job.planned, Tally()
+    if planned.change is None and planned.is_exact:
+        encoded, zeros, before = _repack(job, stored, tally)
     else:
-        encode = _encode_plain if planned.quantization is None else _requantize
-        encoded, zeros, before = encode(piece, stored, zero_exact)
+        encode = _encode_changed if planned.change else _requantize if planned.quantization else _encode_plain
+        encoded, zeros, before = encode(job, stored, zero_exact)
     if planned.is_block_linear:
         tally.zeros = blocks.count_zeros(encoded, planned.type) if zeros is None else zeros
         tally.zeros_before = tally.zeros if before is None else before
-        tally.weights = planned.parameters // planned.shape[0] * (piece.stop - piece.start)
+        tally.weights = len(job.rows) * planned.shape[-1]
     return encoded, tally
 
 
-def permute_rows(values: np.ndarray, heads: int) -> np.ndarray:
-    """Reorder the rows of q or k from half-against-half to neighbouring pairs.
-
-    Args:
-        values: ``[heads * head_dim, in]``, or a bias ``[heads * head_dim]``.
-        heads: of this matrix (key-value heads for k); 0 leaves it as it is.
-
-    Returns:
-        A new array of the same shape.
-
-    >>> permute_rows(np.arange(8), 2).tolist()
-    [0, 2, 1, 3, 4, 6, 5, 7]
-    """
-    if not heads:
-        return values
-    halves = values.reshape(heads, 2, values.shape[0] // heads // 2, *values.shape[1:])
-    return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(values.shape))
-
-
 def read_values(
-    source: str, stored: Mapping[str, StoredTensor], quantization: Mapping[str, Any] | None, start: int, stop: int
+    source: str, stored: Mapping[str, StoredTensor], quantization: Mapping[str, Any] | None, rows: Rows
 ) -> np.ndarray:
     """Rows of a weight as float32: its values, or what MLX decodes.
 
@@ -159,13 +133,14 @@ def read_values(
         source: name of the weight in the folder.
         stored: headers of the folder.
         quantization: keyword arguments of ``mx.dequantize``, None for plain weights.
+        rows: of the matrix that its leading axes make.
 
     Raises:
         ModelError: the rows cannot be read, or are no weights that MLX quantized.
     """
     if quantization is None:
-        return _as_float(stored[source].read_rows(start, stop), stored[source].dtype)
-    codes, scales, biases = _read_parts(source, stored, start, stop)
+        return _as_float(stored[source].read(rows), stored[source].dtype)
+    codes, scales, biases = _read_parts(source, stored, rows)
     try:
         if biases is None:
             decoded = mx.dequantize(mx.array(codes), mx.array(scales), **quantization)
@@ -185,10 +160,9 @@ def relative_error(values: np.ndarray, encoded: np.ndarray, kind: Kind) -> float
     return float(np.linalg.norm(blocks.dequantize(encoded, kind) - values)) / norm if norm else 0.0
 
 
-def _encode_plain(piece: Piece, stored: Mapping[str, StoredTensor], zero_exact: bool) -> Encoded:
-    planned = piece.planned
-    tensor, kind = stored[planned.source], planned.type
-    rows = tensor.read_rows(piece.start, piece.stop)
+def _encode_plain(job: Job, stored: Mapping[str, StoredTensor], zero_exact: bool) -> Encoded:
+    tensor, kind = stored[job.source], job.planned.type
+    rows = tensor.read(job.rows)
     same = tensor.dtype == kind.name
     if kind in INFINITE_BITS and (same or (tensor.dtype, kind) == ("BF16", Kind.F16)):
         # What bfloat16 has below float16's range becomes zero.
@@ -196,55 +170,56 @@ def _encode_plain(piece: Piece, stored: Mapping[str, StoredTensor], zero_exact: 
         magnitude = bits << 1  # without the sign
         if not bits.size or magnitude.max() < INFINITE_BITS[kind] << 1:
             zeros = bits.size - int(np.count_nonzero(magnitude))
-            return permute_rows(bits, piece.heads).view(np.uint8), zeros, zeros - vanished
-    return _quantize(piece, _as_float(rows, tensor.dtype), zero_exact)
+            return bits.view(np.uint8), zeros, zeros - vanished
+    return _encode_values(job, _as_float(rows, tensor.dtype), zero_exact)
 
 
-def _requantize(piece: Piece, stored: Mapping[str, StoredTensor], zero_exact: bool) -> Encoded:
-    planned = piece.planned
-    values = read_values(planned.source, stored, planned.quantization, piece.start, piece.stop)
-    return _quantize(piece, values, zero_exact)
+def _requantize(job: Job, stored: Mapping[str, StoredTensor], zero_exact: bool) -> Encoded:
+    return _encode_values(job, read_values(job.source, stored, job.planned.quantization, job.rows), zero_exact)
 
 
-def _quantize(piece: Piece, values: np.ndarray, zero_exact: bool) -> Encoded:
-    planned = piece.planned
-    _check_range(planned, values, piece.start)
+def _encode_changed(job: Job, stored: Mapping[str, StoredTensor], zero_exact: bool) -> Encoded:
+    assert job.planned.change is not None
+    values = job.planned.change(read_values(job.source, stored, job.planned.quantization, job.rows))
+    return _encode_values(job, values.reshape(-1, job.planned.shape[-1]), zero_exact)
+
+
+def _encode_values(job: Job, values: np.ndarray, zero_exact: bool) -> Encoded:
+    planned = job.planned
+    _check_range(planned, job.source, values, job.rows)
     before = blocks.count_zeros(values, Kind.F32) if planned.is_block_linear else None
     quantize = quantize_zero_exact if zero_exact and planned.type in ZERO_EXACT else blocks.quantize
-    return quantize(permute_rows(values, piece.heads), planned.type), None, before
+    return quantize(values, planned.type), None, before
 
 
-def _repack(piece: Piece, stored: Mapping[str, StoredTensor], tally: Tally) -> Encoded:
-    planned, settings = piece.planned, piece.planned.quantization
+def _repack(job: Job, stored: Mapping[str, StoredTensor], tally: Tally) -> Encoded:
+    planned, settings = job.planned, job.planned.quantization
     assert settings is not None
-    stem = planned.source.removesuffix(".weight")
-    codes = stored[planned.source].read_rows(piece.start, piece.stop)
+    stem = job.source.removesuffix(".weight")
+    codes = stored[job.source].read(job.rows)
     if f"{stem}.biases" not in stored:
-        scales = stored[f"{stem}.scales"].read_rows(piece.start, piece.stop)
+        scales = stored[f"{stem}.scales"].read(job.rows)
         undefined = int((scales == 255).sum() if planned.type == Kind.MXFP4 else (scales >= 127).sum())
         if undefined:
-            raise _not_finite(planned, undefined, piece.start, "scales")
+            raise _not_finite(job.source, undefined, job.rows, "scales")
         repacked = repack.repack_mxfp4 if planned.type == Kind.MXFP4 else repack.repack_nvfp4
-        return repacked(permute_rows(codes, piece.heads), permute_rows(scales, piece.heads)), None, None
-    parts = [_read_halves(piece, stored[f"{stem}.{part}"]) for part in ("scales", "biases")]
+        return repacked(codes, scales), None, None
+    parts = [_read_halves(job, stored[f"{stem}.{part}"]) for part in ("scales", "biases")]
     (scales, exact_scales, _), (biases, exact_biases, _) = parts
     inexact = sum(count for *_, count in parts)
     tally.scales, tally.inexact_scales = scales.size + biases.size, inexact
     zeros, before = None, None
     bits, group_size = int(settings["bits"]), int(settings.get("group_size", 64))
     if inexact and planned.is_block_linear:  # then the zeros of the folder need not be those of the file
-        before = blocks.count_zeros(
-            read_values(planned.source, stored, settings, piece.start, piece.stop), Kind.F32
-        )  # fmt: skip
+        before = blocks.count_zeros(read_values(job.source, stored, settings, job.rows), Kind.F32)
     elif bits == 4 and planned.is_block_linear:
         zeros = count_zero_codes(codes, exact_scales, exact_biases, group_size)
-    ordered = [permute_rows(part, piece.heads) for part in (codes, scales, biases)]
-    return repack.repack_affine(*ordered, bits=bits, group_size=group_size), zeros, before
+    return repack.repack_affine(codes, scales, biases, bits=bits, group_size=group_size), zeros, before
 
 
-def _read_halves(piece: Piece, tensor: StoredTensor) -> tuple[np.ndarray, np.ndarray, int]:
+def _read_halves(job: Job, tensor: StoredTensor) -> tuple[np.ndarray, np.ndarray, int]:
     """Scales or biases of some rows as float16, as float32 before that, and how many float16 does not hold."""
-    rows = tensor.read_rows(piece.start, piece.stop)
+    rows = tensor.read(job.rows)
     values = _as_float(rows, tensor.dtype)
     if tensor.dtype == "BF16":
         bits, inexact, _ = blocks.bfloat16_to_half(rows)
@@ -254,47 +229,43 @@ def _read_halves(piece: Piece, tensor: StoredTensor) -> tuple[np.ndarray, np.nda
             halves = values.astype(np.float16)
         inexact = 0 if tensor.dtype == "F16" else int(np.count_nonzero(halves != values))
     if not np.isfinite(halves).all():
-        _check_range(piece.planned, values, piece.start)
+        _check_range(job.planned, job.source, values, job.rows)
     return halves, values, inexact
 
 
 def _read_parts(
-    source: str, stored: Mapping[str, StoredTensor], start: int, stop: int
+    source: str, stored: Mapping[str, StoredTensor], rows: Rows
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Codes, scales, and biases if it has any; those of an affine quantization as float32."""
     stem = source.removesuffix(".weight")
-    codes = stored[source].read_rows(start, stop)
+    codes = stored[source].read(rows)
     scales = stored[f"{stem}.scales"]
     if f"{stem}.biases" not in stored:
-        return codes, scales.read_rows(start, stop), None
+        return codes, scales.read(rows), None
     biases = stored[f"{stem}.biases"]
-    return (
-        codes,
-        _as_float(scales.read_rows(start, stop), scales.dtype),
-        _as_float(biases.read_rows(start, stop), biases.dtype),
-    )
+    return codes, _as_float(scales.read(rows), scales.dtype), _as_float(biases.read(rows), biases.dtype)
 
 
 def _as_float(rows: np.ndarray, dtype: str) -> np.ndarray:
     return blocks.bfloat16_to_float(rows) if dtype == "BF16" else rows.astype(np.float32, copy=False)
 
 
-def _check_range(planned: PlannedTensor, values: np.ndarray, start: int) -> None:
+def _check_range(planned: PlannedTensor, source: str, values: np.ndarray, rows: Rows) -> None:
     if not values.size:
         return
     largest = max(float(values.max()), -float(values.min()))  # NaN and inf come through
     if not np.isfinite(largest):
-        raise _not_finite(planned, int(values.size - np.isfinite(values).sum()), start, "values")
+        raise _not_finite(source, int(values.size - np.isfinite(values).sum()), rows, "values")
     limit = LARGEST.get(planned.type)
     if limit is not None and largest > limit:
         raise ExportError(
-            f"gguf: {planned.source} reaches {largest:.6g}; {NATIVE_KINDS[planned.type]} holds at most {limit:g}. "
+            f"gguf: {source} reaches {largest:.6g}; {NATIVE_KINDS[planned.type]} holds at most {limit:g}. "
             "Use outtype f32 or bf16."
         )
 
 
-def _not_finite(planned: PlannedTensor, count: int, start: int, what: str) -> ExportError:
+def _not_finite(source: str, count: int, rows: Rows, what: str) -> ExportError:
     return ExportError(
-        f"gguf: {planned.source} holds {count} {what} that are not finite near row {start}; finite weights are "
+        f"gguf: {source} holds {count} {what} that are not finite near row {rows[0]}; finite weights are "
         "needed. Repair or compress the model again."
     )

@@ -8,46 +8,39 @@ import gguf
 import numpy as np
 
 from aird_mlx.errors import ExportError
-from aird_mlx.gguf_export import metadata, tokenizer
+from aird_mlx.gguf_export import general, tokenizer
+from aird_mlx.gguf_export.hyperparameters import write_keys
 from aird_mlx.gguf_export.outtypes import Kind
 from aird_mlx.gguf_export.preparation import Prepared
 
 EXTRA_PREFIX = "aird."
-ROPE_FACTORS = "rope_freqs.weight"
 
 Value = str | int | float | bool
 
 
-def describe(prepared: Prepared, name: str, extra: Mapping[str, Value]) -> gguf.GGUFWriter:
+def describe(prepared: Prepared, name: str | None, extra: Mapping[str, Value]) -> gguf.GGUFWriter:
     """A writer with every key and tensor header.
 
     Args:
         prepared: what the file is to be.
-        name: for ``general.name``.
+        name: for ``general.name``; None: as the model's files say.
         extra: see `add_extra_metadata`.
 
     Raises:
         ExportError: as `add_extra_metadata`.
     """
-    plan, factors = prepared.plan, prepared.factors
+    plan = prepared.plan
     writer = gguf.GGUFWriter(None, prepared.hyperparameters.architecture)
-    writer.add_type("model")
-    writer.add_name(name)
-    writer.add_size_label(gguf.size_label(prepared.parameters, 0, 0, 0))
-    licence = metadata.read_licence(prepared.folder)
-    if licence is not None:
-        writer.add_license(licence)
-    writer.add_file_type(int(prepared.wanted.file_type))
-    writer.add_quantization_version(metadata.QUANTIZATION_VERSION)
-    metadata.add_hyperparameters(writer, prepared.hyperparameters, plan[0].shape[0])
+    write_keys(writer, prepared.family.keys, prepared.hyperparameters)
     tokenizer.add_vocabulary(writer, prepared.vocabulary)
     add_extra_metadata(writer, extra)
-    if factors is not None:
-        writer.add_tensor_info(ROPE_FACTORS, factors.shape, factors.dtype, factors.nbytes, Kind.F32)
+    for name_of_extra, values in prepared.extra.items():
+        writer.add_tensor_info(name_of_extra, values.shape, values.dtype, values.nbytes, Kind.F32)
     for planned in plan:
         writer.add_tensor_info(
             planned.name, planned.shape, np.dtype(np.float32), planned.size_bytes, raw_dtype=planned.type
         )
+    general.add_general(writer, prepared.folder, name, prepared.wanted.file_type, prepared.vocabulary.tokens)
     return writer
 
 

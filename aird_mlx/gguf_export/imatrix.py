@@ -83,7 +83,7 @@ def measure_imatrix(
     Raises:
         ModelError: activations are not finite.
     """
-    sources = {planned.source: planned for planned in plan}
+    matrices = [planned for planned in plan if planned.is_block_linear and len(planned.shape) == 2]
     names = model.architecture.linear_names
     tokens = sum(batch.counted.sum().item() for batch in batches)
     entries: dict[str, Importance] = {}
@@ -91,8 +91,8 @@ def measure_imatrix(
     while not walk.is_done:
         place = f"{model.architecture.blocks.rsplit('.', 1)[-1]}.{walk.layer}."
         for name, squares in input_squares(walk, names).items():
-            ours = [planned for source, planned in sources.items() if source.endswith(f"{place}{name}.weight")]
-            for planned in ours:
+            ending = f".{place}{name}.weight"  # of which several tensors may be made, all with its inputs
+            for planned in (one for one in matrices if any(piece.source.endswith(ending) for piece in one.pieces)):
                 entries[planned.name] = Importance(np.array(squares)[None], np.array([tokens], dtype=np.float32))
         walk.advance()
         progress(walk.layer, len(model.blocks))
@@ -108,7 +108,7 @@ def check_imatrix(imatrix: Imatrix, plan: Sequence[PlannedTensor]) -> list[str]:
     Raises:
         ExportError: an entry has another size than its matrix, or none is of this model.
     """
-    matrices = [planned for planned in plan if planned.name.startswith("blk.") and len(planned.shape) > 1]
+    matrices = [planned for planned in plan if planned.is_block_linear]
     for planned in matrices:
         entry = imatrix.entries.get(planned.name)
         experts = planned.shape[0] if len(planned.shape) > 2 else 1

@@ -11,12 +11,16 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-from aird_mlx.errors import ModelError
-from aird_mlx.gguf_export import metadata, tensors, tokenizer
+from aird_mlx.errors import ModelError, PromptError
+from aird_mlx.gguf_export import general, tensors, tokenizer
+from aird_mlx.gguf_export.chat import compile_template
 from aird_mlx.gguf_export.choice import TypeChoice
+from aird_mlx.gguf_export.families import Family, read_hyperparameters
+from aird_mlx.gguf_export.hyperparameters import Hyperparameters, read_json, read_keys
 from aird_mlx.gguf_export.llama_quantizer import check_quantizer
 from aird_mlx.gguf_export.notes import notes_on_plan
 from aird_mlx.gguf_export.outtypes import AUTO, OutType, find_outtype
+from aird_mlx.gguf_export.quantized import as_mlx_quantizes
 from aird_mlx.gguf_export.stored import StoredTensor, read_stored_tensors
 
 
@@ -26,25 +30,27 @@ class Prepared:
 
     Attributes:
         folder: the model's.
+        family: its row of the table.
         hyperparameters: from its config.
         stored: headers of its weights.
         plan: the tensors of the file.
         embedding_type, output_type: as asked for; llama.cpp's quantizer gets them.
         vocabulary: from its tokenizer.
         wanted: the type of the file, never ``auto``.
-        factors: what goes before the planned tensors as ``rope_freqs.weight``; None for most models.
+        extra: what goes before the planned tensors: name to float32 array; for rope scalings.
         notes: where llama.cpp will differ from MLX, one sentence each.
     """
 
     folder: Path
-    hyperparameters: metadata.Hyperparameters
+    family: Family
+    hyperparameters: Hyperparameters
     stored: dict[str, StoredTensor]
     plan: list[tensors.PlannedTensor]
     embedding_type: str | None
     output_type: str | None
     vocabulary: tokenizer.Vocabulary
     wanted: OutType
-    factors: np.ndarray | None
+    extra: dict[str, np.ndarray]
     notes: tuple[str, ...]
 
     @property
@@ -55,8 +61,7 @@ class Prepared:
     @property
     def size_bytes(self) -> int:
         """Of the tensors, padding included."""
-        own = 0 if self.factors is None else self.factors.nbytes
-        sizes = [own, *(planned.size_bytes for planned in self.plan)]
+        sizes = [*(array.nbytes for array in self.extra.values()), *(planned.size_bytes for planned in self.plan)]
         return sum(gguf.GGUFWriter.ggml_pad(size, gguf.GGUF_DEFAULT_ALIGNMENT) for size in sizes)
 
 
@@ -71,25 +76,46 @@ def prepare(folder: Path, outtype: str, embedding_type: str | None = None, outpu
     """
     if not folder.is_dir():
         raise ModelError(f"model: {folder} is not a folder; a local model folder is needed. Check the path.")
-    config = metadata.read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     if not config:
         raise ModelError(f"model: {folder} has no config.json; a model folder is needed. Check the path.")
-    hyperparameters = metadata.read_hyperparameters(config)
-    stored = read_stored_tensors(folder)
-    quantization = config.get("quantization") or config.get("quantization_config")
-    choice = TypeChoice(outtype, stored, embedding_type, output_type)
-    plan = tensors.plan_tensors(stored, hyperparameters, choice.choose, quantization)
+    try:
+        family, hyperparameters = read_hyperparameters(config)
+        stored, quantization = as_mlx_quantizes(
+            read_stored_tensors(folder), config.get("quantization") or config.get("quantization_config")
+        )
+        choice = TypeChoice(outtype, stored, embedding_type, output_type)
+        plan = tensors.plan_tensors(stored, family, hyperparameters, choice.choose, quantization)
+        extra, limits = family.extra(hyperparameters), family.limits(hyperparameters)
+        read_keys(family.keys, hyperparameters)
+    except (ValueError, TypeError, AttributeError, ArithmeticError, IndexError, KeyError) as error:
+        raise ModelError(
+            f"model: config.json has a value that is not what its key means ({error}); numbers, and objects for the "
+            "rope settings, are needed. Use the config of these weights."
+        ) from error
     wanted = find_outtype(tensors.common_type(plan) if outtype == AUTO else outtype)
     if not wanted.native:
         check_quantizer(wanted)
     vocabulary = tokenizer.read_vocabulary(folder, plan[0].shape[0])
-    notes = [*metadata.find_limits(config, hyperparameters), *vocabulary.notes, *notes_on_plan(plan, choice, wanted)]
-    if not vocabulary.chat_templates.get("default"):
-        notes.append("the folder has no chat template, so neither has the file: chat programs will guess one")
-    factors = metadata.rope_frequency_factors(hyperparameters)
+    notes = [*limits, *vocabulary.notes, *notes_on_plan(plan, choice, wanted)]
+    notes += _notes_on_template(vocabulary.chat_templates.get("default"))
+    notes += general.read_card(folder).notes
     return Prepared(
-        folder, hyperparameters, stored, plan, embedding_type, output_type, vocabulary, wanted, factors, tuple(notes)
-    )
+        folder, family, hyperparameters, stored, plan, embedding_type, output_type, vocabulary, wanted, extra,
+        tuple(notes),
+    )  # fmt: skip
+
+
+def _notes_on_template(template: str | None) -> list[str]:
+    """What chat programs will make of the chat template, in a sentence; empty if they can use it."""
+    if not template:
+        return ["the folder has no chat template, so neither has the file: chat programs will guess one"]
+    try:
+        compile_template(template, "the folder")
+    except PromptError as error:
+        reason = str(error).partition(" (")[2].partition("); a working")[0]
+        return [f"the chat template is no jinja ({reason}): llama.cpp will not render it"]
+    return []
 
 
 def check_exportable(folder: Path, outtype: str) -> tuple[str, ...]:

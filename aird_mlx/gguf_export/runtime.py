@@ -82,8 +82,7 @@ class LlamaRuntime:
         self.vocab_size: int = self._library.llama_vocab_n_tokens(self._vocab)
         self.hidden: int = self._library.llama_model_n_embd(self._model)
         self.blocks: int = self._library.llama_model_n_layer(self._model)
-        look = None if self.tap is None else self.tap.callback
-        self._context = Context(self._library, self._model, n_batch=self.n_batch, n_threads=self.n_threads, look=look)
+        self._context = self.new_context()
 
     def __enter__(self) -> LlamaRuntime:
         return self
@@ -92,6 +91,11 @@ class LlamaRuntime:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def new_context(self, *, tapped: bool = True) -> Context:
+        """Another context of the model, to be freed before it; ``tapped``: `tap` sees what it computes."""
+        look = self.tap.callback if tapped and self.tap is not None else None
+        return Context(self._library, self._model, n_batch=self.n_batch, n_threads=self.n_threads, look=look)
 
     def close(self) -> None:
         """Free the context and the model; safe to call twice."""
@@ -132,6 +136,14 @@ class LlamaRuntime:
     def end_tokens(self) -> list[int]:
         """The tokens that end an answer, as the file says."""
         return [token for token in range(self.vocab_size) if self._library.llama_vocab_is_eog(self._vocab, token)]
+
+    @functools.cached_property
+    def control_texts(self) -> list[str]:
+        """How the tokens are written that steer the model and stand for no text, as turns' beginnings and ends."""
+        library, vocab = self._library, self._vocab
+        tokens = [token for token in range(self.vocab_size) if library.llama_vocab_is_control(vocab, token)]
+        texts = [library.llama_vocab_get_text(vocab, token).decode("utf-8", errors="replace") for token in tokens]
+        return [text for text in texts if text]
 
     def special_text(self, name: str) -> str:
         """How the special token ``bos`` or ``eos`` is written; "" if the file has none."""

@@ -24,6 +24,7 @@ ARRAYS = {
     "U32": np.uint32,
     "U8": np.uint8,
 }
+MOST_UNUSED = 4  # rows read for one that is wanted
 
 
 @dataclass(frozen=True)
@@ -36,24 +37,45 @@ class StoredTensor:
     shape: tuple[int, ...]
     offset: int = 0
 
-    def read_rows(self, start: int, stop: int) -> np.ndarray:
-        """Rows ``start`` to ``stop`` of the first axis, as `ARRAYS` says.
+    def read(self, rows: range | np.ndarray) -> np.ndarray:
+        """Rows of the matrix that the leading axes make, as `ARRAYS` says; a vector's numbers are its rows.
+
+        Args:
+            rows: their numbers, in the order wanted.
+
+        Returns:
+            ``[row, in]``, or ``[row]`` of a vector.
 
         Raises:
             ModelError: the file cannot be read.
         """
         kind = np.dtype(ARRAYS[self.dtype])
-        width = math.prod(self.shape[1:])
-        count = (stop - start) * width
+        width = self.shape[-1] if len(self.shape) > 1 else 1
+        first, last = _ends(rows)
+        count = (last - first + 1) * width
         try:
-            values = np.fromfile(self.file, kind, count, offset=self.offset + start * width * kind.itemsize)
-            if values.size != count:
-                raise OSError(f"{values.size} of {count} values")
-        except OSError as error:
+            if len(rows) * MOST_UNUSED < last - first + 1:  # far apart: map the tensor, so that only these are read
+                total = math.prod(self.shape)
+                mapped: np.ndarray = np.memmap(self.file, kind, "r", self.offset, (total // max(width, 1), width))
+                values, first = mapped, 0
+            else:
+                values = np.fromfile(self.file, kind, count, offset=self.offset + first * width * kind.itemsize)
+                if values.size != count:
+                    raise OSError(f"{values.size} of {count} values")
+        except (OSError, ValueError) as error:
             raise ModelError(
                 f"model: {self.name} in {self.file} cannot be read ({error}); the whole file is needed. Copy it again."
             ) from error
-        return values.reshape(stop - start, *self.shape[1:])
+        values = values.reshape(-1, width)
+        if not isinstance(rows, range) or rows.step != 1:
+            values = values[np.asarray(rows) - first]
+        return values if len(self.shape) > 1 else values.reshape(-1)
+
+
+def _ends(rows: range | np.ndarray) -> tuple[int, int]:
+    if isinstance(rows, range):
+        return (min(rows[0], rows[-1]), max(rows[0], rows[-1])) if rows else (0, -1)
+    return (int(rows.min()), int(rows.max())) if len(rows) else (0, -1)
 
 
 def read_stored_tensors(folder: Path) -> dict[str, StoredTensor]:

@@ -1,8 +1,8 @@
-"""The plan of a GGUF file: which tensor of the folder goes where, in which row order and how it is stored.
+"""The plan of a GGUF file: which rows of the folder's tensors go where, and how they are stored.
 
 Made from the files' headers alone (names, shapes, types), so everything that can be refused is refused before a
-weight is read. Row order: llama.cpp rotates neighbouring pairs for its llama architecture while MLX rotates half
-against half, so q and k rows are permuted there, and only there. Source: llama.cpp's ``conversion/llama.py``.
+weight is read. A family's operations (`pieces`) bring the folder's tensors, in whichever layout, to Hugging Face's
+names; PyPI's ``gguf`` knows what llama.cpp calls those. Source: ``conversion/base.py`` of llama.cpp.
 """
 
 from __future__ import annotations
@@ -10,38 +10,38 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import gguf
 
 from aird_mlx.errors import ExportError, ModelError
-from aird_mlx.gguf_export.metadata import Hyperparameters
+from aird_mlx.gguf_export.completeness import EMBEDDING, OUTPUT, check_complete, check_places, check_shapes, refuse
+from aird_mlx.gguf_export.families import Family
+from aird_mlx.gguf_export.hyperparameters import Hyperparameters
 from aird_mlx.gguf_export.outtypes import EXACT, NATIVE_KINDS, Kind, block_length, scheme_of
+from aird_mlx.gguf_export.pieces import Draft, Drafts, Piece, Values, drop, rename, take_all
+from aird_mlx.gguf_export.quantized import bare_names, plain_shape, quantization_of
 from aird_mlx.gguf_export.stored import ARRAYS, StoredTensor
-
-EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
 
 # From GGUF name, shape, header and MLX quantization of a matrix to the type it is written in.
 Choose = Callable[[str, tuple[int, ...], StoredTensor, Mapping[str, Any] | None], Kind]
 
-# name inside a block -> (GGUF name, shape as words of `_sizes`)
-BLOCK_LINEARS = {
-    "self_attn.q_proj": ("attn_q", "query", "hidden"),
-    "self_attn.k_proj": ("attn_k", "key", "hidden"),
-    "self_attn.v_proj": ("attn_v", "key", "hidden"),
-    "self_attn.o_proj": ("attn_output", "hidden", "query"),
-    "mlp.gate_proj": ("ffn_gate", "intermediate", "hidden"),
-    "mlp.up_proj": ("ffn_up", "intermediate", "hidden"),
-    "mlp.down_proj": ("ffn_down", "hidden", "intermediate"),
-}
-BLOCK_NORMS = {
-    "input_layernorm": ("attn_norm", "hidden"),
-    "post_attention_layernorm": ("ffn_norm", "hidden"),
-    "self_attn.q_norm": ("attn_q_norm", "head"),
-    "self_attn.k_norm": ("attn_k_norm", "head"),
-}
+# Of matrices too, llama.cpp wants these as they are: routers, convolutions, positions, small recurrent ones.
+ALWAYS_F32 = re.compile(
+    r"_norm\.weight$|(?<!\.weight)$|(^|\.)(ffn_gate_inp|ffn_gate_inp_shexp|position_embd|token_types|ssm_conv1d"
+    r"|shortconv\.conv|time_mix_first|time_mix_w1|time_mix_w2|time_mix_decay_w1|time_mix_decay_w2|time_mix_lerp_fused"
+    r")\.weight$"
+)
+# What every layout may have: the language model inside a larger one, names without their prefix, rope tables.
+EVERYWHERE = (
+    drop(r"(^|\.)(vision_tower|vision_model|visual|multi_modal_projector|audio_tower|embed_vision)\."),
+    rename(r"^(model\.language_model\.|language_model\.model\.)", "model."),
+    rename(r"^language_model\.", ""),
+    rename(r"^(?=embed_tokens\.|layers\.|norm\.)", "model."),
+    drop(r"(rotary_emb|attention\.rope|rope)\.inv_freq$"),
+)
 
 
 @dataclass(frozen=True)
@@ -50,19 +50,24 @@ class PlannedTensor:
 
     Attributes:
         name: in the GGUF file.
-        source: name in the folder, without ``.scales`` and ``.biases`` of a quantized weight.
-        shape: ``[out, in]``, or ``[out]``.
+        shape: ``[out, in]``, ``[expert, out, in]``, or ``[out]``.
         type: how it is written.
-        rotated_heads: number of heads whose rows are reordered, 0 for none.
+        pieces: the stored rows it is made of, in order.
+        change: function of each piece's float32 values, None to take them as they are.
         quantization: keyword arguments of ``mx.dequantize``, None for plain weights.
     """
 
     name: str
-    source: str
     shape: tuple[int, ...]
     type: Kind
-    rotated_heads: int = 0
+    pieces: tuple[Piece, ...]
+    change: Values | None = field(default=None, compare=False)
     quantization: dict[str, Any] | None = None
+
+    @property
+    def source(self) -> str:
+        """The stored tensor it begins with."""
+        return self.pieces[0].source
 
     @property
     def parameters(self) -> int:
@@ -74,6 +79,7 @@ class PlannedTensor:
         """Whether it takes over the codes and scales of an MLX-quantized weight."""
         return (
             self.quantization is not None
+            and self.change is None
             and EXACT.get(scheme_of(self.quantization)) == self.type
             and self.shape[-1] % block_length(self.type) == 0
         )
@@ -95,8 +101,12 @@ class PlannedTensor:
 
 
 def is_block_linear(name: str, shape: tuple[int, ...]) -> bool:
-    """Whether a GGUF tensor is the matrix of a linear inside a block."""
-    return name.startswith("blk.") and len(shape) == 2
+    """Whether a GGUF tensor is the matrix of a linear inside a block, or those of its experts.
+
+    >>> is_block_linear("blk.0.ffn_up_exps.weight", (4, 64, 32)), is_block_linear("blk.0.ffn_gate_inp.weight", (4, 32))
+    (True, False)
+    """
+    return name.startswith("blk.") and len(shape) > 1 and not ALWAYS_F32.search(name)
 
 
 def common_type(plan: list[PlannedTensor]) -> str:
@@ -109,14 +119,16 @@ def common_type(plan: list[PlannedTensor]) -> str:
 
 def plan_tensors(
     stored: Mapping[str, StoredTensor],
+    family: Family,
     hyperparameters: Hyperparameters,
     choose: Choose,
     quantization: Mapping[str, Any] | None = None,
 ) -> list[PlannedTensor]:
-    """Decide every tensor of the GGUF file: its name, shape, type, row order and how its source is stored.
+    """Decide every tensor of the GGUF file: its name, shape, type, and the stored rows it is made of.
 
     Args:
         stored: headers of the model folder.
+        family: the folder's.
         hyperparameters: of the same folder.
         choose: the type of a matrix; one-dimensional tensors are always f32.
         quantization: the ``quantization`` entry of an MLX config, None for plain weights.
@@ -128,136 +140,78 @@ def plan_tensors(
         ExportError: a tensor in the folder has no place in the architecture, or is stored in a type that is no number.
         ModelError: a tensor is missing or has another shape than the config says.
     """
-    sizes = _sizes(hyperparameters)
-    bare = {re.sub(r"\.(scales|biases)$", ".weight", name) for name in stored}
-    prefix = "" if any(name.startswith("embed_tokens.") for name in bare) else "model."
-    left_over = {name for name in bare if not name.endswith(".rotary_emb.inv_freq")}
-    plan: list[PlannedTensor] = []
-    for place in _places(hyperparameters, prefix):
-        if place.source in left_over:
-            left_over.remove(place.source)
-            plan.append(_plan_tensor(place, sizes, stored, choose, quantization))
-        elif not place.optional:
-            raise ModelError(
-                f"model: no tensor {place.source}; {hyperparameters.model_type} needs it. Copy the folder again."
-            )
-    if hyperparameters.tied:
-        left_over.discard("lm_head.weight")  # a copy of the embedding that some folders still carry
-    if left_over:
-        raise ExportError(
-            f"gguf: {len(left_over)} tensors have no place in {hyperparameters.architecture}, first "
-            f"{min(left_over)}; every weight must be written. Use llama.cpp's convert_hf_to_gguf.py for this model."
-        )
+    settings = {name: quantization_of(name, stored, quantization) for name in bare_names(stored)}
+    drafts: Drafts = [take_all(name, plain_shape(name, stored, found)) for name, found in settings.items()]
+    for operation in (*EVERYWHERE, *family.tensors):
+        drafts = operation(drafts, hyperparameters)
+    named = _name_drafts(drafts, hyperparameters)
+    if hyperparameters.tied and OUTPUT in named and named[OUTPUT].change is None:
+        del named[OUTPUT]  # a copy of the embedding that some folders still carry; not one that was computed
+    order = {name: number for number, name in enumerate(_names_of(hyperparameters.architecture))}
+    named = {name: named[name] for name in sorted(named, key=lambda name: _place_of(name, order))}
+    check_places(named, family, hyperparameters)
+    check_complete(named, family, hyperparameters)
+    check_shapes(named, family, hyperparameters)
+    plan = [_plan_tensor(name, draft, settings, stored, choose) for name, draft in named.items()]
     rows = [tensor.shape[0] for tensor in plan if tensor.name in (EMBEDDING, OUTPUT)]
     if len(set(rows)) > 1:
         raise ModelError(f"model: embedding and output have {rows} rows; they must agree. Use a consistent folder.")
     return plan
 
 
-@dataclass(frozen=True)
-class _Place:
-    """Where a tensor of the folder goes: both names, and its shape as words of `_sizes`."""
+def _name_drafts(drafts: Drafts, hyperparameters: Hyperparameters) -> dict[str, Draft]:
+    """GGUF name to draft."""
+    architectures = {name: architecture for architecture, name in gguf.MODEL_ARCH_NAMES.items()}
+    names = gguf.get_tensor_name_map(architectures[hyperparameters.architecture], hyperparameters.blocks)
+    named: dict[str, Draft] = {}
+    left_over = []
+    for draft in drafts:
+        name = draft.name if draft.name.startswith("blk.") else names.get_name(draft.name, (".weight", ".bias"))
+        if name is None or name in named:
+            left_over.append(draft.source)
+        else:
+            named[name] = draft
+    refuse(left_over, hyperparameters)
+    return named
 
-    source: str
-    name: str
-    axes: tuple[str, ...]
-    optional: bool = False
-    rotated_heads: int = 0
+
+def _names_of(architecture: str) -> list[str]:
+    """All tensors of an architecture in gguf's order, ``blk.{bid}.attn_norm``."""
+    architectures = {name: one for one, name in gguf.MODEL_ARCH_NAMES.items()}
+    return [gguf.TENSOR_NAMES[tensor] for tensor in gguf.MODEL_TENSORS[architectures[architecture]]]
 
 
-def _places(hyperparameters: Hyperparameters, prefix: str) -> Iterator[_Place]:
-    """All that the architecture has, in file order; names in the folder start with ``prefix``."""
-    rotated = {}
-    if hyperparameters.architecture == "llama":
-        rotated = {"attn_q": hyperparameters.heads, "attn_k": hyperparameters.kv_heads}
-    yield _Place(f"{prefix}embed_tokens.weight", EMBEDDING, ("vocab", "hidden"))
-    for block in range(hyperparameters.blocks):
-        for part, (name, axis) in BLOCK_NORMS.items():
-            if axis != "head" or hyperparameters.model_type == "qwen3":
-                yield _Place(f"{prefix}layers.{block}.{part}.weight", f"blk.{block}.{name}.weight", (axis,))
-        for part, (name, out_axis, in_axis) in BLOCK_LINEARS.items():
-            heads = rotated.get(name, 0)
-            source, target = f"{prefix}layers.{block}.{part}", f"blk.{block}.{name}"
-            yield _Place(f"{source}.weight", f"{target}.weight", (out_axis, in_axis), rotated_heads=heads)
-            yield _Place(f"{source}.bias", f"{target}.bias", (out_axis,), optional=True, rotated_heads=heads)
-    yield _Place(f"{prefix}norm.weight", "output_norm.weight", ("hidden",))
-    if not hyperparameters.tied:
-        yield _Place("lm_head.weight", OUTPUT, ("vocab", "hidden"), optional=hyperparameters.tied is None)
+def _place_of(name: str, order: Mapping[str, int]) -> tuple[int, int, int, str]:
+    """File order: embedding and positions, blocks by number, what comes after them."""
+    general = re.sub(r"^blk\.\d+\.", "blk.{bid}.", name)
+    number = order.get(re.sub(r"\.(weight|bias)$", "", general), len(order))
+    if name.startswith("blk."):
+        return 1, int(name.split(".", 2)[1]), number, name
+    return (0 if name.startswith(("token_embd.", "position_embd.")) else 2), 0, number, name
 
 
 def _plan_tensor(
-    place: _Place,
-    sizes: Mapping[str, int],
+    name: str,
+    draft: Draft,
+    settings: Mapping[str, dict[str, Any] | None],
     stored: Mapping[str, StoredTensor],
     choose: Choose,
-    quantization: Mapping[str, Any] | None,
 ) -> PlannedTensor:
-    """Check that the folder's tensor is what its place needs, and choose its type."""
-    source = place.source
-    settings = _quantization_of(source, stored, quantization)
-    shape = _plain_shape(source, stored, settings)
-    wanted = tuple(sizes.get(axis, shape[0] if shape else 0) for axis in place.axes)
-    if shape != wanted:
-        raise ModelError(
-            f"model: {source} has shape {shape}; config.json says {wanted}. Use the config of these weights."
-        )
-    if settings is None and (stored[source].dtype not in ARRAYS or stored[source].dtype[0] == "U"):
-        raise ExportError(
-            f"gguf: {source} is stored as {stored[source].dtype}; F32, F16, BF16, or MLX-quantized weights are "
-            "needed. Convert the model with `mlx_lm.convert` first."
-        )
-    kind = Kind.F32 if len(shape) < 2 else choose(place.name, shape, stored[source], settings)
-    return PlannedTensor(place.name, source, shape, kind, place.rotated_heads, settings)
-
-
-def _sizes(hyperparameters: Hyperparameters) -> dict[str, int]:
-    """Axis words to lengths; ``vocab`` is left to the embedding itself, which may be padded."""
-    return {
-        "hidden": hyperparameters.hidden,
-        "intermediate": hyperparameters.intermediate,
-        "query": hyperparameters.heads * hyperparameters.head_dim,
-        "key": hyperparameters.kv_heads * hyperparameters.head_dim,
-        "head": hyperparameters.head_dim,
-    }
-
-
-def _quantization_of(
-    source: str, stored: Mapping[str, StoredTensor], quantization: Mapping[str, Any] | None
-) -> dict[str, Any] | None:
-    """Settings of one MLX-quantized tensor: the config's, overridden by an entry under its own name."""
-    stem = source.removesuffix(".weight")
-    if f"{stem}.scales" not in stored:
-        return None
-    if quantization is None:
-        raise ModelError(
-            f"model: {stem} is quantized but config.json has no quantization entry; group_size and bits are needed. "
-            "Use the config of these weights."
-        )
-    settings = quantization.get(stem)
-    chosen = settings if isinstance(settings, Mapping) else quantization
-    kept = {key: chosen[key] for key in ("group_size", "bits", "mode") if chosen.get(key) is not None}
-    if "bits" not in kept:
-        raise ModelError(f"model: quantization of {stem} has no bits; the export needs it. Use a complete config.json.")
-    return kept
-
-
-def _plain_shape(
-    source: str, stored: Mapping[str, StoredTensor], quantization: Mapping[str, Any] | None
-) -> tuple[int, ...]:
-    if source not in stored:  # scales or biases without their weight
-        raise ModelError(f"model: no tensor {source} beside its scales; it is needed. Copy the folder again.")
-    shape = stored[source].shape
-    if quantization is None:
-        return shape
-    plain = (*shape[:-1], shape[-1] * 32 // int(quantization["bits"]))  # codes are packed into uint32
-    mode, _ = scheme_of(quantization)
-    group = int(quantization.get("group_size", 64))
-    for part in ("scales", "biases") if mode == "affine" else ("scales",):
-        found = stored.get(f"{source.removesuffix('.weight')}.{part}")
-        if found is None or found.shape != (*plain[:-1], plain[-1] // group) or found.dtype not in ARRAYS:
-            seen = "missing" if found is None else f"{found.shape} {found.dtype}"
-            raise ModelError(
-                f"model: {part} of {source} are {seen}; {mode} weights {plain} in groups of {group} need one for each "
-                "group. Use the config of these weights."
+    """Choose the type of a draft, and check that its parts are stored alike."""
+    source, quantization = draft.source, settings[draft.source]
+    for piece in draft.pieces:
+        if settings[piece.source] != quantization:
+            raise ExportError(
+                f"gguf: {piece.source} and {source} are quantized differently; {name} holds both and has one type. "
+                "Quantize all experts alike."
             )
-    return plain
+        if settings[piece.source] is None and (
+            stored[piece.source].dtype not in ARRAYS or stored[piece.source].dtype[0] == "U"
+        ):
+            raise ExportError(
+                f"gguf: {piece.source} is stored as {stored[piece.source].dtype}; F32, F16, BF16, or MLX-quantized "
+                "weights are needed. Convert the model with `mlx_lm.convert` first."
+            )
+    always = len(draft.shape) < 2 or ALWAYS_F32.search(name)
+    kind = Kind.F32 if always else choose(name, draft.shape, stored[source], quantization)
+    return PlannedTensor(name, draft.shape, kind, draft.pieces, draft.change, quantization)

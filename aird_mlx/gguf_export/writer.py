@@ -21,8 +21,9 @@ import numpy as np
 
 from aird_mlx.errors import ExportError
 from aird_mlx.gguf_export.blocks import count_zeros
-from aird_mlx.gguf_export.encoding import BYTES_AT_A_TIME, Piece, Tally, encode_piece, pieces_of
-from aird_mlx.gguf_export.header import EXTRA_PREFIX, ROPE_FACTORS, Value, describe
+from aird_mlx.gguf_export.chat_facts import ChatFacts, gather_chat_facts
+from aird_mlx.gguf_export.encoding import BYTES_AT_A_TIME, Tally, encode_job, jobs_of
+from aird_mlx.gguf_export.header import EXTRA_PREFIX, Value, describe
 from aird_mlx.gguf_export.imatrix import Imatrix, Importance, check_imatrix
 from aird_mlx.gguf_export.llama_quantizer import Order, find_mixture, quantize_file
 from aird_mlx.gguf_export.notes import notes_on_writing
@@ -71,6 +72,7 @@ class GgufFile:
         parameters: how many weights they hold together.
         size_bytes: of the file.
         sha256: of the whole file, hexadecimal.
+        chat: what chat programs need to know of it.
         sparsity: share of exact zeros among the weights of the blocks' linears, counted in what was written.
         sparsity_before: the same in what the folder holds.
         dequantized: the folder held MLX-quantized weights, which were dequantized on the way and
@@ -86,6 +88,7 @@ class GgufFile:
     parameters: int
     size_bytes: int
     sha256: str
+    chat: ChatFacts
     sparsity: float
     sparsity_before: float = 0.0
     dequantized: bool = False
@@ -118,7 +121,7 @@ def export_gguf(
         embedding_type, output_type: of these two matrices; None: as the others.
         imatrix: what llama.cpp's quantizer weighs errors by; types that this project writes itself do not use it.
         zero_exact: write q4_1 and q5_1 so that pruned weights stay exactly zero.
-        name: for ``general.name``; the folder's name by default.
+        name: for ``general.name``; by default the card's, or made from the folder's or the hub's.
         extra_metadata: further keys, each starting with ``aird.``.
         progress: called with (tensors written, tensors in all) after each tensor.
 
@@ -137,7 +140,7 @@ def export_gguf(
     order, said = _order(prepared, imatrix)
     if zero_exact:
         check_zero_exact(prepared.wanted)
-    header = describe(prepared, name or folder.resolve().name, extra_metadata or {})
+    header = describe(prepared, name, extra_metadata or {})
     tally = Tally()
     sha256 = _write(prepared, header, outfile, _encode(prepared, tally, zero_exact, progress), order)
     if not prepared.wanted.native:
@@ -145,7 +148,7 @@ def export_gguf(
     return GgufFile(
         path=outfile,
         outtype=prepared.wanted.name,
-        tensors=len(prepared.plan) + (prepared.factors is not None),
+        tensors=len(prepared.plan) + len(prepared.extra),
         parameters=prepared.parameters,
         size_bytes=outfile.stat().st_size,
         sha256=sha256,
@@ -154,6 +157,7 @@ def export_gguf(
         dequantized=any(tensor.quantization is not None and not tensor.is_exact for tensor in prepared.plan),
         pre_tokenizer=prepared.vocabulary.pre,
         notes=(*prepared.notes, *said, *notes_on_writing(tally, prepared.wanted)),
+        chat=gather_chat_facts(folder, prepared.vocabulary, prepared.hyperparameters.context_length),
     )
 
 
@@ -178,9 +182,8 @@ def plan_export(
         TensorFigures(one.name, one.shape, kinds[one.name].name.lower(), one.bytes_as(kinds[one.name]))
         for one in prepared.plan
     )
-    if prepared.factors is not None:
-        own = TensorFigures(ROPE_FACTORS, prepared.factors.shape, "f32", prepared.factors.nbytes)
-        tensors_of_file = (own, *tensors_of_file)
+    own = (TensorFigures(one, values.shape, "f32", values.nbytes) for one, values in prepared.extra.items())
+    tensors_of_file = (*own, *tensors_of_file)
     return ExportPlan(prepared.wanted.name, tensors_of_file, prepared.notes)
 
 
@@ -189,24 +192,21 @@ def _encode(
 ) -> Iterator[Iterable[np.ndarray]]:
     """The bytes of every tensor of the header, in order; progress is told when the next is asked for.
 
-    Pieces are encoded ahead, in threads: numpy lets go of the interpreter.
+    They are encoded ahead, in threads: numpy lets go of the interpreter.
     """
-    if prepared.factors is not None:
-        yield [prepared.factors]
-    pieces = (piece for planned in prepared.plan for piece in pieces_of(planned))
-    ahead: deque[tuple[Piece, Future[tuple[np.ndarray, Tally]]]] = deque()
+    for values in prepared.extra.values():
+        yield [values]
+    jobs = (job for planned in prepared.plan for job in jobs_of(planned))
+    ahead: deque[Future[tuple[np.ndarray, Tally]]] = deque()
     workers = max(1, min(MOST_WORKERS, (os.cpu_count() or 1) - 1))
     np.empty(BYTES_KEPT, dtype=np.uint8)  # glibc then keeps as much of what is freed, and need not ask for it again
     with ThreadPoolExecutor(workers) as pool:
 
         def take(planned: PlannedTensor) -> Iterator[np.ndarray]:
-            rows = 0
-            while rows < planned.shape[0]:
-                for piece in itertools.islice(pieces, workers + 1 - len(ahead)):
-                    ahead.append((piece, pool.submit(encode_piece, piece, prepared.stored, zero_exact)))
-                piece, future = ahead.popleft()
-                rows = piece.stop
-                encoded, counted = future.result()
+            for _ in jobs_of(planned):
+                for job in itertools.islice(jobs, workers + 1 - len(ahead)):
+                    ahead.append(pool.submit(encode_job, job, prepared.stored, zero_exact))
+                encoded, counted = ahead.popleft().result()
                 tally.add(counted)
                 yield encoded
 
@@ -271,7 +271,7 @@ def _count_zeros(file: Path) -> int:
     zeros = 0
     for tensor in gguf.GGUFReader(file).tensors:
         if is_block_linear(tensor.name, tuple(tensor.shape)):
-            data = tensor.data.reshape(len(tensor.data), -1)
+            data = tensor.data.reshape(-1, tensor.data.shape[-1])
             step = max(1, BYTES_AT_A_TIME // data[:1].nbytes)
             for start in range(0, len(data), step):
                 zeros += count_zeros(data[start : start + step].view(np.uint8), tensor.tensor_type)

@@ -9,6 +9,7 @@ Source: Fisher 1936; ridge on the pooled covariance after Friedman 1989 (regular
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -22,6 +23,19 @@ RIDGE = 0.01
 POSITIONS = 3  # last tokens tried
 
 Residuals = dict[tuple[int, int], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a probe says about one prompt: an alarm above the threshold."""
+
+    score: float
+    threshold: float
+
+    @property
+    def alarm(self) -> bool:
+        """Whether it takes the prompt for harmful."""
+        return self.score > self.threshold
 
 
 def read_residuals(
@@ -58,6 +72,32 @@ def read_residuals(
             for position in positions:
                 found.setdefault((layer, position), []).append(rows[position])
     return np.stack(logits), {place: np.stack(rows) for place, rows in found.items()}
+
+
+def read_probe(probe: Probe, residuals: Mapping[int, np.ndarray]) -> Reading:
+    """The reading of one prompt.
+
+    Args:
+        probe: of the file that runs.
+        residuals: by layer ``[token, hidden]``, the prompt's last tokens at least as far back as the probe looks.
+
+    Raises:
+        DirectionError: the probe's layer or token is missing.
+    """
+    rows = residuals.get(probe.layer)
+    if rows is None or len(rows) < -probe.position:
+        seen = "none" if rows is None else str(len(rows))
+        raise DirectionError(
+            f"probe: {seen} of the prompt's tokens at layer {probe.layer}; token {probe.position} is needed. Ask a "
+            "longer prompt, or use the file without a probe."
+        )
+    return Reading(float(project(rows[probe.position][None], probe.direction)[0]), probe.threshold)
+
+
+def scale(probe: Probe) -> tuple[float, float]:
+    """The scores between which nearly all prompts lie: where a meter begins and ends."""
+    low, high = (mean + sign * 3 * spread for (mean, spread), sign in ((probe.benign, -1), (probe.harmful, 1)))
+    return min(low, probe.threshold), max(high, probe.threshold)
 
 
 def fit_probe(find: Mapping[str, Residuals], validate: Mapping[str, Residuals]) -> Probe:

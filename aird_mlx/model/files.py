@@ -33,6 +33,8 @@ COMPANION_FILES = (
     "generation_config.json",
 )
 
+TEMPLATES = "additional_chat_templates"  # a folder of them
+
 # What libraries raise when a file of a model holds other values than they expect.
 BAD_VALUES = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError)
 
@@ -191,6 +193,8 @@ def save(model: ChatModel, folder: Path, *, card: str = "") -> None:
                 shutil.copyfile(model.folder / name, partial / name)
         for code in model.folder.glob("*.py"):
             shutil.copyfile(code, partial / code.name)
+        if (model.folder / TEMPLATES).is_dir():
+            shutil.copytree(model.folder / TEMPLATES, partial / TEMPLATES)
         if card:
             (partial / "README.md").write_text(card, encoding="utf-8")
         partial.rename(folder)

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from aird_mlx import __version__
+from aird_mlx.chat_apps import write_chat_apps
 from aird_mlx.evaluation import decode, generate_answers, judge_answer
 from aird_mlx.gguf_export import export_gguf
 from aird_mlx.gguf_export.imatrix import read_imatrix, write_imatrix
@@ -101,4 +102,6 @@ def export_stage(
         partial(progress, f"probe of {outtype}"),
     )
     with workspace.guarding():
+        final = gguf_path(workspace.out, stem_of(settings), outtype)
+        write_chat_apps(exported.path, exported.chat, final=final)
         return dataclasses.replace(stage, root=seal(exported.path, manifest))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import resource
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 from aird_mlx.direction import Direction
 from aird_mlx.environment import describe_environment
@@ -67,13 +69,13 @@ def make_report(
     )
 
 
-def finish(settings: RepairSettings, workspace: Workspace, report: Report) -> None:
-    """Write the reports and the model card, and give the folders their final names."""
+def finish(settings: RepairSettings, workspace: Workspace, report: Report, source: Mapping[str, Any]) -> None:
+    """Write the reports and the model card (from the front matter ``source``), and give the folders their names."""
     folder = workspace.folder
     with workspace.guarding():
         (folder / "report.json").write_text(to_json(report), encoding="utf-8")
         (folder / "report.md").write_text(to_markdown(report), encoding="utf-8")
-        (folder / "mlx" / "README.md").write_text(to_model_card(report), encoding="utf-8")
+        (folder / "mlx" / "README.md").write_text(to_model_card(report, source), encoding="utf-8")
     workspace.finish(
         leave_out=(
             "stages",

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import mlx.core as mx
 
@@ -14,6 +14,7 @@ from aird_mlx.compress import prune_on_reference
 from aird_mlx.controls import ControlRepair, control_repairs
 from aird_mlx.direction import Direction, load_direction, save_direction
 from aird_mlx.errors import DirectionError, PromptError
+from aird_mlx.gguf_export.general import read_card
 from aird_mlx.guard.record import CanarySet
 from aird_mlx.inputs import Inputs
 from aird_mlx.model import ChatModel, load, save
@@ -24,6 +25,7 @@ from aird_mlx.pipeline.result import finish, limits_of, make_report
 from aird_mlx.reference import MAX_NEW_TOKENS, Reference, ask_reference
 from aird_mlx.repair import RepairPlan, fits_in_memory
 from aird_mlx.report import Control, PruningReport, RepairFigures, Report, Stage, from_json
+from aird_mlx.report_page import write_front_matter
 from aird_mlx.search import choose_repair, spaces_for, tried_plans
 from aird_mlx.settings import (
     Progress,
@@ -122,7 +124,7 @@ class _Run:
             controls=controls,
             pruned=self._pruning(),
         )
-        finish(self.settings, self.workspace, report)
+        finish(self.settings, self.workspace, report, self._source_card())
         return report
 
     def _reference(self) -> Reference:
@@ -254,9 +256,14 @@ class _Run:
     def _written(self, compressed: ChatModel, patch: Patch, repair: RepairFigures) -> tuple[ChatModel, RepairFigures]:
         """Fold the patch into ``compressed``, write the MLX folder, and load what was written."""
         folded = fold(compressed, patch)
-        self.workspace.folder_stage("write", "mlx", lambda path: save(compressed, path))
+        front = write_front_matter(self.settings.model, self._source_card())  # the exported files take it over
+        self.workspace.folder_stage("write", "mlx", lambda path: save(compressed, path, card=front))
         repair = dataclasses.replace(repair, sparsity_lost=folded.sparsity_lost)
         return self._load_copy(self.workspace.folder / "mlx"), repair
+
+    def _source_card(self) -> dict[str, Any]:
+        """Front matter of the dense model's card."""
+        return read_card(self.dense.folder).values
 
     def _evaluated(self, name: str, model: ChatModel, reference: Reference, direction: Direction) -> Stage:
         return self._row(

@@ -1,6 +1,7 @@
 """Results for people: figures in words, and the report of a run as a Markdown page."""
 
-from aird_mlx.report_page.page import headline, read_report, to_markdown, to_model_card
+from aird_mlx.report_page.card import to_model_card, write_front_matter
+from aird_mlx.report_page.page import headline, read_report, to_markdown
 from aird_mlx.report_page.words import (
     blocks,
     by_refusals,
@@ -27,4 +28,5 @@ __all__ = [
     "sample_sizes",
     "to_markdown",
     "to_model_card",
+    "write_front_matter",
 ]

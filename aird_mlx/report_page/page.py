@@ -6,8 +6,6 @@ nothing of terminals, models or how the figures came about.
 
 from __future__ import annotations
 
-import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -72,30 +70,6 @@ def to_markdown(report: Report) -> str:
         parts += ["## Time", pairs({stage: f"{seconds:.1f} s" for stage, seconds in report.timings.items()})]
         parts.append(f"Peak memory: {report.peak_memory_bytes / 2**20:.0f} MiB.")
     return "\n\n".join(parts) + "\n"
-
-
-def to_model_card(report: Report) -> str:
-    """Write the card of the repaired MLX folder: what a model hub reads on top, the report below."""
-    sparsity = report.stage("repaired").sparsity
-    front = [
-        "---",
-        "library_name: mlx",
-        *([] if report.model == "demo" else [f"base_model: {json.dumps(report.model)}"]),
-        "pipeline_tag: text-generation",
-        "tags:",
-        "- mlx",
-        "- pruned",
-        "- refusals-repaired",
-        "---",
-    ]
-    use = (
-        f"{percent(sparsity)} of the weights of its linears are zero. Unstructured zeros alone make a model neither "
-        "smaller nor faster. Made with aird-mlx; `mlx_lm.load` and `mlx_lm.generate` run it."
-    )
-    # Paths and times say where and when it was made, not what it is: equal models get equal cards.
-    settings = {name: value for name, value in report.settings.items() if name not in ("out", "mlx_path")}
-    page = to_markdown(dataclasses.replace(report, settings=settings, timings={}, written={}))
-    return "\n".join(front) + "\n\n" + page.replace("\n\n## Refusals\n", f"\n\n{use}\n\n## Refusals\n", 1)
 
 
 def headline(report: Report) -> str:

@@ -1,0 +1,68 @@
+"""Added tokens: matched in the text before anything else happens to it. Source: Hugging Face's ``AddedToken``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+# Tokens that models forgot to mark as special, as llama.cpp's converter knows them.
+_LOOKS_SPECIAL = re.compile(r"<pad>|<mask>|<2mass>|\[@BOS@\]|<\|.*\|>|<\uff5c.*\uff5c>|<unused.*>", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Added:
+    """One added token.
+
+    Attributes:
+        text: as it stands in the text.
+        special: not shown to users.
+        strips: takes neighbouring spaces away, or is matched only as a whole word.
+    """
+
+    text: str
+    special: bool = False
+    strips: bool = False
+
+    @property
+    def is_control(self) -> bool:
+        """Whether a GGUF file calls it a control token: marked as special, or written like one.
+
+        >>> Added("<|tool|>").is_control, Added("<think>").is_control
+        (True, False)
+        """
+        return self.special or _LOOKS_SPECIAL.fullmatch(self.text) is not None
+
+
+def read_added(content: Mapping[str, Any], settings: Mapping[str, Any], others: Mapping[str, Any]) -> dict[int, Added]:
+    """Added tokens by id.
+
+    Args:
+        content: ``tokenizer.json``, or empty.
+        settings: ``tokenizer_config.json``, which may add to the former and override it.
+        others: ``added_tokens.json``, text -> id: the oldest form, which adds what the former two do not name.
+    """
+    entries: dict[int, dict[str, Any]] = {int(token_id): {"content": text} for text, token_id in others.items()}
+    entries |= {int(entry["id"]): entry for entry in content.get("added_tokens") or []}
+    for token_id, entry in (settings.get("added_tokens_decoder") or {}).items():
+        entries[int(token_id)] = {**entries.get(int(token_id), {}), **entry}
+    return {
+        token_id: Added(
+            str(entry["content"]),
+            bool(entry.get("special")),
+            any(entry.get(key) for key in ("lstrip", "rstrip", "single_word")),
+        )
+        for token_id, entry in sorted(entries.items())
+    }
+
+
+def notes_on_added(added: Mapping[int, Added]) -> list[str]:
+    """What llama.cpp does not do with them, in a sentence; empty if there is nothing."""
+    stripping = [token.text for token in added.values() if token.strips]
+    if not stripping:
+        return []
+    return [
+        f"{len(stripping)} added tokens such as {stripping[0]} swallow neighbouring spaces; llama.cpp does not, "
+        "so text with spaces beside them gets other ids"
+    ]

@@ -1,0 +1,112 @@
+"""A model folder's tokenizer as llama.cpp needs it: which kind it is, and what all kinds share."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from aird_mlx.errors import ExportError, ModelError
+from aird_mlx.gguf_export.hyperparameters import read_json
+from aird_mlx.gguf_export.tokenizer.added import Added, read_added
+from aird_mlx.gguf_export.tokenizer.byte_level import read_byte_level
+from aird_mlx.gguf_export.tokenizer.sentencepiece_bpe import read_sentencepiece_json
+from aird_mlx.gguf_export.tokenizer.sentencepiece_model import read_sentencepiece_model
+from aird_mlx.gguf_export.tokenizer.special import find_added_around, find_special_ids
+from aird_mlx.gguf_export.tokenizer.templates import chat_begins_with, read_chat_templates
+from aird_mlx.gguf_export.tokenizer.unigram import read_unigram_json
+from aird_mlx.gguf_export.tokenizer.vocabulary import Vocabulary
+from aird_mlx.gguf_export.tokenizer.wordpiece import read_wordpiece
+
+
+def read_vocabulary(folder: Path, vocab_size: int) -> Vocabulary:
+    """Read a model folder's tokenizer as llama.cpp needs it.
+
+    Args:
+        folder: with ``tokenizer.json`` (preferred: it is what MLX tokenizes with) or ``tokenizer.model``.
+        vocab_size: rows of the embedding. Rows without a token become unused ``[PAD<row>]``.
+
+    Raises:
+        ModelError: no tokenizer, or a file that cannot be parsed.
+        ExportError: llama.cpp has no equal for this tokenizer, or it has more tokens than ``vocab_size``.
+        DependencyError: only ``tokenizer.model`` is there and sentencepiece is not installed.
+    """
+    settings = read_json(folder / "tokenizer_config.json")
+    content = read_json(folder / "tokenizer.json")
+    if not content and not (folder / "tokenizer.model").is_file():
+        raise ModelError(
+            f"tokenizer: {folder} has neither tokenizer.json nor tokenizer.model; one is needed. "
+            "Copy the tokenizer files into the folder."
+        )
+    try:
+        if content:
+            around = _template_ids(folder / "tokenizer.json")
+            added = read_added(content, settings, {})
+            vocabulary = _read_json(folder, content, added, vocab_size)
+        else:
+            around = None
+            others = read_json(folder / "added_tokens.json")
+            added = read_added({}, settings, others)
+            vocabulary = read_sentencepiece_model(folder / "tokenizer.model", added, vocab_size)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise _damaged(folder, error) from error
+    ids, missed = find_special_ids(folder, settings, vocabulary.tokens, vocabulary.special_ids)
+    usual = vocabulary.add_bos, vocabulary.add_eos
+    add_bos, add_eos, unlike = find_added_around(around, ids, settings, usual)
+    return dataclasses.replace(
+        vocabulary,
+        special_ids=ids,
+        add_bos=add_bos,
+        add_eos=add_eos,
+        chat_templates=read_chat_templates(folder),
+        notes=[*vocabulary.notes, *missed, *unlike],
+    )
+
+
+def _read_json(folder: Path, content: Mapping[str, Any], added: Mapping[int, Added], vocab_size: int) -> Vocabulary:
+    model = content.get("model") or {}
+    kind = model.get("type") or ("BPE" if "merges" in model else None)  # early files do not say
+    if kind == "BPE":
+        if not model.get("byte_fallback"):
+            return read_byte_level(content, added, vocab_size)
+        bos = read_json(folder / "tokenizer_config.json").get("bos_token")
+        bos = bos.get("content") if isinstance(bos, Mapping) else bos
+        begins = chat_begins_with(folder, [one.text for one in added.values()], str(bos or ""))
+        return read_sentencepiece_json(content, added, vocab_size, chat_begins_with_token=begins)
+    if kind == "Unigram":
+        return read_unigram_json(content, added, vocab_size)
+    if kind == "WordPiece":
+        return read_wordpiece(content, added, vocab_size)
+    raise ExportError(
+        f"tokenizer: tokenizer.json is of type {kind!r}; BPE, Unigram or WordPiece is needed. "
+        "Use llama.cpp's convert_hf_to_gguf.py for this model."
+    )
+
+
+def _template_ids(file: Path) -> tuple[list[int], list[int]]:
+    """The ids that the post-processor puts before and after a text.
+
+    Raises:
+        ModelError: the library cannot read the file.
+    """
+    try:
+        tokenizer = tokenizers.Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises nothing narrower
+        if type(error) is not Exception:
+            raise
+        raise _damaged(file.parent, error) from error
+    bare = tokenizer.encode("a", add_special_tokens=False).ids
+    full = tokenizer.encode("a", add_special_tokens=True).ids
+    start = next((at for at in range(len(full)) if full[at : at + len(bare)] == bare), 0)
+    return full[:start], full[start + len(bare) :]
+
+
+def _damaged(folder: Path, error: Exception) -> ModelError:
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    return ModelError(
+        f"tokenizer: the tokenizer files in {folder} cannot be used ({reason:.200}); intact ones are needed. "
+        "Copy them again."
+    )

@@ -1,0 +1,268 @@
+"""Files for local chat programs: templates rendered beside their originals, scripts run, trees looked at."""
+
+from __future__ import annotations
+
+import configparser
+import os
+import stat
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from aird_mlx.chat_apps import place_in_lm_studio, write_chat_apps
+from aird_mlx.chat_apps.go_template import quote_text, render
+from aird_mlx.chat_apps.llama_server import write_preset, write_run_script
+from aird_mlx.chat_apps.ollama import render_ollama, translate, write_modelfile
+from aird_mlx.errors import OutputError
+from aird_mlx.gguf_export import export_gguf
+from aird_mlx.gguf_export.chat import compile_template
+from aird_mlx.gguf_export.chat_facts import ChatFacts
+
+DATA = Path(os.environ.get("AIRD_TEST_DATA", "/nonexistent")) / "tokenizers"
+FACTS = ChatFacts(None, "<s>", "</s>", True, ("</s>", "<|end|>"), 4096, {"temperature": 0.6, "top_k": 20.0})
+SAID = [("user", "Hi"), ("assistant", "Hello"), ("user", "Bake?\nNow")]
+
+# By family: the template as models ship it, shortened to what it does with text, and what it makes of SAID.
+TEMPLATES = {
+    "chatml": (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}",
+        "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello<|im_end|>\n<|im_start|>user\nBake?\nNow<|im_end|>\n"
+        "<|im_start|>assistant\n",
+    ),
+    "chatml-with-its-own-system-prompt": (
+        "{% if messages[0].role == 'system' %}<|im_start|>system\n{{ messages[0].content }}<|im_end|>\n"
+        "{% else %}<|im_start|>system\nYou are Tiny.<|im_end|>\n{% endif %}"
+        "{% for m in messages %}{% if m.role != 'system' %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
+        "{% endif %}{% endfor %}{{ '<|im_start|>assistant\n' }}",
+        "<|im_start|>system\nYou are Tiny.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHello"
+        "<|im_end|>\n"
+        "<|im_start|>user\nBake?\nNow<|im_end|>\n<|im_start|>assistant\n",
+    ),
+    "llama3": (
+        "{{ bos_token }}{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n"
+        "{{ m.content | trim }}<|eot_id|>{% endfor %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}",
+        "<|start_header_id|>user<|end_header_id|>\n\nHi<|eot_id|><|start_header_id|>assistant<|end_header_id|>\n\n"
+        "Hello<|eot_id|><|start_header_id|>user<|end_header_id|>\n\nBake?\nNow<|eot_id|>"
+        "<|start_header_id|>assistant<|end_header_id|>\n\n",
+    ),
+    "gemma": (
+        "{{ bos_token }}{% if messages[0].role == 'system' %}{{ raise_exception('System role not supported') }}"
+        "{% endif %}{% for m in messages %}<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n"
+        "{{ m.content }}<end_of_turn>\n{% endfor %}{{ '<start_of_turn>model\n' }}",
+        "<start_of_turn>user\nHi<end_of_turn>\n<start_of_turn>model\nHello<end_of_turn>\n<start_of_turn>user\nBake?\nNow"
+        "<end_of_turn>\n<start_of_turn>model\n",
+    ),
+    "gemma3": (
+        "{{ bos_token }}{% set first = '' %}{% set rest = messages %}{% if messages[0].role == 'system' %}"
+        "{% set first = messages[0].content + '\n\n' %}{% set rest = messages[1:] %}{% endif %}{% for m in rest %}"
+        "<start_of_turn>{{ 'model' if m.role == 'assistant' else m.role }}\n{{ first if loop.first else '' }}"
+        "{{ m.content }}<end_of_turn>\n{% endfor %}{{ '<start_of_turn>model\n' }}",
+        "<start_of_turn>user\nHi<end_of_turn>\n<start_of_turn>model\nHello<end_of_turn>\n<start_of_turn>user\nBake?\nNow"
+        "<end_of_turn>\n<start_of_turn>model\n",
+    ),
+    "mistral": (
+        "{{ bos_token }}{% set s = messages[0].content if messages[0].role == 'system' else none %}"
+        "{% for m in messages %}{% if m.role == 'user' %}[INST] {{ s + '\n\n' if s is not none and loop.last else '' }}"
+        "{{ m.content }}[/INST]{% elif m.role == 'assistant' %} {{ m.content }}{{ eos_token }}{% endif %}{% endfor %}",
+        "[INST] Hi[/INST] Hello</s>[INST] Bake?\nNow[/INST]",
+    ),
+    "phi3": (
+        "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}<|end|>\n{% endfor %}{{ '<|assistant|>\n' }}",
+        "<|user|>\nHi<|end|>\n<|assistant|>\nHello<|end|>\n<|user|>\nBake?\nNow<|end|>\n<|assistant|>\n",
+    ),
+    "vicuna": (
+        "{% if messages[0].role == 'system' %}{{ messages[0].content }}\n\n{% endif %}{% for m in messages %}"
+        "{% if m.role == 'user' %}USER: {{ m.content }}\n{% elif m.role == 'assistant' %}ASSISTANT: {{ m.content }}"
+        "{{ eos_token }}\n{% endif %}{% endfor %}ASSISTANT:",
+        "USER: Hi\nASSISTANT: Hello</s>\nUSER: Bake?\nNow\nASSISTANT:",
+    ),
+    "braces": ("{{ '{{x}}' }}{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}<a>", None),
+}  # fmt: skip
+
+
+TRANSLATED = {family: translate(replace(FACTS, template=template)).template or "" for family, (template, _) in
+              TEMPLATES.items()}  # fmt: skip
+
+
+def render_jinja(template: str, conversation: list[tuple[str, str]]) -> str:
+    messages = [{"role": role, "content": text} for role, text in conversation]
+    rendered = compile_template(template, "here").render(
+        messages=messages, add_generation_prompt=True, bos_token="<s>", eos_token="</s>"
+    )
+    return rendered.removeprefix("<s>")
+
+
+@pytest.mark.parametrize("family", list(TEMPLATES))
+def test_translated_template_renders_like_the_original(family: str) -> None:
+    template, expected = TEMPLATES[family]
+    translation = translate(replace(FACTS, template=template))
+    assert translation.template is not None, translation.reason
+    if expected is not None:
+        assert render_ollama(translation.template, SAID) == expected
+    with_system = [("system", "Be kind."), *SAID]
+    if family == "gemma":
+        assert any("takes no system message" in note for note in translation.notes)
+    else:
+        assert "Be kind." in render_ollama(translation.template, with_system)
+        assert render_ollama(translation.template, with_system) == render_jinja(template, with_system)
+    assert any("trims" in note for note in translation.notes) == (family == "llama3")
+
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20).filter(
+    lambda text: text == text.strip()
+)
+
+
+@given(st.lists(texts, min_size=1, max_size=5).filter(lambda said: len(said) % 2 == 1), st.none() | texts,
+       st.sampled_from([family for family in TEMPLATES if family != "gemma"]))  # fmt: skip
+def test_any_conversation_renders_like_the_original(said: list[str], system: str | None, family: str) -> None:
+    template = TEMPLATES[family][0]
+    conversation = [("user" if at % 2 == 0 else "assistant", text) for at, text in enumerate(said)]
+    if system is not None:
+        conversation = [("system", system), *conversation]
+    assert render_ollama(TRANSLATED[family], conversation) == render_jinja(template, conversation)
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        (None, "no chat template"),
+        ("{% for %}", "is no jinja"),
+        ("{{ messages[-1].content }}", "otherwise|not at all"),
+        ("{{ messages | tojson }}", "more than once|otherwise|not at all"),
+        ("{{ raise_exception('never') }}", "refuses a conversation"),
+        ("{% for m in messages %}{{ m.role }}{{ m.content | upper }}{% endfor %}", "not at all"),
+        ("{% for m in messages %}{{ loop.index }}: {{ m.content }}\n{% endfor %}", "otherwise|longer"),
+        ('{% for m in messages %}"""{{ m.role }}{{ m.content }}{% endfor %}', "ends a text"),
+        ("{% for m in messages %}{{ m.role }}{{ m.content | replace('bread', 'cake') }}{% endfor %}", "otherwise"),
+    ],
+)
+def test_template_that_cannot_be_translated_says_why(template: str | None, said: str) -> None:
+    translation = translate(replace(FACTS, template=template))
+    assert translation.template is None
+    assert any(part in translation.reason for part in said.split("|"))
+    modelfile = write_modelfile("m", FACTS, translation)
+    assert f"# No TEMPLATE, so Ollama guesses one: {translation.reason}." in modelfile.splitlines()
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="AIRD_TEST_DATA is not set")
+def test_templates_that_models_ship_are_translated() -> None:
+    files = sorted((DATA / "llama.cpp" / "templates").glob("*.jinja"))
+    assert len(files) == 6
+    for file in files:
+        template = file.read_text(encoding="utf-8")
+        translation = translate(replace(FACTS, template=template))
+        assert translation.template, f"{file.name}: {translation.reason}"
+        assert render_ollama(translation.template, SAID) == render_jinja(template, SAID)
+
+
+def test_modelfile_has_template_stops_and_parameters() -> None:
+    template, _ = TEMPLATES["phi3"]
+    facts = replace(FACTS, template=template)
+    lines = write_modelfile("tiny-Q4_1", facts, translate(facts)).splitlines()
+    assert "FROM ./tiny-Q4_1.gguf" in lines
+    assert {line for line in lines if line.startswith("PARAMETER")} == {
+        'PARAMETER stop "</s>"', 'PARAMETER stop "<|end|>"', "PARAMETER num_ctx 4096", "PARAMETER temperature 0.6",
+        "PARAMETER top_k 20",
+    }  # fmt: skip
+    assert len([line for line in lines if line.startswith('TEMPLATE """')]) == 1
+
+
+def test_go_templates_mean_what_go_means_by_them() -> None:
+    values: dict[str, Any] = {"A": "", "B": "b", "L": [{"X": 1}, {"X": 2}]}
+    for template, expected in [
+        ("{{ if .A }}1{{ else if .B }}2{{ else }}3{{ end }}4", "24"),
+        ("{{ if .A }}1{{ if .B }}2{{ end }}{{ else }}{{ if not .A }}3{{ end }}{{ end }}", "3"),
+        ("{{ range $i, $m := .L }}{{ $i }}{{ $m.X }}{{ if eq $m.X 2 }}!{{ end }},{{ end }}", "01,12!,"),
+        ("{{ range $i, $m := .L }}{{ len (slice $.L $i) }}{{ end }}{{ .Missing }}", "21"),
+        ('{{ $x := eq .B "b" }}{{ if and $x .B }}{{ "}}" }}{{ end }}', "}}"),
+    ]:
+        assert render(template, values) == expected, template
+    for broken in ("{{ end }}", "{{ if .A }}", "{{ range .L }}{{ end }}", "{{ nonsense .A }}"):
+        with pytest.raises(ValueError, match=r"end|range|known|beginning"):
+            render(broken, values)
+
+
+@given(st.text("{}%\"'a \n", max_size=12))
+def test_any_text_can_be_quoted(text: str) -> None:
+    assert render(quote_text(text) + "{{ if .A }}{{ end }}", {"A": ""}) == text
+
+
+def test_preset_is_an_ini_that_llama_server_reads() -> None:
+    text = write_preset("org/Tiny model", "/models/tiny.gguf", FACTS)
+    ini = configparser.ConfigParser()
+    ini.read_string("[top]\n" + text)
+    assert ini.sections() == ["top", "org-Tiny-model"]
+    assert dict(ini["org-Tiny-model"]) == {
+        "model": "/models/tiny.gguf", "ctx-size": "4096", "jinja": "true", "temp": "0.6", "top-k": "20",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("verified", "code", "said"), [("0", 0, "served"), ("5", 5, ""), (None, 0, "served")])
+def test_run_script_verifies_before_it_serves(tmp_path: Path, verified: str | None, code: int, said: str) -> None:
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    programs = {"llama-server": 'echo served "$@"', "dirname": '/usr/bin/dirname "$@"'}
+    if verified is not None:
+        programs["aird-mlx"] = f'echo "$@" >&2; exit {verified}'
+    for name, text in programs.items():
+        (commands / name).write_text(f"#!/bin/sh\n{text}\n")
+        (commands / name).chmod(0o755)
+    script = tmp_path / "my model.run.sh"
+    script.write_text(write_run_script("my model", FACTS))
+    done = subprocess.run(
+        ["/bin/sh", str(script), "--port", "81"], capture_output=True, text=True, check=False, cwd="/",
+        env={"PATH": str(commands)},
+    )  # fmt: skip
+    assert (done.returncode, done.stdout[:6]) == (code, said)
+    if said:
+        assert done.stdout.split() == [
+            "served", "--model", "./my", "model.gguf", "--ctx-size", "4096", "--jinja", "--temp", "0.6", "--top-k",
+            "20", "--port", "81",
+        ]  # fmt: skip
+    assert ("verify ./my model.gguf" if verified else "without being verified") in done.stderr
+
+
+def test_files_stand_beside_the_gguf(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+    written = export_gguf(model_folder(), tmp_path / "out" / "tiny-F16.gguf", "f16")
+    assert (written.chat.stops, written.chat.context_length) == (("<|im_end|>",), 256)
+    for _ in range(2):  # again: an interrupted run's own files
+        files = write_chat_apps(written.path, written.chat, final=Path("/elsewhere/tiny-F16.gguf"))
+    assert [file.name for file in files] == ["tiny-F16.Modelfile", "tiny-F16.preset.ini", "tiny-F16.run.sh"]
+    assert sorted(written.path.parent.iterdir()) == sorted([written.path, *files])
+    assert "<|im_start|>assistant" in files[0].read_text()
+    assert "model = /elsewhere/tiny-F16.gguf" in files[1].read_text()
+    assert stat.S_IMODE(files[2].stat().st_mode) & 0o111
+
+
+def test_lm_studio_finds_the_file_under_its_publisher(tmp_path: Path) -> None:
+    file = tmp_path / "tiny-F16.gguf"
+    file.write_bytes(b"GGUF")
+    (tmp_path / "my-model").mkdir()
+    tree = tmp_path / "models"
+    for model, place in (
+        ("org/Tiny", "org/Tiny-GGUF"), ("demo", "aird-mlx/demo-GGUF"),
+        (str(tmp_path / "my-model"), "aird-mlx/my-model-GGUF"),
+    ):  # fmt: skip
+        target = place_in_lm_studio(file, tree, model)
+        assert target == tree / place / "tiny-F16.gguf"
+        assert os.path.samefile(target, file)
+        with pytest.raises(OutputError, match="exists already"):
+            place_in_lm_studio(file, tree, model)
+    (tmp_path / "file").write_text("no folder")
+    with pytest.raises(OutputError, match="cannot be written") as caught:
+        place_in_lm_studio(file, tmp_path / "file", "demo")
+    assert "\n" not in str(caught.value)
+
+
+def test_chat_apps_that_cannot_be_written_are_one_line(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="cannot be written") as caught:
+        write_chat_apps(tmp_path / "none" / "m.gguf", FACTS)
+    assert "\n" not in str(caught.value)
