@@ -161,21 +161,17 @@ def export(
     outtype: tuple[str, ...],
     dry_run: bool,
     revision: str | None,
-    embedding_type: str | None,
-    output_type: str | None,
     imatrix: str | None,
-    zero_exact: bool,
-    split_max_size: int | None,
-    split_max_tensors: int | None,
     chat_apps: bool,
     lm_studio: Path | None,
+    **how: Any,
 ) -> int:
     """Write MODEL as GGUF files: a hub id, a folder (MLX or Hugging Face format), or `demo`."""
     chosen = choose_model(context, model_argument, model)
     start_library()
     from aird_mlx.chat_apps import place_in_lm_studio, write_chat_apps
-    from aird_mlx.gguf_export import name_files, name_imatrix, plan_export
-    from aird_mlx.guard.split import export_in_parts
+    from aird_mlx.gguf_export import name_files, name_imatrix
+    from aird_mlx.guard.split import export_in_parts, plan_in_parts
     from aird_mlx.importance import find_importance
     from aird_mlx.model import find_folder
 
@@ -183,17 +179,14 @@ def export(
 
     folder = find_folder(chosen, revision=revision)
     files = name_files(chosen, folder, outfile, outtype)
-    how: dict[str, Any] = {"embedding_type": embedding_type, "output_type": output_type}
-    split = {"max_size": split_max_size, "max_tensors": split_max_tensors}
     if dry_run:
-        return show(0, render.show_export_plans, [plan_export(folder, kind, **how) for kind in files])
+        return show(0, render.show_export_plans, [plan_in_parts(folder, kind, **how) for kind in files])
     with render.StageProgress() as progress:
         place = name_imatrix(chosen, folder, files)
         how["imatrix"] = find_importance(imatrix, chosen, files, place, revision=revision, progress=progress)
     for kind, path in files.items():
         with render.StageProgress() as progress:
-            step = partial(progress, f"export {kind}")
-            written = export_in_parts(folder, path, kind, **split, zero_exact=zero_exact, progress=step, **how)
+            written = export_in_parts(folder, path, kind, progress=partial(progress, f"export {kind}"), **how)
         beside = write_chat_apps(written.path, written.chat) if chat_apps else []
         beside += [place_in_lm_studio(written.path, lm_studio, chosen)] if lm_studio else []
         show(0, render.show_export, written, beside)

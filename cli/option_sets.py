@@ -107,11 +107,14 @@ export_options = with_options(
     ),
     click.option(
         "--split-max-size",
+        "max_size",
         metavar="N(K|M|G)",
         callback=choose_split_size,
         help="Most bytes of tensors in a file: NAME-00001-of-00003.gguf.",
     ),
-    click.option("--split-max-tensors", type=click.IntRange(min=1), metavar="N", help="Most tensors in a file."),
+    click.option(
+        "--split-max-tensors", "max_tensors", type=click.IntRange(min=1), metavar="N", help="Most tensors in a file."
+    ),
     click.option("--zero-exact", is_flag=True, help="q4_1 and q5_1 whose zero is exact: pruned weights stay zero."),
     click.option("--chat-apps", is_flag=True, help="Also write NAME.Modelfile, NAME.preset.ini and NAME.run.sh."),
     click.option("--lm-studio", type=FILE, metavar="DIR", help="Also put the files into LM Studio's folder of models."),

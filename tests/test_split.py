@@ -164,9 +164,12 @@ def test_size_that_is_none_is_refused(text: str) -> None:
 def test_command_splits(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = write_model(tmp_path / "model")
     command = ["export", str(folder), "--outfile", str(tmp_path / "m.gguf")]
+    assert main([*command, "--split-max-size", "50K", "--dry-run"]) == 0
+    planned = capsys.readouterr().out
     assert main([*command, "--split-max-size", "50K"]) == 0
     parts = sorted(tmp_path.glob("*.gguf"))
     assert len(parts) > 1
+    assert f"the file is written in {len(parts)} parts" in planned
     said = capsys.readouterr().out
     assert [path.name for path in parts if f"{path.name}\n" not in said] == []
     assert main(["verify", str(parts[0])]) == 0

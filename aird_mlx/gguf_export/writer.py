@@ -168,13 +168,16 @@ def plan_export(
     embedding_type: str | None = None,
     output_type: str | None = None,
     imatrix: Imatrix | None = None,
+    zero_exact: bool = False,
 ) -> ExportPlan:
     """Say what `export_gguf` would write, tensor by tensor; of the weights at most a sample is read.
 
     Raises:
-        ModelError, ExportError, DependencyError: as `export_gguf` would, but for what only the weights show.
+        ModelError, UsageError, ExportError, DependencyError: as `export_gguf` would, but for what only the weights show.
     """
     prepared = prepare(folder, outtype, embedding_type, output_type)
+    if zero_exact:
+        check_zero_exact(prepared.wanted)
     kinds = {planned.name: planned.type for planned in prepared.plan}
     if not prepared.wanted.native:
         kinds |= _find_mixture(prepared, imatrix)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from aird_mlx.errors import ExportError, UsageError
-from aird_mlx.gguf_export import GgufFile, export_gguf
+from aird_mlx.gguf_export import ExportPlan, GgufFile, export_gguf, plan_export
 from aird_mlx.gguf_export.stream import hash_file
 from aird_mlx.guard.hashes import ROOT_KEY, read_range
 from aird_mlx.guard.parts import MOST_PARTS, SPLIT_COUNT, SPLIT_NUMBER, SPLIT_TENSORS, part_path
@@ -80,6 +80,22 @@ def export_in_parts(
         shutil.rmtree(temporary, ignore_errors=True)
         if not existed and outfile.parent.is_dir() and not any(outfile.parent.iterdir()):
             outfile.parent.rmdir()
+
+
+def plan_in_parts(
+    folder: Path, outtype: str, *, max_size: int | None, max_tensors: int | None, **how: Any
+) -> ExportPlan:
+    """`plan_export`; where a limit is given it says in how many parts.
+
+    Raises:
+        AirdError: as `plan_export`.
+    """
+    plan = plan_export(folder, outtype, **how)
+    if max_size is None and max_tensors is None:
+        return plan
+    tensors = [Tensor(one.name, one.shape, 0, 0, one.size_bytes) for one in plan.tensors]
+    parts = len(group_tensors(tensors, max_size, max_tensors))
+    return dataclasses.replace(plan, notes=(*plan.notes, f"the file is written in {parts} parts"))
 
 
 def check_no_parts(outfile: Path) -> None:
