@@ -173,7 +173,7 @@ def plan_export(
     """Say what `export_gguf` would write, tensor by tensor; of the weights at most a sample is read.
 
     Raises:
-        ModelError, UsageError, ExportError, DependencyError: as `export_gguf` would, but for what only the weights show.
+        AirdError: as `export_gguf` would, but for what only the weights show.
     """
     prepared = prepare(folder, outtype, embedding_type, output_type)
     if zero_exact:
