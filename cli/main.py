@@ -178,17 +178,12 @@ def export(
     model: str | None,
     outfile: str | None,
     outtype: tuple[str, ...],
-    dry_run: bool,
-    revision: str | None,
-    embedding_type: str | None,
-    output_type: str | None,
-    chat_apps: bool,
-    lm_studio: Path | None,
     as_lora: bool,
     lora_rank: int | None,
     base: Path | None,
     control_vector: bool,
     as_json: bool,
+    **how: Any,
 ) -> int:
     """Write MODEL as GGUF files: a hub id, a folder (MLX or Hugging Face format), or `demo`.
 
@@ -201,23 +196,39 @@ def export(
     if as_lora:
         given = {"rank": lora_rank, "base": base, "control_vector": control_vector}
         return _export_adapters(Path(chosen), as_json, outfile=None if outfile is None else Path(outfile), **given)
+    return _export_files(chosen, outfile, outtype, **how)
+
+
+def _export_files(
+    chosen: str,
+    outfile: str | None,
+    outtype: tuple[str, ...],
+    *,
+    dry_run: bool,
+    revision: str | None,
+    imatrix: str | None,
+    chat_apps: bool,
+    lm_studio: Path | None,
+    **how: Any,
+) -> int:
     from aird_mlx.chat_apps import place_in_lm_studio, write_chat_apps
-    from aird_mlx.gguf_export import export_gguf, name_files, plan_export
+    from aird_mlx.gguf_export import name_files, name_imatrix
+    from aird_mlx.guard.split import export_in_parts, plan_in_parts
+    from aird_mlx.importance import find_importance
     from aird_mlx.model import find_folder
 
     from . import render
 
     folder = find_folder(chosen, revision=revision)
-    types = {"embedding_type": embedding_type, "output_type": output_type}
     files = name_files(chosen, folder, outfile, outtype)
     if dry_run:
-        return show(0, render.show_export_plans, [plan_export(folder, kind, **types) for kind in files])
+        return show(0, render.show_export_plans, [plan_in_parts(folder, kind, **how) for kind in files])
+    with render.StageProgress() as progress:
+        place = name_imatrix(chosen, folder, files)
+        how["imatrix"] = find_importance(imatrix, chosen, files, place, revision=revision, progress=progress)
     for kind, path in files.items():
         with render.StageProgress() as progress:
-            step = partial(progress, f"export {kind}")
-            written = export_gguf(
-                folder, path, kind, embedding_type=embedding_type, output_type=output_type, progress=step
-            )
+            written = export_in_parts(folder, path, kind, progress=partial(progress, f"export {kind}"), **how)
         beside = write_chat_apps(written.path, written.chat) if chat_apps else []
         beside += [place_in_lm_studio(written.path, lm_studio, chosen)] if lm_studio else []
         show(0, render.show_export, written, beside)

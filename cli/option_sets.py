@@ -12,6 +12,7 @@ from .options import (
     calibration_option,
     choose_gguf_types,
     choose_outtypes,
+    choose_split_size,
     config_option,
     contrast_options,
     json_option,
@@ -103,6 +104,22 @@ export_options = with_options(
     ),
     click.option("--embedding-type", metavar="TYPE", help="Of the token embedding.  [default: as the others]"),
     click.option("--output-type", metavar="TYPE", help="Of the output matrix.  [default: as the others]"),
+    click.option(
+        "--imatrix",
+        metavar="FILE|measure",
+        help="K- and I-quants weigh errors by it: llama-imatrix's, or measured.  [default: where needed]",
+    ),
+    click.option(
+        "--split-max-size",
+        "max_size",
+        metavar="N(K|M|G)",
+        callback=choose_split_size,
+        help="Most bytes of tensors in a file: NAME-00001-of-00003.gguf.",
+    ),
+    click.option(
+        "--split-max-tensors", "max_tensors", type=click.IntRange(min=1), metavar="N", help="Most tensors in a file."
+    ),
+    click.option("--zero-exact", is_flag=True, help="q4_1 and q5_1 whose zero is exact: pruned weights stay zero."),
     click.option("--chat-apps", is_flag=True, help="Also write NAME.Modelfile, NAME.preset.ini and NAME.run.sh."),
     click.option("--lm-studio", type=FILE, metavar="DIR", help="Also put the files into LM Studio's folder of models."),
     click.option("--dry-run", is_flag=True, help="List the tensors with type and bytes, write nothing."),

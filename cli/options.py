@@ -25,7 +25,21 @@ SHARE = click.FloatRange(0, 1, max_open=True)
 
 GGUF_TYPES = (
     *("f32", "f16", "bf16", "q8_0", "q5_0", "q5_1", "q4_0", "q4_1", "mxfp4", "nvfp4", "tq1_0", "tq2_0"),
-    *("q6_k", "q5_k_m", "q5_k_s", "q4_k_m", "q4_k_s", "q3_k_l", "q3_k_m", "q3_k_s", "q2_k", "iq4_nl", "iq4_xs"),
+    *("q6_k", "q5_k_m", "q5_k_s", "q4_k_m", "q4_k_s", "q3_k_l", "q3_k_m", "q3_k_s", "q2_k", "q2_k_s"),
+    *(
+        "iq4_nl",
+        "iq4_xs",
+        "iq3_m",
+        "iq3_s",
+        "iq3_xs",
+        "iq3_xxs",
+        "iq2_m",
+        "iq2_s",
+        "iq2_xs",
+        "iq2_xxs",
+        "iq1_m",
+        "iq1_s",
+    ),
 )
 
 MODEL_HELP = "Hub id or local folder, instead of the argument MODEL."
@@ -110,6 +124,17 @@ def choose_outtypes(context: click.Context, parameter: click.Parameter, text: st
     return chosen
 
 
+def choose_split_size(_context: click.Context, _parameter: click.Parameter, text: str | None) -> int | None:
+    """Bytes of ``2G``.
+
+    Raises:
+        UsageError: it is no such text.
+    """
+    from aird_mlx.guard.split import read_split_size
+
+    return None if text is None else read_split_size(text)
+
+
 def choose_model(context: click.Context, argument: str | None, option: str | None) -> str:
     """The model from the argument or from ``--model``.
 
@@ -139,7 +164,9 @@ def check_lora_options(context: click.Context) -> None:
     if "as_lora" in given:
         words = {"outtype": "--outtype", "embedding_type": "--embedding-type", "output_type": "--output-type"}
         words |= {"dry_run": "--dry-run", "revision": "--revision"}
-        words |= {"chat_apps": "--chat-apps", "lm_studio": "--lm-studio"}
+        words |= {"chat_apps": "--chat-apps", "lm_studio": "--lm-studio", "imatrix": "--imatrix"}
+        words |= {"zero_exact": "--zero-exact", "max_size": "--split-max-size"}
+        words |= {"max_tensors": "--split-max-tensors"}
     for name in words.keys() & given:
         clash = "does not go with --as-lora" if "as_lora" in given else "goes only with --as-lora"
         raise click.UsageError(f"{words[name]} {clash}.", context)

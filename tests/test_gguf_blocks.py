@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from aird_mlx.errors import ShapeError
 from aird_mlx.gguf_export import is_available
-from aird_mlx.gguf_export.blocks import BLOCK_KERNELS, count_zeros, dequantize, quantize
+from aird_mlx.gguf_export.blocks import BLOCK_KERNELS, bfloat16_to_half, count_zeros, dequantize, quantize
 from aird_mlx.gguf_export.choice import find_nearest
 from aird_mlx.gguf_export.outtypes import NEAREST, OUTTYPES, Kind
 from aird_mlx.gguf_export.repack import inexact_in_float16, repack_affine, repack_mxfp4, repack_nvfp4, unpack_codes
@@ -178,3 +178,17 @@ def test_nearest_block_is_the_one_with_the_least_error(mode: str, bits: int) -> 
     }
     assert kind == min(errors, key=lambda one: errors[one]) == Kind.Q8_0
     assert error == pytest.approx(errors[kind] / np.linalg.norm(values), rel=1e-5)
+
+
+def test_every_bfloat16_number_becomes_the_float16_that_numpy_gives() -> None:
+    every = np.arange(1 << 16, dtype=np.uint16)
+    values = (every.astype(np.uint32) << 16).view(np.float32)
+    with np.errstate(all="ignore"):
+        wanted = values.astype(np.float16)
+    numbers = ~np.isnan(values)
+    half, inexact, vanished = bfloat16_to_half(every[numbers])
+    np.testing.assert_array_equal(half, wanted.view(np.uint16)[numbers])
+    assert inexact == (wanted != values)[numbers].sum()
+    assert vanished == ((wanted == 0) & (values != 0)).sum()
+    assert np.isnan(bfloat16_to_half(every[~numbers])[0].view(np.float16)).all()
+    assert bfloat16_to_half(every[:0])[0].size == 0

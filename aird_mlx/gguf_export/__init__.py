@@ -9,7 +9,7 @@ runs at import. Not called ``gguf``, which is the name of the package that reads
 """
 
 from aird_mlx.gguf_export.families import exportable_families, refused_families
-from aird_mlx.gguf_export.file_names import name_files
+from aird_mlx.gguf_export.file_names import name_files, name_imatrix
 from aird_mlx.gguf_export.library import is_available
 from aird_mlx.gguf_export.parity import Parity, check_parity
 from aird_mlx.gguf_export.preparation import check_exportable, resolve_outtype
@@ -27,6 +27,7 @@ __all__ = [
     "exportable_families",
     "is_available",
     "name_files",
+    "name_imatrix",
     "plan_export",
     "refused_families",
     "resolve_outtype",

@@ -15,12 +15,22 @@ import numpy as np
 from aird_mlx.errors import ShapeError
 from aird_mlx.gguf_export import microscaling, ternary
 from aird_mlx.gguf_export.outtypes import Kind
-from aird_mlx.gguf_export.packing import pack_high_bits, pack_nibbles, unpack_high_bits, unpack_nibbles
+from aird_mlx.gguf_export.packing import (
+    count_zero_codes,
+    count_zero_floats,
+    pack_high_bits,
+    pack_nibbles,
+    unpack_high_bits,
+    unpack_nibbles,
+)
 from aird_mlx.gguf_export.rounding import float16_bytes, float16_column, inverse_of, round_away
 
 # Bytes that are only moved are void: numpy copies them as one item.
 Q4_1_BLOCK = np.dtype([("scale", "<f2"), ("minimum", "<f2"), ("codes", "V16")])
-Q5_1_BLOCK = np.dtype([("scale", "<f2"), ("minimum", "<f2"), ("high", "V4"), ("codes", "V16")])
+MXFP4_BLOCK = np.dtype([("scale", "u1"), ("codes", "V16")])
+
+# bfloat16 bits of the smallest normal float16 number, and of what float16 holds no more.
+SMALLEST_HALF, INFINITE_HALF = 113 << 7, 143 << 7
 
 Kernel = Callable[[np.ndarray], np.ndarray]
 
@@ -89,28 +99,15 @@ def count_zeros(encoded: np.ndarray, kind: Kind) -> int:
     """
     if kind in (Kind.F16, Kind.BF16):
         bits = np.ascontiguousarray(encoded).view(np.uint16)
-        return bits.size - int(np.count_nonzero(bits)) + int(np.count_nonzero(bits == 0x8000))
+        return bits.size - int(np.count_nonzero(bits << 1))  # without their signs
     if kind == Kind.Q4_1:
-        return _count_zeros_q4_1(encoded.reshape(-1, 20))
+        fields = np.ascontiguousarray(encoded).reshape(-1, 20).view(Q4_1_BLOCK)
+        scale, minimum = fields["scale"].astype(np.float32), fields["minimum"].astype(np.float32)
+        return count_zero_codes(fields["codes"].copy().view(np.uint32).reshape(-1, 4), scale, minimum, 32)
+    if kind == Kind.MXFP4:
+        return count_zero_floats(np.ascontiguousarray(encoded).reshape(-1, 17).view(MXFP4_BLOCK)["codes"].copy())
     decoded = dequantize(encoded, kind)
     return decoded.size - int(np.count_nonzero(decoded))
-
-
-def _count_zeros_q4_1(blocks: np.ndarray) -> int:
-    """Look for the one code that decodes to zero, which is faster than to decode them all."""
-    fields = np.ascontiguousarray(blocks).view(Q4_1_BLOCK)
-    scale, minimum = fields["scale"].astype(np.float32), fields["minimum"].astype(np.float32)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        code = np.rint(-minimum / scale)
-        may = (code * scale + minimum == 0) & (code <= 15)
-    nothing = int(np.count_nonzero((scale == 0) & (minimum == 0)))
-    # The code in all 16 places of a word; where there is none, a word that no place of the result is zero in.
-    pattern = np.where(may, code, 0).astype(np.uint64) * np.uint64(0x1111111111111111)
-    different = np.ascontiguousarray(fields["codes"]).view(np.uint64).reshape(-1, 2) ^ pattern
-    different |= np.where(may, np.uint64(0), ~np.uint64(0))
-    each = different.view(np.uint8)
-    low, high = np.count_nonzero(each & np.uint8(15)), np.count_nonzero(each > 15)
-    return 32 * nothing + 2 * each.size - int(low) - int(high)
 
 
 def float_to_bfloat16(values: np.ndarray) -> np.ndarray:
@@ -122,6 +119,38 @@ def float_to_bfloat16(values: np.ndarray) -> np.ndarray:
 def bfloat16_to_float(bits: np.ndarray) -> np.ndarray:
     """float32 of the same shape."""
     return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def bfloat16_to_half(bits: np.ndarray) -> tuple[np.ndarray, int, int]:
+    """float16 bits of bfloat16 numbers, five times faster than by way of float32.
+
+    Args:
+        bits: uint16.
+
+    Returns:
+        uint16 of the same shape, rounded to nearest even, infinite beyond float16's range; how many of them are not
+        the same number; and how many of these became zero.
+
+    >>> [hex(half) for half in bfloat16_to_half(np.array([0x3F80, 0xC000, 0x8000], dtype=np.uint16))[0]]
+    ['0x3c00', '0xc000', '0x8000']
+    """
+    magnitude = bits & np.uint16(0x7FFF)
+    half = bits << np.uint16(3)  # exponents differ by 112: in float16's five bits that is 16, one flipped bit
+    half &= np.uint16(0x7FFF)
+    sign = bits & np.uint16(0x8000)
+    sign |= np.uint16(0x4000)
+    half ^= sign
+    if np.count_nonzero(magnitude) < magnitude.size:
+        np.copyto(half, bits, where=magnitude == 0)
+    is_infinite = bool(bits.size) and magnitude.max() >= INFINITE_HALF
+    above = np.flatnonzero(magnitude >= INFINITE_HALF) if is_infinite else np.empty(0, dtype=np.intp)
+    magnitude -= np.uint16(1)  # now zeros are the largest
+    odd = np.concatenate([np.flatnonzero(magnitude < np.uint16(SMALLEST_HALF - 1)), above])
+    values = bfloat16_to_float(bits.reshape(-1)[odd])
+    with np.errstate(over="ignore"):
+        rounded = values.astype(np.float16)
+    half.reshape(-1)[odd] = rounded.view(np.uint16)
+    return half, int(np.count_nonzero(rounded != values)), int(np.count_nonzero(rounded == 0))
 
 
 def _five_bits(blocks: np.ndarray, start: int) -> np.ndarray:

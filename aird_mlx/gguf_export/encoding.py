@@ -7,8 +7,7 @@ cannot hold. Knows nothing about files to be written.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,11 +18,15 @@ from aird_mlx.errors import ExportError, ModelError
 from aird_mlx.gguf_export import blocks, repack
 from aird_mlx.gguf_export.microscaling import LARGEST_NVFP4
 from aird_mlx.gguf_export.outtypes import NATIVE_KINDS, Kind
+from aird_mlx.gguf_export.packing import count_zero_codes
 from aird_mlx.gguf_export.pieces import Rows
 from aird_mlx.gguf_export.stored import StoredTensor
 from aird_mlx.gguf_export.tensors import PlannedTensor
+from aird_mlx.gguf_export.zero_exact import BITS as ZERO_EXACT
+from aird_mlx.gguf_export.zero_exact import quantize_zero_exact
 
-VALUES_AT_A_TIME = 1 << 19  # of float16: 1 MiB, which stays in the cache while it is hashed and written
+INFINITE_BITS = {Kind.F16: 0x7C00, Kind.BF16: 0x7F80}
+BYTES_AT_A_TIME = 1 << 20  # stay in the cache while they are hashed and written
 LARGEST_F16 = 65504.0
 # Largest absolute value: what the f16 scale of a block, times its largest code, can reach.
 LARGEST = {
@@ -37,8 +40,6 @@ LARGEST = {
     Kind.TQ2_0: LARGEST_F16,
     Kind.NVFP4: LARGEST_NVFP4,
 }
-Encode = Callable[..., tuple[np.ndarray, int | None]]
-INFINITE_BITS = {Kind.F16: 0x7C00, Kind.BF16: 0x7F80}
 
 
 @dataclass
@@ -59,6 +60,11 @@ class Tally:
     scales: int = 0
     inexact_scales: int = 0
 
+    def add(self, other: Tally) -> None:
+        """Count what was counted elsewhere too."""
+        for name, count in vars(other).items():
+            setattr(self, name, getattr(self, name) + count)
+
     @property
     def sparsity(self) -> float:
         """Share of zeros in what was written."""
@@ -70,35 +76,52 @@ class Tally:
         return self.zeros_before / max(self.weights, 1)
 
 
-def encode_tensor(planned: PlannedTensor, stored: Mapping[str, StoredTensor], tally: Tally) -> Iterator[np.ndarray]:
-    """The bytes of one tensor, in order; uint8 arrays of whole rows.
+@dataclass(frozen=True)
+class Job:
+    """Some rows of a tensor's piece, encoded by themselves."""
+
+    planned: PlannedTensor
+    source: str
+    rows: Rows
+
+
+# The bytes of some rows, how many weights in them are zero, and how many were before; None: as count says, as now.
+Encoded = tuple[np.ndarray, int | None, int | None]
+
+
+def jobs_of(planned: PlannedTensor) -> Iterator[Job]:
+    """A tensor in order, about `BYTES_AT_A_TIME` each; where values are changed, whole pieces."""
+    count = planned.parameters // planned.shape[-1] if len(planned.shape) > 1 else planned.parameters
+    step = max(1, BYTES_AT_A_TIME * count // max(planned.size_bytes, 1))
+    for piece in planned.pieces:
+        length = step if planned.change is None else max(len(piece.rows), 1)
+        for start in range(0, len(piece.rows), length):
+            yield Job(planned, piece.source, piece.rows[start : start + length])
+
+
+def encode_job(job: Job, stored: Mapping[str, StoredTensor], zero_exact: bool = False) -> tuple[np.ndarray, Tally]:
+    """The bytes of some rows, uint8, and what was counted in them; needs nothing of others.
 
     Args:
-        planned: what to write.
+        job: what to write.
         stored: headers of the folder.
-        tally: counts are added to it.
+        zero_exact: types that can are written with an exact zero.
 
     Raises:
         ModelError: the file cannot be read.
         ExportError: a value is not finite, or too large for the type it is to be written in.
     """
-    if planned.change is not None:
-        encode: Encode = _encode_changed
+    planned, tally = job.planned, Tally()
+    if planned.change is None and planned.is_exact:
+        encoded, zeros, before = _repack(job, stored, tally)
     else:
-        encode = _repack if planned.is_exact else _encode_plain if planned.quantization is None else _requantize
-    width = planned.shape[-1] if len(planned.shape) > 1 else 1
-    step = max(1, VALUES_AT_A_TIME // max(width, 1))
-    for piece in planned.pieces:
-        rows = len(piece.rows)
-        for start in range(0, rows, step if planned.change is None else max(rows, 1)):
-            chosen = piece.rows[start : start + step] if planned.change is None else piece.rows
-            encoded, before = encode(planned, stored, piece.source, chosen, tally)
-            if planned.is_block_linear:
-                zeros = blocks.count_zeros(encoded, planned.type)
-                tally.weights += len(chosen) * width
-                tally.zeros += zeros
-                tally.zeros_before += zeros if before is None else before
-            yield encoded
+        encode = _encode_changed if planned.change else _requantize if planned.quantization else _encode_plain
+        encoded, zeros, before = encode(job, stored, zero_exact)
+    if planned.is_block_linear:
+        tally.zeros = blocks.count_zeros(encoded, planned.type) if zeros is None else zeros
+        tally.zeros_before = tally.zeros if before is None else before
+        tally.weights = len(job.rows) * planned.shape[-1]
+    return encoded, tally
 
 
 def read_values(
@@ -137,66 +160,77 @@ def relative_error(values: np.ndarray, encoded: np.ndarray, kind: Kind) -> float
     return float(np.linalg.norm(blocks.dequantize(encoded, kind) - values)) / norm if norm else 0.0
 
 
-def _encode_plain(
-    planned: PlannedTensor, stored: Mapping[str, StoredTensor], source: str, chosen: Rows, _: Tally
-) -> tuple[np.ndarray, int | None]:
-    tensor, kind = stored[source], planned.type
-    rows = tensor.read(chosen)
+def _encode_plain(job: Job, stored: Mapping[str, StoredTensor], zero_exact: bool) -> Encoded:
+    tensor, kind = stored[job.source], job.planned.type
+    rows = tensor.read(job.rows)
     same = tensor.dtype == kind.name
     if kind in INFINITE_BITS and (same or (tensor.dtype, kind) == ("BF16", Kind.F16)):
-        bits = rows.view(np.uint16) if same else _half_of_bfloat16()[rows]
-        limit = INFINITE_BITS[kind]
-        if not bits.size or (bits.view(np.int16).max() < limit and bits.max() < 0x8000 + limit):
-            # What bfloat16 has below float16's range becomes zero, so the zeros before are other zeros.
-            before = None if same or not planned.is_block_linear else blocks.count_zeros(rows, Kind.BF16)
-            return bits.view(np.uint8), before
-    return _encode_values(planned, source, _as_float(rows, tensor.dtype), chosen)
+        # What bfloat16 has below float16's range becomes zero.
+        bits, _inexact, vanished = (rows.view(np.uint16), 0, 0) if same else blocks.bfloat16_to_half(rows)
+        magnitude = bits << 1  # without the sign
+        if not bits.size or magnitude.max() < INFINITE_BITS[kind] << 1:
+            zeros = bits.size - int(np.count_nonzero(magnitude))
+            return bits.view(np.uint8), zeros, zeros - vanished
+    return _encode_values(job, _as_float(rows, tensor.dtype), zero_exact)
 
 
-def _requantize(
-    planned: PlannedTensor, stored: Mapping[str, StoredTensor], source: str, chosen: Rows, _: Tally
-) -> tuple[np.ndarray, int | None]:
-    return _encode_values(planned, source, read_values(source, stored, planned.quantization, chosen), chosen)
+def _requantize(job: Job, stored: Mapping[str, StoredTensor], zero_exact: bool) -> Encoded:
+    return _encode_values(job, read_values(job.source, stored, job.planned.quantization, job.rows), zero_exact)
 
 
-def _encode_changed(
-    planned: PlannedTensor, stored: Mapping[str, StoredTensor], source: str, chosen: Rows, _: Tally
-) -> tuple[np.ndarray, int | None]:
-    assert planned.change is not None
-    values = planned.change(read_values(source, stored, planned.quantization, chosen))
-    return _encode_values(planned, source, values.reshape(-1, planned.shape[-1]), chosen)
+def _encode_changed(job: Job, stored: Mapping[str, StoredTensor], zero_exact: bool) -> Encoded:
+    assert job.planned.change is not None
+    values = job.planned.change(read_values(job.source, stored, job.planned.quantization, job.rows))
+    return _encode_values(job, values.reshape(-1, job.planned.shape[-1]), zero_exact)
 
 
-def _encode_values(
-    planned: PlannedTensor, source: str, values: np.ndarray, chosen: Rows
-) -> tuple[np.ndarray, int | None]:
-    _check_range(planned, source, values, chosen)
+def _encode_values(job: Job, values: np.ndarray, zero_exact: bool) -> Encoded:
+    planned = job.planned
+    _check_range(planned, job.source, values, job.rows)
     before = blocks.count_zeros(values, Kind.F32) if planned.is_block_linear else None
-    return blocks.quantize(values, planned.type), before
+    quantize = quantize_zero_exact if zero_exact and planned.type in ZERO_EXACT else blocks.quantize
+    return quantize(values, planned.type), None, before
 
 
-def _repack(
-    planned: PlannedTensor, stored: Mapping[str, StoredTensor], source: str, chosen: Rows, tally: Tally
-) -> tuple[np.ndarray, int | None]:
-    assert planned.quantization is not None
-    codes, scales, biases = _read_parts(source, stored, chosen)
-    if biases is None:
+def _repack(job: Job, stored: Mapping[str, StoredTensor], tally: Tally) -> Encoded:
+    planned, settings = job.planned, job.planned.quantization
+    assert settings is not None
+    stem = job.source.removesuffix(".weight")
+    codes = stored[job.source].read(job.rows)
+    if f"{stem}.biases" not in stored:
+        scales = stored[f"{stem}.scales"].read(job.rows)
         undefined = int((scales == 255).sum() if planned.type == Kind.MXFP4 else (scales >= 127).sum())
         if undefined:
-            raise _not_finite(source, undefined, chosen, "scales")
+            raise _not_finite(job.source, undefined, job.rows, "scales")
         repacked = repack.repack_mxfp4 if planned.type == Kind.MXFP4 else repack.repack_nvfp4
-        return repacked(codes, scales), None
-    for part in (scales, biases):
-        _check_range(planned, source, part, chosen)
-    inexact = repack.inexact_in_float16(scales) + repack.inexact_in_float16(biases)
-    tally.scales += scales.size + biases.size
-    tally.inexact_scales += inexact
-    settings = planned.quantization
-    before = None
+        return repacked(codes, scales), None, None
+    parts = [_read_halves(job, stored[f"{stem}.{part}"]) for part in ("scales", "biases")]
+    (scales, exact_scales, _), (biases, exact_biases, _) = parts
+    inexact = sum(count for *_, count in parts)
+    tally.scales, tally.inexact_scales = scales.size + biases.size, inexact
+    zeros, before = None, None
+    bits, group_size = int(settings["bits"]), int(settings.get("group_size", 64))
     if inexact and planned.is_block_linear:  # then the zeros of the folder need not be those of the file
-        before = blocks.count_zeros(read_values(source, stored, settings, chosen), Kind.F32)
-    group_size = int(settings.get("group_size", 64))
-    return repack.repack_affine(codes, scales, biases, bits=int(settings["bits"]), group_size=group_size), before
+        before = blocks.count_zeros(read_values(job.source, stored, settings, job.rows), Kind.F32)
+    elif bits == 4 and planned.is_block_linear:
+        zeros = count_zero_codes(codes, exact_scales, exact_biases, group_size)
+    return repack.repack_affine(codes, scales, biases, bits=bits, group_size=group_size), zeros, before
+
+
+def _read_halves(job: Job, tensor: StoredTensor) -> tuple[np.ndarray, np.ndarray, int]:
+    """Scales or biases of some rows as float16, as float32 before that, and how many float16 does not hold."""
+    rows = tensor.read(job.rows)
+    values = _as_float(rows, tensor.dtype)
+    if tensor.dtype == "BF16":
+        bits, inexact, _ = blocks.bfloat16_to_half(rows)
+        halves = bits.view(np.float16)
+    else:
+        with np.errstate(over="ignore"):  # refused below
+            halves = values.astype(np.float16)
+        inexact = 0 if tensor.dtype == "F16" else int(np.count_nonzero(halves != values))
+    if not np.isfinite(halves).all():
+        _check_range(job.planned, job.source, values, job.rows)
+    return halves, values, inexact
 
 
 def _read_parts(
@@ -214,14 +248,6 @@ def _read_parts(
 
 def _as_float(rows: np.ndarray, dtype: str) -> np.ndarray:
     return blocks.bfloat16_to_float(rows) if dtype == "BF16" else rows.astype(np.float32, copy=False)
-
-
-@functools.cache
-def _half_of_bfloat16() -> np.ndarray:
-    """float16 bits for each of the 65536 bfloat16 numbers: looking up is twice as fast as converting."""
-    with np.errstate(all="ignore"):
-        every = blocks.bfloat16_to_float(np.arange(1 << 16, dtype=np.uint16))
-        return every.astype(np.float16).view(np.uint16)
 
 
 def _check_range(planned: PlannedTensor, source: str, values: np.ndarray, rows: Rows) -> None:

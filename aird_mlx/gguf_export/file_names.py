@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from aird_mlx.errors import UsageError
@@ -41,6 +41,11 @@ def name_files(model: str, folder: Path, outfile: str | None, outtypes: Sequence
         if path.is_dir():
             raise UsageError(f"export: --outfile {str(path)!r} is a folder; the name of a file is needed. Add one.")
     return files
+
+
+def name_imatrix(model: str, folder: Path, files: Mapping[str, Path]) -> Path:
+    """Where an importance matrix measured for these files goes: beside the first, named after the model."""
+    return next(iter(files.values())).with_name(f"{_base_name(model, folder)}-imatrix.gguf")
 
 
 def _base_name(model: str, folder: Path) -> str:

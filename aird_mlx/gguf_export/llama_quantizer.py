@@ -6,19 +6,49 @@ gets which type of the mixture is llama.cpp's decision. Source: ``llama_model_qu
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import shutil
 import subprocess
+import tempfile
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from aird_mlx.errors import DependencyError, ExportError
+from aird_mlx.gguf_export.imatrix import Imatrix, write_imatrix
 from aird_mlx.gguf_export.library import capture_log, is_available, load_library
 from aird_mlx.gguf_export.outtypes import Kind, OutType, find_outtype
 
 PROGRAM = "llama-quantize"
+LONGEST_VALUE = 127  # bytes of a text that llama.cpp lets a caller add
 # A line of the log: [ 1/ 21] output.weight - [ 256, 320, 1, 1], type = f16, size = 1.25 MiB -> 0.50 MiB (q6_K)
 LINE = re.compile(r"\]\s+(\S+)\s+- \[.*?\], type =\s*\S+, size =\s*\S+ MiB(?: ->\s*\S+ MiB \((\w+)\))?")
+
+
+@dataclass(frozen=True)
+class Order:
+    """What llama.cpp's quantizer is to make of a file.
+
+    Attributes:
+        outtype: the mixture.
+        embedding_type, output_type: of these two tensors; None leaves them to llama.cpp.
+        imatrix: what it weighs errors by; None: all inputs alike.
+    """
+
+    outtype: OutType
+    embedding_type: str | None = None
+    output_type: str | None = None
+    imatrix: Imatrix | None = None
+
+    @property
+    def special_types(self) -> tuple[Kind | None, Kind | None]:
+        """Of embedding and output."""
+        embedding, output = (
+            None if name is None else find_outtype(name).kind for name in (self.embedding_type, self.output_type)
+        )
+        return embedding, output
 
 
 def check_quantizer(outtype: OutType) -> None:
@@ -34,87 +64,100 @@ def check_quantizer(outtype: OutType) -> None:
         )
 
 
-def quantize_file(
-    source: Path, target: Path, outtype: OutType, embedding_type: str | None = None, output_type: str | None = None
-) -> None:
-    """Write ``source`` once more in another type.
-
-    Args:
-        source: a GGUF file in f32, f16 or bf16.
-        target: overwritten.
-        outtype: what to make of it.
-        embedding_type, output_type: of these two tensors; None leaves them to llama.cpp.
+def quantize_file(source: Path, target: Path, order: Order) -> None:
+    """Write ``source``, a GGUF file in f32, f16 or bf16, once more as ordered; ``target`` is overwritten.
 
     Raises:
         DependencyError: there is no quantizer.
         ExportError: it failed.
     """
-    _run(source, target, outtype, embedding_type, output_type, dry_run=False)
+    _run(source, target, order, dry_run=False)
 
 
-def find_mixture(
-    source: Path, outtype: OutType, embedding_type: str | None = None, output_type: str | None = None
-) -> dict[str, Kind]:
-    """Ask which tensors `quantize_file` would change, and to which type; writes nothing.
-
-    Args:
-        source: a GGUF file in f32, f16 or bf16; only its header is read.
-        outtype, embedding_type, output_type: as for `quantize_file`.
+def find_mixture(source: Path, order: Order) -> dict[str, Kind]:
+    """Ask which tensors `quantize_file` would change, and to which type; writes nothing, reads the header alone.
 
     Raises:
         DependencyError, ExportError: as `quantize_file`.
     """
-    nowhere = source.with_name("none.gguf")
-    log = _run(source, nowhere, outtype, embedding_type, output_type, dry_run=True)
+    log = _run(source, source.with_name("none.gguf"), order, dry_run=True)
     kinds = {one.name.lower(): one for one in Kind}
     return {name: kinds[kind.lower()] for name, kind in LINE.findall(log) if kind}
 
 
-def _run(
-    source: Path, target: Path, outtype: OutType, embedding_type: str | None, output_type: str | None, *, dry_run: bool
-) -> str:
+def _run(source: Path, target: Path, order: Order, *, dry_run: bool) -> str:
     """Run whichever quantizer there is; what it said."""
-    check_quantizer(outtype)
-    embedding, output = (None if name is None else find_outtype(name).kind for name in (embedding_type, output_type))
+    check_quantizer(order.outtype)
     run = _run_library if is_available() else _run_program
-    return run(source, target, outtype, embedding, output, dry_run)
+    return run(source, target, order, dry_run)
 
 
-def _run_library(
-    source: Path, target: Path, outtype: OutType, embedding: Kind | None, output: Kind | None, dry_run: bool
-) -> str:
+def _run_library(source: Path, target: Path, order: Order, dry_run: bool) -> str:
     library = load_library()
     settings = library.llama_model_quantize_default_params()
-    settings.ftype = int(outtype.file_type)
+    settings.ftype = int(order.outtype.file_type)
     settings.nthread = os.cpu_count() or 1
     settings.dry_run = dry_run
+    embedding, output = order.special_types
     if embedding is not None:
         settings.token_embedding_type = int(embedding)
     if output is not None:
         settings.output_tensor_type = int(output)
+    kept = None if order.imatrix is None else _give_imatrix(library, settings, order.imatrix)
     with capture_log() as log:
         status = library.llama_model_quantize(str(source).encode(), str(target).encode(), settings)
+    del kept  # what ``settings`` points to
     text = "".join(log)
     if status != 0:
-        raise _failed(outtype, text)
+        raise _failed(order.outtype, text)
     return text
 
 
-def _run_program(
-    source: Path, target: Path, outtype: OutType, embedding: Kind | None, output: Kind | None, dry_run: bool
-) -> str:
+def _give_imatrix(library: Any, settings: Any, imatrix: Imatrix) -> list[object]:
+    """Let ``settings`` point to an importance matrix, and to the keys by which the file names it.
+
+    Returns:
+        What must live until the quantizer is done.
+    """
+    means = [(tensor.encode(), entry.means()) for tensor, entry in imatrix.entries.items()]
+    entries = (library.llama_model_imatrix_data * (len(means) + 1))()  # the last, empty one ends it
+    for entry, (tensor, values) in zip(entries, means, strict=False):
+        entry.name, entry.size = tensor, values.size
+        entry.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+    words: list[tuple[str, str | int]] = [("file", imatrix.name), ("entries_count", len(means))]
+    words += [("dataset", imatrix.datasets[0])] if imatrix.datasets else []
+    words += [("chunks_count", imatrix.chunk_count)] if imatrix.chunk_count else []
+    keys = (library.llama_model_kv_override * (len(words) + 1))()
+    for key, (word, value) in zip(keys, words, strict=False):
+        key.key = f"quantize.imatrix.{word}".encode()
+        if isinstance(value, str):
+            key.tag = library.LLAMA_KV_OVERRIDE_TYPE_STR
+            key.value.val_str = value.encode()[:LONGEST_VALUE].decode(errors="ignore").encode()
+        else:
+            key.tag, key.value.val_i64 = library.LLAMA_KV_OVERRIDE_TYPE_INT, value
+    settings.imatrix, settings.kv_overrides = entries, keys
+    return [means, entries, keys]
+
+
+def _run_program(source: Path, target: Path, order: Order, dry_run: bool) -> str:
     options = ["--dry-run"] if dry_run else []
-    for word, kind in (("--token-embedding-type", embedding), ("--output-tensor-type", output)):
+    words = ("--token-embedding-type", "--output-tensor-type")
+    for word, kind in zip(words, order.special_types, strict=True):
         options += [] if kind is None else [word, kind.name.lower()]
-    done = subprocess.run(
-        [PROGRAM, *options, str(source), str(target), outtype.name.upper()],
-        capture_output=True,
-        text=True,
-        errors="replace",
-        check=False,
-    )
+    with tempfile.TemporaryDirectory() as folder:
+        if order.imatrix is not None:
+            file = Path(folder) / Path(order.imatrix.name).name
+            write_imatrix(order.imatrix, file)
+            options += ["--imatrix", str(file)]
+        done = subprocess.run(
+            [PROGRAM, *options, str(source), str(target), order.outtype.name.upper()],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+        )
     if done.returncode != 0:
-        raise _failed(outtype, done.stderr)
+        raise _failed(order.outtype, done.stderr)
     return done.stdout + done.stderr
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import gguf
 
-from aird_mlx.errors import ExportError
+from aird_mlx.errors import ExportError, UsageError
 
 Kind = gguf.GGMLQuantizationType
 Ftype = gguf.LlamaFileType
@@ -30,6 +30,8 @@ class OutType:
         file_type: what ``general.file_type`` says.
         native: written here; otherwise by llama.cpp's quantizer, which mixes types.
         keeps_zeros: a pruned weight is exactly zero when it is decoded, in every block type of the mixture.
+        can_keep_zeros: written with an exact zero when asked to, it does too (`zero_exact`).
+        needs_imatrix: llama.cpp's quantizer refuses to write it without one.
     """
 
     name: str
@@ -37,6 +39,8 @@ class OutType:
     file_type: Ftype
     native: bool = True
     keeps_zeros: bool = True
+    can_keep_zeros: bool = False
+    needs_imatrix: bool = False
 
 
 OUTTYPES = {
@@ -47,9 +51,9 @@ OUTTYPES = {
         OutType("bf16", Kind.BF16, Ftype.MOSTLY_BF16),
         OutType("q8_0", Kind.Q8_0, Ftype.MOSTLY_Q8_0),
         OutType("q5_0", Kind.Q5_0, Ftype.MOSTLY_Q5_0),
-        OutType("q5_1", Kind.Q5_1, Ftype.MOSTLY_Q5_1, keeps_zeros=False),
+        OutType("q5_1", Kind.Q5_1, Ftype.MOSTLY_Q5_1, keeps_zeros=False, can_keep_zeros=True),
         OutType("q4_0", Kind.Q4_0, Ftype.MOSTLY_Q4_0),
-        OutType("q4_1", Kind.Q4_1, Ftype.MOSTLY_Q4_1, keeps_zeros=False),
+        OutType("q4_1", Kind.Q4_1, Ftype.MOSTLY_Q4_1, keeps_zeros=False, can_keep_zeros=True),
         OutType("mxfp4", Kind.MXFP4, Ftype.MOSTLY_MXFP4_MOE),
         OutType("nvfp4", Kind.NVFP4, Ftype.MOSTLY_NVFP4),
         OutType("tq1_0", Kind.TQ1_0, Ftype.MOSTLY_TQ1_0),
@@ -63,8 +67,19 @@ OUTTYPES = {
         OutType("q3_k_m", Kind.Q3_K, Ftype.MOSTLY_Q3_K_M, native=False, keeps_zeros=False),
         OutType("q3_k_s", Kind.Q3_K, Ftype.MOSTLY_Q3_K_S, native=False),
         OutType("q2_k", Kind.Q2_K, Ftype.MOSTLY_Q2_K, native=False, keeps_zeros=False),
+        OutType("q2_k_s", Kind.Q2_K, Ftype.MOSTLY_Q2_K_S, native=False, keeps_zeros=False, needs_imatrix=True),
         OutType("iq4_nl", Kind.IQ4_NL, Ftype.MOSTLY_IQ4_NL, native=False, keeps_zeros=False),
         OutType("iq4_xs", Kind.IQ4_XS, Ftype.MOSTLY_IQ4_XS, native=False, keeps_zeros=False),
+        OutType("iq3_m", Kind.IQ3_S, Ftype.MOSTLY_IQ3_M, native=False, keeps_zeros=False),
+        OutType("iq3_s", Kind.IQ3_S, Ftype.MOSTLY_IQ3_S, native=False, keeps_zeros=False),
+        OutType("iq3_xs", Kind.IQ3_S, Ftype.MOSTLY_IQ3_XS, native=False, keeps_zeros=False, needs_imatrix=True),
+        OutType("iq3_xxs", Kind.IQ3_XXS, Ftype.MOSTLY_IQ3_XXS, native=False, keeps_zeros=False, needs_imatrix=True),
+        OutType("iq2_m", Kind.IQ2_S, Ftype.MOSTLY_IQ2_M, native=False, keeps_zeros=False, needs_imatrix=True),
+        OutType("iq2_s", Kind.IQ2_XS, Ftype.MOSTLY_IQ2_S, native=False, keeps_zeros=False, needs_imatrix=True),
+        OutType("iq2_xs", Kind.IQ2_XS, Ftype.MOSTLY_IQ2_XS, native=False, keeps_zeros=False, needs_imatrix=True),
+        OutType("iq2_xxs", Kind.IQ2_XXS, Ftype.MOSTLY_IQ2_XXS, native=False, keeps_zeros=False, needs_imatrix=True),
+        OutType("iq1_m", Kind.IQ1_M, Ftype.MOSTLY_IQ1_M, native=False, keeps_zeros=False, needs_imatrix=True),
+        OutType("iq1_s", Kind.IQ1_S, Ftype.MOSTLY_IQ1_S, native=False, keeps_zeros=False, needs_imatrix=True),
     )
 }
 NATIVE_KINDS = {one.kind: one.name for one in OUTTYPES.values() if one.native}
@@ -115,6 +130,20 @@ def find_native(name: str, option: str) -> Kind:
             f"gguf: {option} {name!r}; one of {', '.join(NATIVE_KINDS.values())} is needed. Choose one of these."
         )
     return OUTTYPES[name].kind
+
+
+def check_zero_exact(outtype: OutType) -> None:
+    """Find out whether a pruned weight can stay exactly zero in this type.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    if not (outtype.keeps_zeros or outtype.can_keep_zeros):
+        able = ", ".join(one.name for one in OUTTYPES.values() if one.keeps_zeros or one.can_keep_zeros)
+        raise UsageError(
+            f"gguf: --zero-exact and outtype {outtype.name}, whose blocks have no exact zero; one of {able} is needed. "
+            "Choose one of these."
+        )
 
 
 def scheme_of(quantization: Mapping[str, Any]) -> tuple[str, int]:

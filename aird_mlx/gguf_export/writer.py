@@ -7,9 +7,12 @@ the file: that is `runtime` and `parity`. Source: GGUF v3 as PyPI's ``gguf`` wri
 
 from __future__ import annotations
 
+import itertools
 import os
 import tempfile
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,15 +22,18 @@ import numpy as np
 from aird_mlx.errors import ExportError
 from aird_mlx.gguf_export.blocks import count_zeros
 from aird_mlx.gguf_export.chat_facts import ChatFacts, gather_chat_facts
-from aird_mlx.gguf_export.encoding import VALUES_AT_A_TIME, Tally, encode_tensor
+from aird_mlx.gguf_export.encoding import BYTES_AT_A_TIME, Tally, encode_job, jobs_of
 from aird_mlx.gguf_export.header import EXTRA_PREFIX, Value, describe
-from aird_mlx.gguf_export.llama_quantizer import find_mixture, quantize_file
+from aird_mlx.gguf_export.imatrix import Imatrix, Importance, check_imatrix
+from aird_mlx.gguf_export.llama_quantizer import Order, find_mixture, quantize_file
 from aird_mlx.gguf_export.notes import notes_on_writing
-from aird_mlx.gguf_export.outtypes import Kind
+from aird_mlx.gguf_export.outtypes import Kind, check_zero_exact
 from aird_mlx.gguf_export.preparation import Prepared, prepare
 from aird_mlx.gguf_export.stream import hash_file, whole_file, write_outline, write_tensors
-from aird_mlx.gguf_export.tensors import is_block_linear
+from aird_mlx.gguf_export.tensors import PlannedTensor, is_block_linear
 
+MOST_WORKERS = 4  # that encode; hashing and writing are one thread each
+BYTES_KEPT = 1 << 24
 SEAL_KEY = "aird.hash.root"  # of a file whose manifest has been written
 
 
@@ -73,6 +79,7 @@ class GgufFile:
             not taken over exactly.
         pre_tokenizer: llama.cpp's name for it, None for sentencepiece.
         notes: where llama.cpp will differ from MLX, one sentence each; empty when nothing is known.
+        parts: path and sha256 of each, where it was split; ``path`` and ``sha256`` are then those of the first.
     """
 
     path: Path
@@ -87,6 +94,7 @@ class GgufFile:
     dequantized: bool = False
     pre_tokenizer: str | None = None
     notes: tuple[str, ...] = ()
+    parts: tuple[tuple[Path, str], ...] = ()
 
 
 def export_gguf(
@@ -96,6 +104,8 @@ def export_gguf(
     *,
     embedding_type: str | None = None,
     output_type: str | None = None,
+    imatrix: Imatrix | None = None,
+    zero_exact: bool = False,
     name: str | None = None,
     extra_metadata: Mapping[str, Value] | None = None,
     progress: Callable[[int, int], None] | None = None,
@@ -109,12 +119,15 @@ def export_gguf(
         outtype: of `outtypes.OUTTYPES`, or ``auto``: what the folder holds, MLX-quantized weights in the block that
             takes their codes and scales. Norms and biases are always f32.
         embedding_type, output_type: of these two matrices; None: as the others.
+        imatrix: what llama.cpp's quantizer weighs errors by; types that this project writes itself do not use it.
+        zero_exact: write q4_1 and q5_1 so that pruned weights stay exactly zero.
         name: for ``general.name``; by default the card's, or made from the folder's or the hub's.
         extra_metadata: further keys, each starting with ``aird.``.
         progress: called with (tensors written, tensors in all) after each tensor.
 
     Raises:
         ModelError: the folder cannot be read, or its parts contradict each other.
+        UsageError: ``zero_exact`` of a type that has no exact zero.
         ExportError: ``outfile`` exists, the model has no equal in llama.cpp, a weight does not fit the type, or the
             file cannot be written. Nothing is left behind.
         DependencyError: the tokenizer needs sentencepiece, or the type llama.cpp's quantizer, and it is not installed.
@@ -124,9 +137,12 @@ def export_gguf(
             f"gguf: {outfile} exists already; a new file is needed. Choose another outfile, or remove it."
         )
     prepared = prepare(folder, outtype, embedding_type, output_type)
+    order, said = _order(prepared, imatrix)
+    if zero_exact:
+        check_zero_exact(prepared.wanted)
     header = describe(prepared, name, extra_metadata or {})
     tally = Tally()
-    sha256 = _write(prepared, header, outfile, _encode(prepared, tally, progress))
+    sha256 = _write(prepared, header, outfile, _encode(prepared, tally, zero_exact, progress), order)
     if not prepared.wanted.native:
         tally.zeros = _count_zeros(outfile)
     return GgufFile(
@@ -140,23 +156,31 @@ def export_gguf(
         sparsity_before=tally.sparsity_before,
         dequantized=any(tensor.quantization is not None and not tensor.is_exact for tensor in prepared.plan),
         pre_tokenizer=prepared.vocabulary.pre,
-        notes=(*prepared.notes, *notes_on_writing(tally, prepared.wanted)),
+        notes=(*prepared.notes, *said, *notes_on_writing(tally, prepared.wanted)),
         chat=gather_chat_facts(folder, prepared.vocabulary, prepared.hyperparameters.context_length),
     )
 
 
 def plan_export(
-    folder: Path, outtype: str, *, embedding_type: str | None = None, output_type: str | None = None
+    folder: Path,
+    outtype: str,
+    *,
+    embedding_type: str | None = None,
+    output_type: str | None = None,
+    imatrix: Imatrix | None = None,
+    zero_exact: bool = False,
 ) -> ExportPlan:
     """Say what `export_gguf` would write, tensor by tensor; of the weights at most a sample is read.
 
     Raises:
-        ModelError, ExportError, DependencyError: as `export_gguf` would, but for what only the weights show.
+        AirdError: as `export_gguf` would, but for what only the weights show.
     """
     prepared = prepare(folder, outtype, embedding_type, output_type)
+    if zero_exact:
+        check_zero_exact(prepared.wanted)
     kinds = {planned.name: planned.type for planned in prepared.plan}
     if not prepared.wanted.native:
-        kinds |= _find_mixture(prepared)
+        kinds |= _find_mixture(prepared, imatrix)
     tensors_of_file = tuple(
         TensorFigures(one.name, one.shape, kinds[one.name].name.lower(), one.bytes_as(kinds[one.name]))
         for one in prepared.plan
@@ -167,19 +191,43 @@ def plan_export(
 
 
 def _encode(
-    prepared: Prepared, tally: Tally, progress: Callable[[int, int], None] | None
+    prepared: Prepared, tally: Tally, zero_exact: bool, progress: Callable[[int, int], None] | None
 ) -> Iterator[Iterable[np.ndarray]]:
-    """The bytes of every tensor of the header, in order; progress is told when the next is asked for."""
+    """The bytes of every tensor of the header, in order; progress is told when the next is asked for.
+
+    They are encoded ahead, in threads: numpy lets go of the interpreter.
+    """
     for values in prepared.extra.values():
         yield [values]
-    for done, planned in enumerate(prepared.plan, start=1):
-        yield encode_tensor(planned, prepared.stored, tally)
-        if progress is not None:
-            progress(done, len(prepared.plan))
+    jobs = (job for planned in prepared.plan for job in jobs_of(planned))
+    ahead: deque[Future[tuple[np.ndarray, Tally]]] = deque()
+    workers = max(1, min(MOST_WORKERS, (os.cpu_count() or 1) - 1))
+    np.empty(BYTES_KEPT, dtype=np.uint8)  # glibc then keeps as much of what is freed, and need not ask for it again
+    with ThreadPoolExecutor(workers) as pool:
+
+        def take(planned: PlannedTensor) -> Iterator[np.ndarray]:
+            for _ in jobs_of(planned):
+                for job in itertools.islice(jobs, workers + 1 - len(ahead)):
+                    ahead.append(pool.submit(encode_job, job, prepared.stored, zero_exact))
+                encoded, counted = ahead.popleft().result()
+                tally.add(counted)
+                yield encoded
+
+        try:
+            for done, planned in enumerate(prepared.plan, start=1):
+                yield take(planned)
+                if progress is not None:
+                    progress(done, len(prepared.plan))
+        finally:  # what is not begun need not be, when something failed
+            pool.shutdown(cancel_futures=True)
 
 
 def _write(
-    prepared: Prepared, header: gguf.GGUFWriter, outfile: Path, tensors_of_file: Iterable[Iterable[np.ndarray]]
+    prepared: Prepared,
+    header: gguf.GGUFWriter,
+    outfile: Path,
+    tensors_of_file: Iterable[Iterable[np.ndarray]],
+    order: Order,
 ) -> str:
     """Write the file, if need be by way of one that llama.cpp's quantizer reads; its sha256."""
     if prepared.wanted.native:
@@ -189,18 +237,36 @@ def _write(
         exact = outfile.with_name(outfile.name + ".exact.partial")
         try:
             write_tensors(header, exact, tensors_of_file)
-            quantize_file(exact, partial, prepared.wanted, prepared.embedding_type, prepared.output_type)
+            quantize_file(exact, partial, order)
         finally:
             exact.unlink(missing_ok=True)
     return hash_file(outfile)
 
 
-def _find_mixture(prepared: Prepared) -> dict[str, Kind]:
+def _order(prepared: Prepared, imatrix: Imatrix | None) -> tuple[Order, list[str]]:
+    """What llama.cpp's quantizer gets besides the file, and what has to be said about that."""
+    wanted, used = prepared.wanted, None if prepared.wanted.native else imatrix
+    if wanted.needs_imatrix and imatrix is None:
+        raise ExportError(
+            f"gguf: outtype {wanted.name} without an imatrix; llama.cpp writes it only with one. Give one with "
+            "--imatrix, or choose a larger type."
+        )
+    said = [] if used is None else check_imatrix(used, prepared.plan)
+    if used is not imatrix:
+        said.append(f"{wanted.name} is written without an imatrix; llama.cpp's own types use one")
+    return Order(wanted, prepared.embedding_type, prepared.output_type, used), said
+
+
+def _find_mixture(prepared: Prepared, imatrix: Imatrix | None) -> dict[str, Kind]:
     """What llama.cpp's quantizer would make of the file; it is shown the header alone."""
+    if imatrix is None and prepared.wanted.needs_imatrix:  # that there is one decides, not what is in it
+        ones = Importance(np.ones((1, 1), dtype=np.float32), np.ones(1, dtype=np.float32))
+        imatrix = Imatrix({prepared.plan[0].name: ones}, (), 0, 0)
+    order = Order(prepared.wanted, prepared.embedding_type, prepared.output_type, imatrix)
     with tempfile.TemporaryDirectory() as temporary:
         outline = Path(temporary) / "outline.gguf"
         write_outline(describe(prepared, "outline", {}), outline, prepared.size_bytes)
-        return find_mixture(outline, prepared.wanted, prepared.embedding_type, prepared.output_type)
+        return find_mixture(outline, order)
 
 
 def _count_zeros(file: Path) -> int:
@@ -209,7 +275,7 @@ def _count_zeros(file: Path) -> int:
     for tensor in gguf.GGUFReader(file).tensors:
         if is_block_linear(tensor.name, tuple(tensor.shape)):
             data = tensor.data.reshape(-1, tensor.data.shape[-1])
-            step = max(1, VALUES_AT_A_TIME // int(tensor.shape[0]))
+            step = max(1, BYTES_AT_A_TIME // data[:1].nbytes)
             for start in range(0, len(data), step):
                 zeros += count_zeros(data[start : start + step].view(np.uint8), tensor.tensor_type)
     return zeros

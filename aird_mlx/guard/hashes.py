@@ -2,7 +2,8 @@
 
 ``aird.hash.tensors`` lists the sha256 of each tensor's data, in the file's order. ``aird.hash.root`` is the sha256 of
 everything before the tensor data, its own 64 digits read as zeros, and of the file's size: since it covers that list,
-it covers the weights, and one hash published elsewhere vouches for the file. What lies between tensors must be zero.
+it covers the weights, and one hash published elsewhere vouches for the file. Of a file in parts the first has both,
+and the root covers each part. What lies between tensors must be zero.
 Hashes find damage and edits; who can write the file can write new ones, so only a root known from elsewhere proves
 where a file comes from. The sidecar has the format of llama.cpp's ``gguf-hash``, which covers tensor data only.
 """
@@ -26,19 +27,24 @@ WORTH_THREADS = 1 << 26
 Progress = Callable[[int, int], None]
 
 
-def hash_root(descriptor: int, structure: Structure) -> str:
-    """The root hash computed from the file; the key that holds it is read as 64 zeros if it is there."""
+def hash_root(*parts: tuple[int, Structure]) -> str:
+    """The root hash computed from the file, or from all its parts; the key that holds it is read as 64 zeros.
+
+    Args:
+        parts: descriptor and layout of each, in order; one for a file that was not split.
+    """
     digest = hashlib.sha256()
-    entry = structure.keys.get(ROOT_KEY)
-    start = 0
-    if entry is not None and entry.end - entry.start == DIGITS:
-        for chunk in read_range(descriptor, 0, entry.start):
+    for descriptor, structure in parts:
+        entry = structure.keys.get(ROOT_KEY)
+        start = 0
+        if entry is not None and entry.end - entry.start == DIGITS:
+            for chunk in read_range(descriptor, 0, entry.start):
+                digest.update(chunk)
+            digest.update(b"0" * DIGITS)
+            start = entry.end
+        for chunk in read_range(descriptor, start, structure.data_start - start):
             digest.update(chunk)
-        digest.update(b"0" * DIGITS)
-        start = entry.end
-    for chunk in read_range(descriptor, start, structure.data_start - start):
-        digest.update(chunk)
-    digest.update(structure.size.to_bytes(8, "little"))
+        digest.update(structure.size.to_bytes(8, "little"))
     return digest.hexdigest()
 
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from aird_mlx.errors import IntegrityError
@@ -56,7 +57,7 @@ def seal(path: Path, manifest: Manifest) -> str:
         added |= {TENSORS_KEY: " ".join(hashes), ROOT_KEY: "0" * DIGITS}
         with whole_file(path) as partial:
             _rewrite(descriptor, structure, partial, added)
-            root = _write_root(partial)
+            root = write_root([partial])
     names = [tensor.name for tensor in structure.tensors]
     with whole_file(sidecar_of(path)) as partial:
         partial.write_text(sidecar_text(path.name, zip(names, hashes, strict=True), everything), encoding="utf-8")
@@ -89,11 +90,13 @@ def _rewrite(descriptor: int, structure: Structure, target: Path, added: Mapping
         out.write(struct.pack("<Q", len(structure.keys) + len(added)))
 
 
-def _write_root(path: Path) -> str:
-    with path.open("r+b") as out:
-        structure = parse(out.fileno())
-        root = hash_root(out.fileno(), structure)
-        out.seek(structure.keys[ROOT_KEY].start)
+def write_root(paths: Sequence[Path]) -> str:
+    """Compute the root of a file that has a key for it, or of all its parts, and write it there; gives it back."""
+    with ExitStack() as stack:
+        out, *others = [stack.enter_context(path.open("r+b" if path == paths[0] else "rb")) for path in paths]
+        parts = [(file.fileno(), parse(file.fileno())) for file in (out, *others)]
+        root = hash_root(*parts)
+        out.seek(parts[0][1].keys[ROOT_KEY].start)
         out.write(root.encode("ascii"))
         out.flush()
         os.fsync(out.fileno())

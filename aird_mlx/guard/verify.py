@@ -9,6 +9,8 @@ import hmac
 import random
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 
 from aird_mlx.errors import AirdError, IntegrityError, UsageError
@@ -21,6 +23,7 @@ from aird_mlx.guard.hashes import (
     hash_tensors,
 )
 from aird_mlx.guard.manifest import TEMPLATE_KEY, Manifest, read_manifest, recorded_hashes
+from aird_mlx.guard.parts import Part, join, open_parts
 from aird_mlx.guard.seal import sidecar_of
 from aird_mlx.guard.structure import Structure, Tensor, opened, parse
 from aird_mlx.guard.template import first_difference, lint_template
@@ -60,8 +63,8 @@ def verify_file(
             f"verify: --root is {root!r:.80}; {DIGITS} hexadecimal digits are needed. Copy it from report.json."
         )
     started = time.monotonic()
-    with opened(path) as descriptor:
-        run = _Run(path, descriptor, fast=fast, seed=seed, progress=progress)
+    with opened(path) as descriptor, ExitStack() as stack:
+        run = _Run(path, descriptor, stack, fast=fast, seed=seed, progress=progress)
         run.check(wanted, require_manifest)
         return Verification(
             file=str(path),
@@ -75,7 +78,11 @@ def verify_file(
 
 
 class _Run:
-    def __init__(self, path: Path, descriptor: int, *, fast: bool, seed: int | None, progress: Progress) -> None:
+    def __init__(
+        self, path: Path, descriptor: int, stack: ExitStack, *, fast: bool, seed: int | None, progress: Progress
+    ) -> None:
+        self.stack = stack
+        self.parts: list[Part] = []
         self.path, self.descriptor, self.fast, self.progress = path, descriptor, fast, progress
         self.random = random.Random(seed)
         self.size = path.stat().st_size
@@ -90,25 +97,36 @@ class _Run:
     def check(self, root: str | None, require_manifest: bool) -> None:
         """All checks in order; what cannot be told any more after a failed one is left out."""
         try:
-            structure = parse(self.descriptor)
+            first = Part(self.descriptor, parse(self.descriptor))
         except IntegrityError as error:
             self.say("structure", FAILED, _short(error))
             return
+        try:
+            self.parts = open_parts(self.path, first, self.stack)
+            structure = join(self.parts)
+        except IntegrityError as error:
+            self.say("parts", FAILED, _short(error))
+            return
+        self.size = sum(part.structure.size for part in self.parts)
+        if len(self.parts) > 1:
+            self.say("parts", PASSED, f"all {len(self.parts)} are there and belong together, {self.size} bytes")
         counted = f"{len(structure.keys)} keys, {len(structure.tensors)} tensors, {structure.size} bytes"
         self.say("structure", PASSED, f"GGUF v{structure.version}: {counted}")
         try:
-            self._check_padding(structure)
+            self._check_padding()
             manifest = self._check_manifest(structure, root, require_manifest)
             self._check_template(structure, manifest)
         except IntegrityError as error:  # it changed while it was read
             self.say("reading", FAILED, _short(error))
 
-    def _check_padding(self, structure: Structure) -> None:
-        at = first_nonzero_gap(self.descriptor, structure)
-        if at is None:
-            self.say("padding", PASSED, "nothing is hidden between the tensors")
-        else:
-            self.say("padding", FAILED, f"byte {at}, between tensors, is not zero")
+    def _check_padding(self) -> None:
+        for number, part in enumerate(self.parts, start=1):
+            at = first_nonzero_gap(*part)
+            if at is not None:
+                where = f" of part {number}" if len(self.parts) > 1 else ""
+                self.say("padding", FAILED, f"byte {at}{where}, between tensors, is not zero")
+                return
+        self.say("padding", PASSED, "nothing is hidden between the tensors")
 
     def _check_manifest(self, structure: Structure, root: str | None, require: bool) -> Manifest | None:
         """The manifest and every hash; None if there is no manifest, or a broken one."""
@@ -117,14 +135,14 @@ class _Run:
         try:
             manifest = read_manifest(structure)
             if manifest is not None:
-                self.root = hash_root(self.descriptor, structure)
+                self.root = hash_root(*self.parts)
                 recorded_root, recorded = recorded_hashes(structure)
                 self._check_root(self.root, recorded_root)
         except IntegrityError as error:
             self.say("manifest", FAILED, _short(error))
         self.known = manifest is not None or bool(sidecar)
         if root is not None:
-            self.root = self.root or hash_root(self.descriptor, structure)
+            self.root = self.root or hash_root(*self.parts)
             same = hmac.compare_digest(self.root, root)
             said = "it is the one given with --root" if same else f"the file has {self.root}, --root is {root}"
             self.say("given root", PASSED if same else FAILED, said)
@@ -144,9 +162,14 @@ class _Run:
 
     def _check_tensors(self, structure: Structure, recorded: Sequence[str] | None, sidecar: dict[str, str]) -> None:
         chosen = self._sample(structure.tensors) if self.fast else list(structure.tensors)
-        digests = hash_tensors(self.descriptor, chosen, self.progress)
         self.hashed = sum(tensor.size for tensor in chosen)
-        found = dict(zip((tensor.name for tensor in chosen), digests, strict=True))
+        names = {tensor.name for tensor in chosen}
+        found: dict[str, str] = {}
+        for part in self.parts:
+            own = [tensor for tensor in part.structure.tensors if tensor.name in names]
+            step = partial(self._step, len(found), len(chosen))
+            digests = hash_tensors(part.descriptor, own, step)
+            found |= dict(zip((tensor.name for tensor in own), digests, strict=True))
         count = f"{len(chosen)} of {len(structure.tensors)} tensors" + (", drawn at random" if self.fast else "")
         if recorded is not None:
             expected = dict(zip((tensor.name for tensor in structure.tensors), recorded, strict=True))
@@ -154,7 +177,10 @@ class _Run:
             said = f"{count} are as they were written" if not changed else f"changed: {_few(changed)}"
             self.say("tensors", FAILED if changed else PASSED, said)
         if sidecar:
-            self._compare_sidecar(structure, found, sidecar, count)
+            self._compare_sidecar(self.parts[0].structure, found, sidecar, count)
+
+    def _step(self, before: int, total: int, done: int, _: int) -> None:
+        self.progress(before + done, total)
 
     def _sample(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         shuffled = self.random.sample(tensors, len(tensors))

@@ -11,9 +11,12 @@ from aird_mlx import __version__
 from aird_mlx.chat_apps import write_chat_apps
 from aird_mlx.evaluation import decode, generate_answers, judge_answer
 from aird_mlx.gguf_export import export_gguf
+from aird_mlx.gguf_export.imatrix import read_imatrix, write_imatrix
+from aird_mlx.gguf_export.outtypes import find_outtype
 from aird_mlx.guard.canaries import read_canaries, render_canaries
 from aird_mlx.guard.record import PROBE_PROMPTS, CanarySet, file_facts, make_manifest
 from aird_mlx.guard.seal import seal
+from aird_mlx.importance import importance_on_reference
 from aird_mlx.model import ChatModel
 from aird_mlx.prompts import KINDS, check_context, render_prompt
 from aird_mlx.reference import MAX_NEW_TOKENS, Reference
@@ -66,11 +69,22 @@ def export_stage(
     progress: Progress,
 ) -> Stage:
     """Write the MLX folder of the workspace as a GGUF file with its manifest; its row of the result."""
+    imatrix = None
+    if not find_outtype(outtype).native:
+        imatrix = workspace.stage(
+            "imatrix",
+            "gguf/imatrix.gguf",
+            lambda: importance_on_reference(written, reference, progress),
+            write_imatrix,
+            read_imatrix,
+        )
     with workspace.guarding():
         exported = export_gguf(
             workspace.folder / "mlx",
             gguf_path(workspace.folder, stem_of(settings), outtype),
             outtype,
+            imatrix=imatrix,
+            zero_exact=find_outtype(outtype).can_keep_zeros,
             name=stem_of(settings),
             extra_metadata={"aird.version": __version__, "aird.repair.rule": repair.rule},
             progress=partial(progress, f"export {outtype}"),

@@ -20,6 +20,7 @@ GROUP_SIZES = (32, 64, 128)
 
 # Bits of a number's significand, the leading one included.
 _SIGNIFICAND = {mx.float32: 24, mx.float16: 11, mx.bfloat16: 8}
+_LEAST_HALF = 2.0**-24  # the smallest float16 number: below 2^-14 all are whole multiples of it
 # Ranges tried, as shares of the one that holds every weight: at few bits a few clipped weights cost less than a
 # coarse grid.
 _SHARES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.7)
@@ -101,6 +102,7 @@ def _candidates(groups: mx.array, bits: int, dtype: mx.Dtype) -> Iterator[tuple[
     ideal = mx.where(span > 0, mx.round(-low / mx.where(span > 0, span, 1.0) * top), 0.0)
     # GGUF has 4 and 5 bits with a scale and a minimum in f16: there too the zero is to be exact.
     significand = min(_SIGNIFICAND[dtype], _SIGNIFICAND[mx.float16]) if bits in (4, 5) else _SIGNIFICAND[dtype]
+    least = _LEAST_HALF if bits in (4, 5) or dtype == mx.float16 else 0.0
     middle = mx.full(ideal.shape, float(2 ** (bits - 1)))
     step = 2 ** max(bits - 4, 0)
     round_zero = mx.clip(mx.round(ideal / step) * step, 0, top - step + 1)
@@ -113,7 +115,7 @@ def _candidates(groups: mx.array, bits: int, dtype: mx.Dtype) -> Iterator[tuple[
         )
         exact = significand - _significant_bits(zero, bits)
         for share in _SHARES if bits > 3 else _COARSE_SHARES:
-            yield _snap(mx.where(whole > 0, whole * share, 1.0), exact), zero
+            yield _snap(mx.where(whole > 0, whole * share, 1.0), exact, least), zero
 
 
 def _significant_bits(zero: mx.array, bits: int) -> mx.array:
@@ -127,8 +129,8 @@ def _significant_bits(zero: mx.array, bits: int) -> mx.array:
     return length
 
 
-def _snap(scale: mx.array, significant: mx.array) -> mx.array:
-    """Positive numbers rounded to so many significant bits, 1 or more."""
+def _snap(scale: mx.array, significant: mx.array, least: float) -> mx.array:
+    """Positive numbers rounded to so many significant bits, 1 or more, and to whole multiples of ``least``."""
     exponent = mx.floor(mx.log2(scale)) + 1 - mx.maximum(significant, 1)
-    step = mx.power(2.0, exponent)
+    step = mx.maximum(mx.power(2.0, exponent), least)
     return mx.maximum(mx.round(scale / step), 1.0) * step

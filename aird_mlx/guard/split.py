@@ -1,0 +1,219 @@
+"""A GGUF file in parts, as llama.cpp's ``gguf-split`` names and fills them, each whole or none there.
+
+``NAME-00001-of-00003.gguf`` has all keys, the others only which part they are; tensors keep their order. llama.cpp
+loads them all when it is given the first. A manifest in the first part covers the others too: see `hashes.hash_root`.
+Source: ``tools/gguf-split`` of llama.cpp.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shutil
+import struct
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from aird_mlx.errors import ExportError, UsageError
+from aird_mlx.gguf_export import ExportPlan, GgufFile, export_gguf, plan_export
+from aird_mlx.gguf_export.stream import hash_file
+from aird_mlx.guard.hashes import ROOT_KEY, read_range
+from aird_mlx.guard.parts import MOST_PARTS, SPLIT_COUNT, SPLIT_NUMBER, SPLIT_TENSORS, part_path
+from aird_mlx.guard.seal import write_root
+from aird_mlx.guard.structure import DEFAULT_ALIGNMENT, Structure, Tensor, opened, parse
+from aird_mlx.workspace import partial_of
+
+KEYS_START = 24  # magic, version, and how many tensors and keys
+UNITS = {"K": 10**3, "M": 10**6, "G": 10**9}
+UINT16, INT32 = 2, 5
+
+
+def read_split_size(text: str) -> int:
+    """Bytes of ``2G``, ``500M`` or ``100K``, powers of ten as in llama.cpp.
+
+    Raises:
+        UsageError: it is no such text.
+
+    >>> read_split_size("2G")
+    2000000000
+    """
+    found = re.fullmatch(r"([1-9]\d{0,11})([KMG])", text.strip().upper())
+    if found is None:
+        raise UsageError(f"split: size {text!r}; a whole number with K, M or G is needed. Write for example 2G.")
+    return int(found[1]) * UNITS[found[2]]
+
+
+def export_in_parts(
+    folder: Path, outfile: Path, outtype: str, *, max_size: int | None, max_tensors: int | None, **how: Any
+) -> GgufFile:
+    """`export_gguf`, and where a limit is given the file in parts, itself not kept.
+
+    Args:
+        folder, outtype, how: as for `export_gguf`.
+        outfile: what the parts are named after; no part of that name may exist.
+        max_size, max_tensors: see `split_file`.
+
+    Raises:
+        AirdError: as `export_gguf` and `split_file`; nothing is left behind.
+    """
+    if max_size is None and max_tensors is None:
+        return export_gguf(folder, outfile, outtype, **how)
+    check_no_parts(outfile)
+    existed = outfile.parent.is_dir()
+    try:
+        outfile.parent.mkdir(parents=True, exist_ok=True)
+        temporary = tempfile.mkdtemp(prefix=f".{outfile.name}.", dir=outfile.parent)
+    except OSError as error:
+        raise ExportError(
+            f"gguf: {outfile.parent} cannot be written ({error}); a writable folder is needed. Choose another outfile."
+        ) from error
+    try:
+        written = export_gguf(folder, Path(temporary) / outfile.name, outtype, **how)
+        parts = split_file(written.path, outfile, max_size=max_size, max_tensors=max_tensors)
+        size = sum(part.stat().st_size for part, _ in parts)
+        return dataclasses.replace(
+            written, path=parts[0][0], size_bytes=size, sha256=parts[0][1], parts=tuple(parts)
+        )  # fmt: skip
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if not existed and outfile.parent.is_dir() and not any(outfile.parent.iterdir()):
+            outfile.parent.rmdir()
+
+
+def plan_in_parts(
+    folder: Path, outtype: str, *, max_size: int | None, max_tensors: int | None, **how: Any
+) -> ExportPlan:
+    """`plan_export`; where a limit is given it says in how many parts.
+
+    Raises:
+        AirdError: as `plan_export`.
+    """
+    plan = plan_export(folder, outtype, **how)
+    if max_size is None and max_tensors is None:
+        return plan
+    tensors = [Tensor(one.name, one.shape, 0, 0, one.size_bytes) for one in plan.tensors]
+    parts = len(group_tensors(tensors, max_size, max_tensors))
+    return dataclasses.replace(plan, notes=(*plan.notes, f"the file is written in {parts} parts"))
+
+
+def check_no_parts(outfile: Path) -> None:
+    """Find out whether a file can be written in parts there.
+
+    Raises:
+        ExportError: some part of that name exists.
+    """
+    stem = outfile.name.removesuffix(".gguf")
+    pattern = re.compile(re.escape(stem) + r"-\d{5}-of-\d{5}\.gguf")
+    there = outfile.parent.iterdir() if outfile.parent.is_dir() else ()
+    found = sorted(path for path in there if pattern.fullmatch(path.name))
+    if found:
+        raise ExportError(
+            f"gguf: {found[0]} exists already; a name without parts is needed. Choose another outfile, or remove them."
+        )
+
+
+def split_file(
+    source: Path, outfile: Path, *, max_size: int | None = None, max_tensors: int | None = None
+) -> list[tuple[Path, str]]:
+    """Write a GGUF file once more, in parts.
+
+    Args:
+        source: read only.
+        outfile: what the parts are named after; none may exist.
+        max_size: most bytes of tensors in a part; a larger tensor is a part of its own.
+        max_tensors: most tensors in a part.
+
+    Returns:
+        Paths and sha256 of the parts, in order.
+
+    Raises:
+        IntegrityError: ``source`` is damaged. UsageError: there would be too many parts.
+        ExportError: a part exists, or cannot be written; then there is none.
+    """
+    check_no_parts(outfile)
+    with opened(source) as descriptor:
+        structure = parse(descriptor)
+        if structure.alignment != DEFAULT_ALIGNMENT:
+            raise ExportError(
+                f"gguf: {source} has tensors aligned to {structure.alignment} bytes; llama.cpp splits files with "
+                f"{DEFAULT_ALIGNMENT}. Export it again."
+            )
+        groups = group_tensors(structure.tensors, max_size, max_tensors)
+        if len(groups) > MOST_PARTS:
+            raise UsageError(f"split: {len(groups)} parts; at most {MOST_PARTS} are known. Use a larger size.")
+        paths = [part_path(outfile, number, len(groups)) for number in range(len(groups))]
+        renamed: list[Path] = []
+        try:
+            free = shutil.disk_usage(outfile.parent).free
+            if free < structure.size:
+                raise OSError(f"{free} bytes are free")
+            for number, (path, tensors) in enumerate(zip(paths, groups, strict=True)):
+                _write_part(descriptor, structure, partial_of(path), number, len(groups), tensors)
+            if ROOT_KEY in structure.keys:
+                write_root([partial_of(path) for path in paths])
+            hashes = [hash_file(partial_of(path)) for path in paths]
+            for path in paths:
+                partial_of(path).replace(path)
+                renamed.append(path)
+        except OSError as error:
+            raise ExportError(
+                f"gguf: the parts of {outfile} cannot be written ({error}); room for {structure.size} bytes is needed. "
+                "Free space, or choose another outfile."
+            ) from error
+        finally:  # also after KeyboardInterrupt
+            for path in [*map(partial_of, paths), *([] if len(renamed) == len(paths) else renamed)]:
+                path.unlink(missing_ok=True)
+    return list(zip(paths, hashes, strict=True))
+
+
+def group_tensors(tensors: Sequence[Tensor], max_size: int | None, max_tensors: int | None) -> list[list[Tensor]]:
+    """Which tensors go into which part: a new one is begun when the next would be too large, or one too many."""
+    groups: list[list[Tensor]] = [[]]
+    size = 0
+    for tensor in tensors:
+        padded = tensor.size + -tensor.size % DEFAULT_ALIGNMENT
+        is_full = max_size is not None and size + padded > max_size
+        if groups[-1] and (is_full or len(groups[-1]) == max_tensors):
+            groups.append([])
+            size = 0
+        groups[-1].append(tensor)
+        size += padded
+    return groups
+
+
+def _write_part(
+    descriptor: int, structure: Structure, target: Path, number: int, count: int, tensors: Sequence[Tensor]
+) -> None:
+    own = [
+        _key(SPLIT_NUMBER, UINT16, "<H", number),
+        _key(SPLIT_COUNT, UINT16, "<H", count),
+        _key(SPLIT_TENSORS, INT32, "<i", len(structure.tensors)),
+    ]
+    keys = len(own) + (len(structure.keys) if number == 0 else 0)
+    with target.open("wb") as out:
+        out.write(b"GGUF" + struct.pack("<IQQ", structure.version, len(tensors), keys))
+        if number == 0:
+            for chunk in read_range(descriptor, KEYS_START, structure.keys_end - KEYS_START):
+                out.write(chunk)
+        out.write(b"".join(own))
+        offset = 0
+        for tensor in tensors:
+            shape = struct.pack(f"<I{len(tensor.shape)}Q", len(tensor.shape), *tensor.shape)
+            out.write(_text(tensor.name) + shape + struct.pack("<IQ", tensor.type, offset))
+            offset += tensor.size + -tensor.size % DEFAULT_ALIGNMENT
+        out.write(bytes(-out.tell() % DEFAULT_ALIGNMENT))
+        for tensor in tensors:
+            for chunk in read_range(descriptor, tensor.start, tensor.size):
+                out.write(chunk)
+            out.write(bytes(-tensor.size % DEFAULT_ALIGNMENT))
+
+
+def _key(name: str, kind: int, form: str, value: int) -> bytes:
+    return _text(name) + struct.pack("<I", kind) + struct.pack(form, value)
+
+
+def _text(text: str) -> bytes:
+    encoded = text.encode("utf-8")
+    return struct.pack("<Q", len(encoded)) + encoded
