@@ -40,13 +40,16 @@ def check_one_line(code: int, expected: int, captured: str) -> str:
     return captured
 
 
-def test_help_answers_within_half_a_second() -> None:
-    def seconds() -> float:
+def test_help_takes_little_longer_than_its_libraries() -> None:
+    """On a free machine that is a third of a second; with mlx it would be four times as long."""
+
+    def seconds(*arguments: str) -> float:
         start = time.monotonic()
-        assert run("--help").returncode == 0
+        assert subprocess.run([sys.executable, *arguments], capture_output=True).returncode == 0
         return time.monotonic() - start
 
-    assert min(seconds() for _ in range(3)) < 0.5
+    ratios = [seconds("-m", "aird_mlx_cli", "--help") / seconds("-c", "import click, rich.console") for _ in range(3)]
+    assert min(ratios) < 3
 
 
 def test_version_is_the_package_version(capsys: pytest.CaptureFixture[str]) -> None:
