@@ -14,9 +14,11 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
+from aird_mlx.architectures import Layout
 from aird_mlx.errors import ModelError
-from aird_mlx.model import ChatModel
+from aird_mlx.model import BlockCall, ChatModel, record_calls
 
 TOKENS_PER_BATCH = 8192
 
@@ -145,27 +147,43 @@ class Walk:
         self.batches = list(batches)
         self.layer = 0
         self.hidden: list[mx.array] = []
-        self._arguments: list[list[tuple[tuple[Any, ...], dict[str, Any]]]] = []
+        self._calls: list[list[BlockCall]] = []
+        # What the standing hidden states, and those that last passed a block, carry beside them.
+        self._carried: list[tuple[Any, ...]] = []
+        self._passing: list[tuple[Any, ...]] = []
         for batch in self.batches:
-            embedded, arguments = _record_block_calls(model, batch.ids, caches)
+            embedded, calls = record_calls(model, batch.ids, caches)
             self.hidden.append(embedded)
-            self._arguments.append(arguments)
+            self._calls.append(calls)
+            self._carried.append((None,) * model.architecture.carried)
+        self._passing = list(self._carried)
         mx.eval(self.hidden)
+
+    @property
+    def layout(self) -> Layout:
+        """The parts of the block it stands at."""
+        return self.model.layout(self.layer)
 
     @property
     def is_done(self) -> bool:
         """Whether the last block has been passed."""
         return self.layer == len(self.model.blocks)
 
-    def run_block(self, index: int, hidden: mx.array | None = None, block: int | None = None) -> mx.array:
+    def run_block(
+        self, index: int, hidden: mx.array | None = None, block: int | None = None, rows: mx.array | None = None
+    ) -> mx.array:
         """Output of a block (default: the current one) for batch ``index``.
 
-        ``hidden`` replaces its input; its rows may be the batch's rows repeated.
+        ``hidden`` replaces its input; its rows are the batch's rows repeated, or those that ``rows`` names. Blocks
+        after the current one follow each other, with the same rows.
         """
         number = self.layer if block is None else block
-        arguments, keywords = self._arguments[index][number]
-        run: Callable[..., mx.array] = self.model.blocks[number]
-        return run(self.hidden[index] if hidden is None else hidden, *arguments, **keywords)
+        given = self.hidden[index] if hidden is None else hidden
+        carried = self._passing[index]
+        if number == self.layer:
+            carried = tuple(_matching_rows(value, given.shape[0], rows) for value in self._carried[index])
+        output, self._passing[index] = self._calls[index][number].run(self.model.blocks[number], given, carried)
+        return output
 
     def inputs_of(self, index: int, names: Sequence[str]) -> dict[str, mx.array]:
         """Run the current block on batch ``index``; the inputs ``[batch, token, in]`` of the named linears."""
@@ -174,17 +192,58 @@ class Walk:
             self.run_block(index)
         return inputs
 
+    def routed_inputs_of(self, index: int, names: Sequence[str]) -> dict[str, Routed]:
+        """Run the current block on batch ``index``; the inputs of the named linears of fused experts, by token."""
+        choices: dict[str, mx.array] = {}
+        inputs: dict[str, tuple[mx.array, mx.array]] = {}
+        owners = {name: name.rpartition(".")[0] for name in names}
+        taps = {owner: _keep_choice(choices, owner) for owner in owners.values()}
+        taps |= {name: _keep_routed_input(inputs, name) for name in names}
+        with self.model.linear_taps(self.layer, taps):
+            self.run_block(index)
+        return {name: _by_token(*inputs[name], choices[owner]) for name, owner in owners.items()}
+
     def advance(self) -> None:
         """Carry every batch through the current block."""
         for index in range(len(self.batches)):
             self.hidden[index] = self.run_block(index)
             check_finite(self.hidden[index], self.layer)
         self.layer += 1
+        self._carried = list(self._passing)
 
     def move_to(self, layer: int) -> None:
         """Advance until standing at the input of block ``layer``."""
         while self.layer < layer:
             self.advance()
+
+
+@dataclass(frozen=True)
+class Routed:
+    """What a linear of fused experts reads: one row per token and expert that the token passes.
+
+    Attributes:
+        values: ``[row, in]``; the rows of a token follow each other, tokens in the order of the batch.
+        experts: ``[row]`` int32, whose row it is.
+        chosen: rows per token.
+    """
+
+    values: mx.array
+    experts: mx.array
+    chosen: int
+
+    def rows(self, indices: np.ndarray) -> mx.array:
+        """Some rows, ``[row, in]`` float32; a row of zeros where there are none."""
+        if not len(indices):
+            return mx.zeros((1, self.values.shape[1]))
+        return self.values[mx.array(indices)].astype(mx.float32)
+
+    def by_expert(self, counted: mx.array, expert_count: int) -> list[np.ndarray]:
+        """Per expert the indices of its rows that count; ``counted`` is ``[batch, token]``."""
+        counts = np.repeat(np.array(counted).reshape(-1) > 0, self.chosen)
+        experts = np.where(counts, np.array(self.experts), expert_count)
+        order = np.argsort(experts, kind="stable")
+        bounds = np.searchsorted(experts[order], np.arange(expert_count + 1))
+        return [order[bounds[one] : bounds[one + 1]] for one in range(expert_count)]
 
 
 def check_finite(hidden: mx.array, block: int) -> None:
@@ -211,30 +270,52 @@ def _keep_input(inputs: dict[str, mx.array], name: str) -> Callable[[nn.Module, 
     return keep
 
 
-def _record_block_calls(
-    model: ChatModel, ids: mx.array, caches: Sequence[Any] | None
-) -> tuple[mx.array, list[tuple[tuple[Any, ...], dict[str, Any]]]]:
-    """The embedded input and, per block, the other arguments of its call; no block is computed."""
-    embedded: list[mx.array] = []
-    arguments: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+def _keep_choice(choices: dict[str, mx.array], name: str) -> Callable[[nn.Module, mx.array], mx.array]:
+    def keep(experts: nn.Module, value: mx.array) -> mx.array:
+        choices[name] = experts.arguments[0]
+        output: mx.array = experts(value)
+        return output
 
-    def pass_through(index: int, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> mx.array:
-        if index == 0:
-            embedded.append(args[0])
-        arguments.append((args[1:], kwargs))
-        hidden: mx.array = args[0]
-        return hidden
+    return keep
 
-    with model.block_taps(pass_through):
-        model.network(ids, cache=caches)
-    return embedded[0], arguments
+
+def _keep_routed_input(
+    inputs: dict[str, tuple[mx.array, mx.array]], name: str
+) -> Callable[[nn.Module, mx.array], mx.array]:
+    def keep(linear: nn.Module, value: mx.array) -> mx.array:
+        inputs[name] = value, linear.arguments[0]
+        output: mx.array = linear(value)
+        return output
+
+    return keep
+
+
+def _by_token(value: mx.array, experts: mx.array, choice: mx.array) -> Routed:
+    """Undo what fused experts do to their inputs: many rows are sorted by expert, few stand once per token."""
+    flat = choice.reshape(-1)
+    rows = value.reshape(-1, value.shape[-1])
+    if experts.ndim == 1 and choice.ndim > 1:
+        order = mx.argsort(flat)
+        assert mx.array_equal(experts, flat[order]).item(), "fused experts sort their rows by expert"
+        rows = rows[mx.argsort(order)]
+    elif rows.shape[0] != flat.shape[0]:
+        rows = mx.repeat(rows, choice.shape[-1], axis=0)
+    return Routed(rows, flat.astype(mx.int32), choice.shape[-1])
+
+
+def _matching_rows(value: Any, count: int, rows: mx.array | None) -> Any:
+    if value is None or (rows is None and value.shape[0] == count):
+        return value
+    return value[rows] if rows is not None else mx.tile(value, (count // value.shape[0],) + (1,) * (value.ndim - 1))
 
 
 def run_head(model: ChatModel, hidden: mx.array) -> mx.array:
     """Logits ``[batch, token, vocab]`` of final hidden states, through the network's own norm and head."""
 
-    def replace(index: int, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> mx.array:
-        return hidden
+    count = model.architecture.carried
+
+    def replace(index: int, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return (hidden, *args[1 : 1 + count]) if count else hidden
 
     with model.block_taps(replace):
         logits: mx.array = model.network(mx.zeros(hidden.shape[:2], dtype=mx.int32))

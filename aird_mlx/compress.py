@@ -9,19 +9,20 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from mlx_lm.convert import mixed_quant_predicate_builder
 
 from aird_mlx.direction import Direction
-from aird_mlx.errors import ModelError, UsageError
+from aird_mlx.errors import ModelError
 from aird_mlx.inputs import gather_inputs
 from aird_mlx.model import ChatModel, find_folder, load, read_config, save
 from aird_mlx.prompts import KINDS
 from aird_mlx.pruning import CALIBRATED, Allocation, allocate_sparsity, check_pruning, check_words, prune_model
-from aird_mlx.quantization import Recipe, check_quantization, quantize_model
+from aird_mlx.quantization import plan_modules, quantize_model
 from aird_mlx.reference import MAX_NEW_TOKENS, Reference, ask_reference
 from aird_mlx.report import PruningReport, QuantizationReport
-from aird_mlx.settings import Progress, PruningSettings
+from aird_mlx.settings import Progress, PruningSettings, QuantizationSettings, check_recipe
 from aird_mlx.stages import DIRECTION_PROMPTS, measure_on_reference
 from aird_mlx.workspace import check_new_folder
 
@@ -122,13 +123,43 @@ def write_pruned(
             direction = measure_on_reference(loaded, reference, partial(progress, "direction")).direction
     report = prune_on_reference(loaded, reference, settings, direction, seed=seed, progress=partial(progress, "prune"))
     save(loaded, out)
+    notes = [] if report.removed_experts else [_NOT_FASTER]
     return dataclasses.replace(
-        report, model=model, written={"mlx": str(out)}, notes=[*loaded.notes, *report.notes, _NOT_FASTER]
+        report, model=model, written={"mlx": str(out)}, notes=[*loaded.notes, *report.notes, *notes]
     )
 
 
 def _calibration_kinds(settings: PruningSettings) -> Sequence[str]:
     return KINDS if settings.calibration_kinds == "all" else ("harmless",)
+
+
+def quantize_as(
+    model: ChatModel,
+    how: QuantizationSettings,
+    *,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> QuantizationReport:
+    """Quantize ``model`` in place; what is zero stays zero.
+
+    Raises:
+        UsageError: a group size that does not divide a width.
+    """
+    return quantize_model(model, **_arguments(model, how), progress=progress)
+
+
+def check_quantizable(model: ChatModel, how: QuantizationSettings) -> None:
+    """Find out whether `quantize_as` could quantize ``model``, which stays as it is.
+
+    Raises:
+        UsageError: as `quantize_as`.
+    """
+    plan_modules(model, **_arguments(model, how))
+
+
+def _arguments(model: ChatModel, how: QuantizationSettings) -> dict[str, Any]:
+    _, size = check_recipe(how)
+    recipe = None if how.mixed is None else mixed_quant_predicate_builder(how.mixed, model.network, size)
+    return {"mode": how.mode, "bits": how.bits, "group_size": how.group_size, "recipe": recipe}
 
 
 def write_quantized(
@@ -148,20 +179,15 @@ def write_quantized(
     Args:
         model: ``"demo"``, a folder, or a hub id; not quantized.
         out: the MLX folder to write; must not exist.
-        mode, bits, group_size: see `quantize_model`.
-        mixed: one of mlx-lm's mixed recipes (``mixed_4_6``), which are affine and choose the bits.
+        mode, bits, group_size, mixed: see `QuantizationSettings`.
         revision, trust_remote_code: see `load`.
         progress: called with (stage, steps done, steps).
 
     Raises:
         AirdError: bad input; nothing is written.
     """
-    _, size = check_quantization(mode, bits, group_size)
-    if mixed is not None and (mode != "affine" or bits is not None):
-        seen = f"mode {mode}" if mode != "affine" else f"{bits} bits"
-        raise UsageError(
-            f"quantize: {seen} with the recipe {mixed}; it is affine and chooses the bits itself. Leave one out."
-        )
+    how = QuantizationSettings(mode, bits, group_size, mixed)
+    check_recipe(how)
     check_new_folder(out, "--out")
     known = read_config(find_folder(model, revision=revision))
     found = known.get("quantization") or known.get("quantization_config")
@@ -171,10 +197,7 @@ def write_quantized(
             "needed, since rounding twice loses twice. Quantize the original."
         )
     loaded = load(model, revision=revision, trust_remote_code=trust_remote_code)
-    recipe: Recipe | None = None if mixed is None else mixed_quant_predicate_builder(mixed, loaded.network, size)
-    report = quantize_model(
-        loaded, mode=mode, bits=bits, group_size=group_size, recipe=recipe, progress=partial(progress, "quantize")
-    )
+    report = quantize_as(loaded, how, progress=partial(progress, "quantize"))
     save(loaded, out)
     return dataclasses.replace(report, model=model, written={"mlx": str(out)}, notes=[*loaded.notes, *report.notes])
 

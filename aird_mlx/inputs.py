@@ -21,6 +21,8 @@ TEXT_CHUNK = 256
 # How many prompts of each kind the demo's language gives: find, validate, test.
 DEMO_COUNTS = {"harmful": (256, 100, 300), "harmless": (256, 100, 300), "twin": (128, 100, 300)}
 DEMO_HELD_OUT_DIALOGUES = 300
+# And how many the probe of an exported file is fitted and validated on: it has thousands of weights.
+DEMO_PROBE_COUNTS = (1000, 400)
 
 
 @dataclass(frozen=True)
@@ -32,12 +34,14 @@ class Inputs:
         texts: plain calibration texts; may be empty.
         held_out_texts: plain texts for perplexity, none of them in ``texts``.
         held_out_dialogues: (prompt, answer) pairs for perplexity, counted from the answer on.
+        probe: what the probe of an exported file is fitted on; that of ``contrast``, or more where there is more.
     """
 
     contrast: ContrastSet
     texts: tuple[str, ...]
     held_out_texts: tuple[str, ...]
     held_out_dialogues: tuple[tuple[str, str], ...]
+    probe: ContrastSet
 
 
 def gather_inputs(
@@ -87,7 +91,13 @@ def gather_inputs(
     filled = [kind for kind in KINDS if files[kind] is None and splits[kind].find]
     origin = f"{', '.join(given)}; {' and '.join(filled)} from {ours}" if given and filled else ", ".join(given) or ours
     asked = {kind: Split(split.find, split.validate, split.test[:limit]) for kind, split in splits.items()}
-    return Inputs(ContrastSet(**asked, origin=origin), texts, held_out_texts, dialogues)
+    probe = {
+        kind: _demo_split(kind, seed, (*DEMO_PROBE_COUNTS, 0)) if model == "demo" and files[kind] is None else split
+        for kind, split in splits.items()
+    }
+    return Inputs(
+        ContrastSet(**asked, origin=origin), texts, held_out_texts, dialogues, ContrastSet(**probe, origin=origin)
+    )
 
 
 def _with_test(split: Split, test: Sequence[str]) -> Split:
@@ -107,10 +117,10 @@ def _check_disjoint(splits: dict[str, Split]) -> None:
             )
 
 
-def _demo_split(kind: str, seed: int) -> Split:
+def _demo_split(kind: str, seed: int, counts: tuple[int, int, int] | None = None) -> Split:
     from aird_mlx.demo.language import prompts
 
-    find, validate, test = DEMO_COUNTS[kind]
+    find, validate, test = counts or DEMO_COUNTS[kind]
     return Split(
         tuple(prompts(kind, "train", find, seed)),
         tuple(prompts(kind, "validation", validate, seed)),

@@ -21,6 +21,8 @@ from aird_mlx.model import ChatModel
 class LinearPatch:
     """The change of one linear's weight ``[out, in]``; either ``left`` and ``right``, or ``delta``.
 
+    Of fused experts all arrays have a first axis more, ``[expert, ...]``.
+
     Attributes:
         block: index of the block.
         name: the linear within it, e.g. ``mlp.down_proj``.
@@ -69,9 +71,39 @@ class Patch:
     @property
     def rank(self) -> int | None:
         """Largest rank over its parts; None when a part is not low-rank."""
-        ranks = [None if part.left is None else part.left.shape[1] for part in self.parts]
+        ranks = [None if part.left is None else part.left.shape[-1] for part in self.parts]
         known = [rank for rank in ranks if rank is not None]
         return max(known, default=0) if len(known) == len(ranks) else None
+
+
+def factor_change(part: LinearPatch, rank: int | None = None) -> tuple[mx.array, mx.array]:
+    """Two factors of a change: exact where ``rank`` is None or suffices, else the nearest product of that rank.
+
+    Args:
+        part: the change of one linear.
+        rank: at most; None: as much as it takes.
+
+    Returns:
+        ``left [out, k]``, ``right [k, in]``, float32. A change that is not low-rank comes back beside a unit matrix.
+
+    Source:
+        Eckart and Young 1936: a matrix in the span of its leading singular vectors.
+
+    >>> left, right = factor_change(LinearPatch(0, "o_proj", delta=mx.array([[3.0, 0.0], [0.0, 4.0]])), 1)
+    >>> (left @ right).tolist()
+    [[0.0, 0.0], [0.0, 4.0]]
+    """
+    if part.left is not None and part.right is not None and (rank is None or part.left.shape[1] <= rank):
+        return part.left.astype(mx.float32), part.right.astype(mx.float32)
+    change = part.change().astype(mx.float32)
+    out, width = change.shape
+    if rank is None or rank >= min(out, width):
+        return (mx.eye(out), change) if out <= width else (change, mx.eye(width))
+    if out > width:  # the smaller of both Gram matrices
+        vectors = mx.linalg.eigh(change.T @ change, stream=mx.cpu)[1][:, -rank:]
+        return change @ vectors, vectors.T
+    vectors = mx.linalg.eigh(change @ change.T, stream=mx.cpu)[1][:, -rank:]
+    return vectors, vectors.T @ change
 
 
 def scaled(patch: Patch, strength: float) -> Patch:
@@ -96,15 +128,15 @@ def scaled(patch: Patch, strength: float) -> Patch:
 
 @dataclass(frozen=True)
 class FoldResult:
-    """Sparsity of the prunable linears before and after folding, counted."""
+    """Sparsity of the prunable linears before and after folding, counted.
+
+    ``sparsity_lost`` is the share of weights that were pruned and are not zero any more; 0 inside the mask. Rounding
+    can make and unmake other zeros.
+    """
 
     sparsity_before: float
     sparsity_after: float
-
-    @property
-    def sparsity_lost(self) -> float:
-        """How much sparsity the fold cost; 0 when it stayed inside the mask."""
-        return max(0.0, self.sparsity_before - self.sparsity_after)
+    sparsity_lost: float
 
 
 def fold(model: ChatModel, patch: Patch) -> FoldResult:
@@ -114,10 +146,10 @@ def fold(model: ChatModel, patch: Patch) -> FoldResult:
         ShapeError: a part does not fit its linear; nothing is changed then.
     """
     for part in patch.parts:
-        if not (part.block < len(model.blocks) and part.name in model.architecture.linear_names):
+        if not (part.block < len(model.blocks) and part.name in model.layout(part.block).linear_names):
             raise ShapeError(
                 f"fold: the patch changes {part.name} in block {part.block}; one of the model's {len(model.blocks)} "
-                f"blocks and of {', '.join(model.architecture.linear_names)} is needed. Use the patch with the model "
+                f"blocks and one of its linears is needed. Use the patch with the model "
                 "it was made for."
             )
         shape = model.linear(part.block, part.name).weight.shape
@@ -127,16 +159,53 @@ def fold(model: ChatModel, patch: Patch) -> FoldResult:
                 f"needs {shape}. Use the patch with the model it was made for."
             )
     before = model.sparsity()
+    lost = sparsity_lost(model, patch)
     for part in patch.parts:
-        linear = model.linear(part.block, part.name)
-        linear.weight = changed_weight(linear.weight, part)
+        path, linear = model.path(part.block, part.name), model.linear(part.block, part.name)
+        if path in model.stored:
+            model.stored[path] = model.stored[path].holding(plain_weight(model, part.block, part.name) + part.change())
+            linear.weight = model.stored[path].values().astype(linear.weight.dtype)
+        else:
+            linear.weight = changed_weight(model, part)
         mx.eval(linear.weight)
-    return FoldResult(before, model.sparsity())
+    return FoldResult(before, model.sparsity(), lost)
 
 
-def changed_weight(weight: mx.array, part: LinearPatch) -> mx.array:
-    """``weight`` with ``part`` added in float32, rounded once to the dtype of ``weight``."""
-    return (weight.astype(mx.float32) + part.change()).astype(weight.dtype)
+def plain_weight(model: ChatModel, block: int, name: str) -> mx.array:
+    """What a change is added to, in float32: a linear's weight, or what was rounded to it.
+
+    Most changes are smaller than half a step between codes: added to the code itself, they would vanish. Added to what
+    was rounded to it, they turn as many weights to the next code as it takes for their sum.
+    """
+    stored = model.stored.get(model.path(block, name))
+    weight: mx.array = model.linear(block, name).weight if stored is None else stored.origin
+    return weight.astype(mx.float32)
+
+
+def changed_weight(model: ChatModel, part: LinearPatch) -> mx.array:
+    """A linear's weight with ``part`` added in float32, as it can be stored, rounded once to its dtype."""
+    stored = model.stored.get(model.path(part.block, part.name))
+    weight = plain_weight(model, part.block, part.name) + part.change()
+    if stored is not None:
+        weight = stored.nearest(weight)
+    return weight.astype(model.linear(part.block, part.name).weight.dtype)
+
+
+def sparsity_lost(model: ChatModel, patch: Patch) -> float:
+    """Share of all prunable weights that were pruned and would not be zero with ``patch`` folded in."""
+    back = sum(
+        int((~model.kept(part.block, part.name) & (changed_weight(model, part) != 0)).sum().item())
+        for part in patch.parts
+    )
+    return back / sum(linear.weight.size for _, _, linear in model.linears())
+
+
+def pruned_weights_back(model: ChatModel) -> float:
+    """Share of all prunable weights that were pruned and are not zero, of a model that has them set aside."""
+    back = sum(
+        int((~model.kept(block, name) & (linear.weight != 0)).sum().item()) for block, name, linear in model.linears()
+    )
+    return back / sum(linear.weight.size for _, _, linear in model.linears())
 
 
 class patched:
@@ -150,7 +219,7 @@ class patched:
         for part in self._patch.parts:
             linear = self._model.linear(part.block, part.name)
             self._originals.append((part.block, part.name, linear.weight))
-            linear.weight = changed_weight(linear.weight, part)
+            linear.weight = changed_weight(self._model, part)
 
     def __exit__(self, *_: object) -> None:
         for block, name, weight in reversed(self._originals):

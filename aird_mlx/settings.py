@@ -12,9 +12,10 @@ from aird_mlx.errors import OutputError, PromptError, UsageError
 from aird_mlx.evaluation import check_tasks_available
 from aird_mlx.evaluation.attacks import PREFILL, SYSTEM_PROMPT
 from aird_mlx.evaluation.judge_model import style_of
-from aird_mlx.gguf_export.outtypes import OUTTYPES
+from aird_mlx.gguf_export.outtypes import AUTO, OUTTYPES
 from aird_mlx.model import find_folder
 from aird_mlx.pruning import METHODS, check_words
+from aird_mlx.quantization import check_quantization
 from aird_mlx.repair import RULES
 from aird_mlx.workspace import check_new_folder, check_started, partial_of
 
@@ -49,6 +50,22 @@ class PruningSettings:
 
 
 @dataclass(frozen=True)
+class QuantizationSettings:
+    """How to quantize; see `aird_mlx.quantization.quantize_model`.
+
+    Attributes:
+        mode: of `aird_mlx.quantization.MODES`.
+        bits, group_size: None for the mode's own.
+        mixed: one of mlx-lm's recipes (``mixed_4_6``), which are affine and choose the bits.
+    """
+
+    mode: str = "affine"
+    bits: int | None = None
+    group_size: int | None = None
+    mixed: str | None = None
+
+
+@dataclass(frozen=True)
 class RepairSettings:
     """What to do; the names are the command line's. Files are prompt files, see `aird_mlx.prompts.read_prompts`.
 
@@ -57,13 +74,15 @@ class RepairSettings:
         sparsity: fraction of each pruned row to remove, in [0, 1); an ``N:M`` pattern rules over it.
         prune_method: ``wanda``, ``sparsegpt``, ``magnitude``, ``random`` or ``none``.
         pattern, scope, allocation, calibration_kinds: see `PruningSettings`.
+        quantize: also quantize; what is repaired and written is the quantized model.
+        q_mode, q_bits, q_group_size, quant_predicate: see `QuantizationSettings`.
         rule: ``auto``, ``paper``, ``restore``, ``least-squares``, ``refit``,
             ``reconstruct`` or ``distill``.
         allow_dense: let one-direction rules write over pruned weights (costs sparsity).
         max_over_refusal: points by which harmless, and twin, prompts may be refused more often than by the dense model.
         max_perplexity: how many times the compressed model's perplexity the repaired one's may be.
         controls: also measure what the repair would be worth without its ingredients.
-        gguf: types to export, of `GGUF_TYPES`; empty for none.
+        gguf: types to export, of `GGUF_TYPES`, or ``auto``: what the written folder holds; empty for none.
         out: output folder; default: a new one in the current folder, named after the model and the pruning.
         mlx_path: where the MLX folder goes; default ``out/mlx``.
         max_new_tokens: answers are judged on this many tokens.
@@ -78,6 +97,11 @@ class RepairSettings:
     scope: str = "row"
     allocation: str = "uniform"
     calibration_kinds: str = "harmless"
+    quantize: bool = False
+    q_mode: str = "affine"
+    q_bits: int | None = None
+    q_group_size: int | None = None
+    quant_predicate: str | None = None
     rule: str = "auto"
     allow_dense: bool = False
     max_over_refusal: float = 2.0
@@ -109,6 +133,12 @@ class RepairSettings:
             self.prune_method, self.sparsity, self.pattern, self.scope, self.allocation, self.calibration_kinds
         )
 
+    @property
+    def quantization(self) -> QuantizationSettings | None:
+        """How to quantize; None where that is not asked for."""
+        how = QuantizationSettings(self.q_mode, self.q_bits, self.q_group_size, self.quant_predicate)
+        return how if self.quantize else None
+
 
 def check_settings(settings: RepairSettings) -> None:
     """Refuse what no model could be repaired with.
@@ -123,8 +153,9 @@ def check_settings(settings: RepairSettings) -> None:
             f"prune: method is {settings.prune_method!r}; {', '.join(METHODS)} or none is needed. Choose one of them."
         )
     for kind in settings.gguf:
-        if kind not in GGUF_TYPES:
-            raise UsageError(f"export: GGUF type is {kind!r}; one of {', '.join(GGUF_TYPES)} is needed. Choose one.")
+        if kind not in (AUTO, *GGUF_TYPES):
+            known = ", ".join((AUTO, *GGUF_TYPES))
+            raise UsageError(f"export: GGUF type is {kind!r}; one of {known} is needed. Choose one.")
     check_words(
         "wanda" if settings.prune_method == "none" else settings.prune_method,
         settings.sparsity,
@@ -137,6 +168,17 @@ def check_settings(settings: RepairSettings) -> None:
             f"prune: calibration_kinds is {settings.calibration_kinds!r}; one of {', '.join(CALIBRATION_KINDS)} is "
             "needed. Choose one of them."
         )
+    how = QuantizationSettings(settings.q_mode, settings.q_bits, settings.q_group_size, settings.quant_predicate)
+    if not settings.quantize and how != QuantizationSettings():
+        raise UsageError(
+            "quantize: a mode, bits, a group size or a recipe without -q; both are needed. Add -q, or leave them out."
+        )
+    check_recipe(how)
+    if settings.quantize and settings.controls:
+        raise UsageError(
+            "repair: --controls with -q; a repair in plain numbers is needed, whose ingredients can be left out one by "
+            "one. Run the controls without -q."
+        )
     if not 0 <= settings.max_over_refusal <= 100:
         raise UsageError(
             f"repair: --max-over-refusal is {settings.max_over_refusal}; points from 0 to 100 are needed. Use 2."
@@ -147,15 +189,31 @@ def check_settings(settings: RepairSettings) -> None:
         )
 
 
+def check_recipe(how: QuantizationSettings) -> tuple[int, int]:
+    """Bits and group size, the mode's own where they are None.
+
+    Raises:
+        UsageError: what MLX lacks, or a recipe beside bits or another mode than its own.
+    """
+    found = check_quantization(how.mode, how.bits, how.group_size)
+    if how.mixed is not None and (how.mode != "affine" or how.bits is not None):
+        seen = f"mode {how.mode}" if how.mode != "affine" else f"{how.bits} bits"
+        raise UsageError(
+            f"quantize: {seen} with the recipe {how.mixed}; it is affine and chooses the bits itself. Leave one out."
+        )
+    return found
+
+
 def output_folder(settings: RepairSettings) -> Path:
-    """``settings.out``, or the first free folder named after the model and the pruning."""
+    """``settings.out``, or the first free folder named after the model, the pruning and the quantization."""
     if settings.out is not None:
         return settings.out
     name = Path(settings.model).name or "model"
     pruning = (
         "" if settings.prune_method == "none" else f"-{settings.prune_method}-{pruning_words(settings, short=True)}"
     )
-    base = Path(f"{name}{pruning}-repaired")
+    quantized = f"-{quantization_words(settings.quantization, short=True)}" if settings.quantization else ""
+    base = Path(f"{name}{pruning}{quantized}-repaired")
     number = 1
     out = base
     while out.exists() or out.is_symlink():
@@ -186,6 +244,20 @@ def check_places(settings: RepairSettings) -> Path:
                     f"Choose another, or leave --mlx-path out for {out / 'mlx'}."
                 )
     return out
+
+
+def quantization_words(how: QuantizationSettings, *, short: bool = False) -> str:
+    """How it is quantized, for people (``affine, 4 bits, group 64``) or, short, for file names (``4bit``).
+
+    >>> quantization_words(QuantizationSettings(bits=3)), quantization_words(QuantizationSettings("mxfp4"), short=True)
+    ('affine, 3 bits, group 64', 'mxfp4')
+    """
+    bits, group_size = check_quantization(how.mode, how.bits, how.group_size)
+    if how.mixed is not None:
+        return how.mixed if short else f"{how.mixed}, group {group_size}"
+    if short:
+        return f"{bits}bit" if how.mode == "affine" else how.mode
+    return f"{how.mode}, {bits} bits, group {group_size}"
 
 
 def pruning_words(settings: RepairSettings, *, short: bool = False) -> str:

@@ -31,7 +31,7 @@ import numpy as np  # noqa: E402
 from mlx_lm.models import llama  # noqa: E402
 from mlx_lm.tokenizer_utils import TokenizerWrapper  # noqa: E402
 
-from aird_mlx.architectures import architecture_of  # noqa: E402
+from aird_mlx.architectures import TABLE  # noqa: E402
 from aird_mlx.direction import CandidateScores, kl_divergence, mean_differences, refusal_log_odds, score_candidates  # noqa: E402
 from aird_mlx.model import ChatModel  # noqa: E402
 
@@ -100,7 +100,7 @@ def random_llama(hidden: int, vocabulary: int) -> ChatModel:
     network = llama.Model(llama.ModelArgs.from_dict(config))
     mx.eval(network.parameters())
     tokenizer: TokenizerWrapper = None  # type: ignore[assignment]
-    return ChatModel(network, tokenizer, config, "random", Path(), architecture_of("llama"))
+    return ChatModel(network, tokenizer, config, "random", Path(), TABLE["llama"])
 
 
 def random_prompts(count: int, opening: int, vocabulary: int, seed: int) -> list[list[int]]:
@@ -159,7 +159,7 @@ def ablating(model: ChatModel, unit: mx.array) -> Iterator[None]:
 
     with ExitStack() as stack:
         for block in range(len(model.blocks)):
-            stack.enter_context(model.linear_taps(block, dict.fromkeys(model.architecture.writers, after_writer)))
+            stack.enter_context(model.linear_taps(block, dict.fromkeys(model.layout(block).exits, after_writer)))
         stack.enter_context(model.block_taps(before_block))
         yield
 

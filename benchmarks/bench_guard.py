@@ -61,7 +61,7 @@ def make_pruned(folder: Path) -> Path:
     prune_model(model, calibration, method="wanda", sparsity=SPARSITY, pattern="unstructured")
     save(model, folder / "mlx")
     path = export_gguf(folder / "mlx", folder / "pruned.gguf", "f16").path
-    contrast = gather_inputs("demo", 0).contrast
+    contrast = gather_inputs("demo", 0).probe
     parts = [
         {
             kind: [render_prompt(model.tokenizer, one) for one in contrast.part(kind, part)[:PROBE_PROMPTS]]
@@ -211,7 +211,7 @@ def main() -> None:
         checked = check_file(path, allow_unverified=True)
         assert checked.manifest is not None and checked.manifest.probe is not None, "a file with a probe is needed"
         probe = checked.manifest.probe
-        print(f"{path.name}: probe at layer {probe.layer}, token {probe.position}, AUC {probe.auc:.3f}")
+        print(f"{path.name}: probe of layers {list(probe.layers)}, last {probe.tokens} tokens, AUC {probe.auc:.3f}")
         if not options.only_cost:
             measure_guard(checked, asked)
         measure_cost(checked, asked["harmless"][:16], options.rounds)

@@ -26,6 +26,7 @@ from .option_sets import (
     direction_options,
     eval_options,
     export_options,
+    inspect_options,
     prune_options,
     quantize_options,
     repair_options,
@@ -34,6 +35,7 @@ from .option_sets import (
 )
 from .options import (
     FILE,
+    check_lora_options,
     choose_model,
     json_option,
 )
@@ -113,6 +115,23 @@ def prune(
 
 
 @aird_mlx.command()
+@inspect_options
+@click.pass_context
+def inspect(
+    context: click.Context, /, model_argument: str | None, model: str | None, as_json: bool, **options: Any
+) -> int:
+    """Say what MODEL is made of: its blocks, what writes to the residual stream, and what each stage can do."""
+    chosen = choose_model(context, model_argument, model)
+    start_library()
+    from aird_mlx.inspection import inspect_model
+
+    from . import render_inspection
+
+    found = inspect_model(chosen, **options)
+    return show(0, render_inspection.show_inspection, found, as_json)
+
+
+@aird_mlx.command()
 @quantize_options
 @click.pass_context
 def quantize(
@@ -164,11 +183,38 @@ def export(
     imatrix: str | None,
     chat_apps: bool,
     lm_studio: Path | None,
+    as_lora: bool,
+    lora_rank: int | None,
+    base: Path | None,
+    control_vector: bool,
+    as_json: bool,
     **how: Any,
 ) -> int:
-    """Write MODEL as GGUF files: a hub id, a folder (MLX or Hugging Face format), or `demo`."""
+    """Write MODEL as GGUF files: a hub id, a folder (MLX or Hugging Face format), or `demo`.
+
+    With --as-lora MODEL is the output folder of `repair`, and its repair is written as adapters of the compressed
+    model, for `llama-server --lora` and `mlx_lm.generate --adapter-path`.
+    """
     chosen = choose_model(context, model_argument, model)
+    check_lora_options(context)
     start_library()
+    if as_lora:
+        given = {"rank": lora_rank, "base": base, "control_vector": control_vector}
+        return _export_adapters(Path(chosen), as_json, outfile=None if outfile is None else Path(outfile), **given)
+    return _export_files(chosen, outfile, outtype, dry_run, revision, imatrix, chat_apps, lm_studio, how)
+
+
+def _export_files(
+    chosen: str,
+    outfile: str | None,
+    outtype: tuple[str, ...],
+    dry_run: bool,
+    revision: str | None,
+    imatrix: str | None,
+    chat_apps: bool,
+    lm_studio: Path | None,
+    how: dict[str, Any],
+) -> int:
     from aird_mlx.chat_apps import place_in_lm_studio, write_chat_apps
     from aird_mlx.gguf_export import name_files, name_imatrix
     from aird_mlx.guard.split import export_in_parts, plan_in_parts
@@ -191,6 +237,16 @@ def export(
         beside += [place_in_lm_studio(written.path, lm_studio, chosen)] if lm_studio else []
         show(0, render.show_export, written, beside)
     return 0
+
+
+def _export_adapters(out: Path, as_json: bool, **options: Any) -> int:
+    from aird_mlx.pipeline.adapters import export_adapters
+
+    from . import render, render_compress
+
+    with render.StageProgress(quiet=as_json) as progress:
+        written = export_adapters(out, progress=progress, **options)
+    return show(0, render_compress.show_adapters, written, as_json)
 
 
 @aird_mlx.command()

@@ -19,6 +19,7 @@ from .options import (
     max_new_tokens_option,
     model_options,
     pruning_options,
+    quantization_options,
     revision_option,
     seed_option,
     trust_option,
@@ -30,6 +31,8 @@ repair_options = with_options(
     model_options,
     # How it is compressed and repaired.
     pruning_options("none"),
+    click.option("-q", "--quantize", is_flag=True, help="Also quantize; the quantized model is repaired."),
+    quantization_options("q_mode", "q_bits", "q_group_size", "quant_predicate"),
     click.option(
         "--rule",
         type=click.Choice(["auto", "paper", "restore", "least-squares", "refit", "reconstruct", "distill"]),
@@ -69,13 +72,11 @@ repair_options = with_options(
     # What is written, and how the run goes.
     click.option(
         "--gguf",
-        type=click.Choice([*GGUF_TYPES, "none"]),
-        metavar="TYPE|none",
+        type=click.Choice([*GGUF_TYPES, "auto", "none"]),
+        metavar="TYPE|auto|none",
         multiple=True,
-        default=("f16",),
-        show_default=True,
         callback=choose_gguf_types,
-        help="GGUF type to write, as of `export --outtype`; may be repeated.",
+        help="GGUF type to write, as of `export --outtype`; may be repeated.  [default: f16; with -q auto]",
     ),
     click.option("--out", type=FILE, metavar="DIR", help="Output folder; must not exist.  [default: by model name]"),
     click.option("--mlx-path", type=FILE, metavar="DIR", help="Where the MLX folder goes.  [default: OUT/mlx]"),
@@ -119,6 +120,15 @@ export_options = with_options(
     click.option("--chat-apps", is_flag=True, help="Also write NAME.Modelfile, NAME.preset.ini and NAME.run.sh."),
     click.option("--lm-studio", type=FILE, metavar="DIR", help="Also put the files into LM Studio's folder of models."),
     click.option("--dry-run", is_flag=True, help="List the tensors with type and bytes, write nothing."),
+    click.option(
+        "--as-lora",
+        is_flag=True,
+        help="MODEL is what `repair` wrote: write its repair as adapters for the compressed model.",
+    ),
+    click.option("--lora-rank", type=click.IntRange(min=1), metavar="N", help="Cut adapters to it.  [default: exact]"),
+    click.option("--control-vector", is_flag=True, help="Also write the refusal direction as one; a blunt tool."),
+    click.option("--base", type=FILE, metavar="FILE.gguf", help="The compressed model's file that an adapter is for."),
+    json_option,
 )
 
 new_folder_option = click.option(
@@ -136,30 +146,11 @@ prune_options = with_options(
     json_option,
 )
 
+inspect_options = with_options(model_options, json_option)
+
 quantize_options = with_options(
     model_options,
-    click.option(
-        "--q-mode",
-        "mode",
-        type=click.Choice(["affine", "mxfp4", "mxfp8", "nvfp4"]),
-        default="affine",
-        show_default=True,
-        help="How a group of weights is stored.",
-    ),
-    click.option("--q-bits", "bits", type=int, metavar="N", help="Bits of a weight.  [default: 4, mxfp8: 8]"),
-    click.option(
-        "--q-group-size",
-        "group_size",
-        type=int,
-        metavar="N",
-        help="Weights that share a scale.  [default: 64, mxfp4 and mxfp8: 32, nvfp4: 16]",
-    ),
-    click.option(
-        "--quant-predicate",
-        "mixed",
-        type=click.Choice(["mixed_2_6", "mixed_3_4", "mixed_3_6", "mixed_4_6"]),
-        help="mlx-lm's mix of bits by module, instead of --q-bits.",
-    ),
+    quantization_options("mode", "bits", "group_size", "mixed"),
     new_folder_option,
     config_option,
     json_option,

@@ -99,13 +99,13 @@ def _config_keys(command: click.Command) -> dict[str, click.Option]:
     return keys
 
 
-def choose_gguf_types(_context: click.Context, _parameter: click.Parameter, types: tuple[str, ...]) -> tuple[str, ...]:
+def choose_gguf_types(context: click.Context, _parameter: click.Parameter, types: tuple[str, ...]) -> tuple[str, ...]:
     """The GGUF types to write, in the order given, each once; ``none`` stands alone and means no file.
 
     Raises:
         click.BadParameter: ``none`` beside another type.
     """
-    chosen = tuple(dict.fromkeys(types))
+    chosen = tuple(dict.fromkeys(types)) or (("auto",) if context.params.get("quantize") else ("f16",))
     if "none" in chosen and len(chosen) > 1:
         raise click.BadParameter("'none' cannot be combined with another type.")
     return () if chosen == ("none",) else chosen
@@ -149,6 +149,25 @@ def choose_model(context: click.Context, argument: str | None, option: str | Non
     if not model:
         raise click.UsageError("MODEL is missing: a hub id, a local folder, or `demo`.", context)
     return model
+
+
+def check_lora_options(context: click.Context) -> None:
+    """Refuse options of `export` that do nothing together.
+
+    Raises:
+        click.UsageError: one that goes only with ``--as-lora``, or never with it.
+    """
+    given = {
+        name for name in context.params if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+    }
+    words = {"lora_rank": "--lora-rank", "base": "--base", "control_vector": "--control-vector", "as_json": "--json"}
+    if "as_lora" in given:
+        words = {"outtype": "--outtype", "embedding_type": "--embedding-type", "output_type": "--output-type"}
+        words |= {"dry_run": "--dry-run", "revision": "--revision"}
+        words |= {"chat_apps": "--chat-apps", "lm_studio": "--lm-studio"}
+    for name in words.keys() & given:
+        clash = "does not go with --as-lora" if "as_lora" in given else "goes only with --as-lora"
+        raise click.UsageError(f"{words[name]} {clash}.", context)
 
 
 def with_options(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
@@ -210,10 +229,10 @@ def pruning_options(*more: str) -> Callable[[Command], Command]:
         click.option("--sparsity", type=SHARE, default=0.5, show_default=True, help="Share of the weights to remove."),
         click.option(
             "--prune-method",
-            type=click.Choice(["wanda", "sparsegpt", "magnitude", "random", *more]),
+            type=click.Choice(["wanda", "sparsegpt", "magnitude", "random", "reap", *more]),
             default="wanda",
             show_default=True,
-            help="How the weights to remove are chosen; random is a control.",
+            help="How the weights to remove are chosen; random is a control, reap removes whole experts.",
         ),
         click.option(
             "--pattern",
@@ -242,5 +261,33 @@ def pruning_options(*more: str) -> Callable[[Command], Command]:
             default="harmless",
             show_default=True,
             help="Dialogues that pruning is calibrated on.",
+        ),
+    )
+
+
+def quantization_options(mode: str, bits: str, group_size: str, mixed: str) -> Callable[[Command], Command]:
+    """How weights are stored, as in `mlx_lm.convert`; the arguments are what the values are called."""
+    return with_options(
+        click.option(
+            "--q-mode",
+            mode,
+            type=click.Choice(["affine", "mxfp4", "mxfp8", "nvfp4"]),
+            default="affine",
+            show_default=True,
+            help="How a group of weights is stored.",
+        ),
+        click.option("--q-bits", bits, type=int, metavar="N", help="Bits of a weight.  [default: 4, mxfp8: 8]"),
+        click.option(
+            "--q-group-size",
+            group_size,
+            type=int,
+            metavar="N",
+            help="Weights that share a scale.  [default: 64, mxfp4 and mxfp8: 32, nvfp4: 16]",
+        ),
+        click.option(
+            "--quant-predicate",
+            mixed,
+            type=click.Choice(["mixed_2_6", "mixed_3_4", "mixed_3_6", "mixed_4_6"]),
+            help="mlx-lm's mix of bits by module, instead of --q-bits.",
         ),
     )

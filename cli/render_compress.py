@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import sys
 
-from aird_mlx.report import PruningReport, QuantizationReport, TensorQuantization, to_json
-from aird_mlx.report_page import number, percent
+from aird_mlx.report import AdapterReport, PruningReport, QuantizationReport, TensorQuantization, to_json
+from aird_mlx.report_page import interval, number, percent
 
-from .render import Part, caption, headline, new_table, show_files, show_notes, show_sections
+from .render import Part, caption, headline, new_table, show_files, show_notes, show_sections, size
 
 
 def show_pruning(report: PruningReport, as_json: bool = False) -> None:
     """Print what was pruned: JSON alone, or the sparsity of every block."""
     if as_json:
         sys.stdout.write(to_json(report))
+        return
+    if report.removed_experts:
+        _show_experts(report)
         return
     names = list(dict.fromkeys(one.name for one in report.tensors))
     short = [name.rpartition(".")[2].removesuffix("_proj") for name in names]
@@ -27,6 +30,16 @@ def show_pruning(report: PruningReport, as_json: bool = False) -> None:
         how = f"{report.method}, {report.pattern}, allocation {report.allocation}"
     title = f"{percent(report.sparsity)} of {report.linears} linears' weights are zero ({percent(report.asked)} asked)"
     show_sections([[headline(title), caption(how)], [table]])
+    show_files(report.written)
+    show_notes(report.notes)
+
+
+def _show_experts(report: PruningReport) -> None:
+    table = new_table("block", "experts removed")
+    for block, experts in report.removed_experts.items():
+        table.add_row(block, ", ".join(map(str, experts)))
+    title = f"{percent(report.asked)} of the experts of {len(report.removed_experts)} blocks are gone"
+    show_sections([[headline(title), caption("reap: those that add least to the residual stream")], [table]])
     show_files(report.written)
     show_notes(report.notes)
 
@@ -54,3 +67,29 @@ def show_quantization(report: QuantizationReport, as_json: bool = False) -> None
     show_files(report.written)
     skipped = [f"{len(report.skipped)} modules were left as they were"] if report.skipped else []
     show_notes([*skipped, *report.notes])
+
+
+def show_adapters(report: AdapterReport, as_json: bool = False) -> None:
+    """Print what the adapters are and do: JSON alone, or their size, what they leave out, and canaries."""
+    if as_json:
+        sys.stdout.write(to_json(report))
+        return
+    exact = "exact" if report.lost == 0 else f"leaves out {percent(report.lost)} of the change"
+    title = f"rule {report.rule} as a LoRA of rank {report.rank}, {exact}: {size(report.lora_bytes)}"
+    sizes = f"the MLX adapter is {size(report.adapter_bytes)}, the repaired model {size(report.repaired_bytes)}"
+    sections: list[list[Part]] = [[headline(title), caption(sizes)]]
+    if report.check is not None:
+        check = report.check
+        table = new_table("canaries refused", "harmful", "harmless", "benign twins")
+        rows = (("base", check.base), ("base with adapter", check.adapted), ("repaired, in MLX", check.repaired))
+        for name, rates in rows:
+            table.add_row(name, *(interval(rate) for rate in (rates.harmful, rates.harmless, rates.twin)))
+        logits = (
+            f"beside the repaired model in MLX: same argmax {percent(check.argmax_agreement)} of {check.tokens} "
+            f"tokens, KL {check.mean_kl:.2g}, logits differ by {check.max_logit_difference:.2g} at most"
+        )
+        sections.append([table, caption(logits)])
+    show_sections(sections)
+    base = {} if report.base_sha256 is None else {"for base": report.base_sha256}
+    show_files(report.written | base)
+    show_notes(report.notes)

@@ -178,7 +178,7 @@ def make_manifest() -> Any:
     return Manifest(
         facts={"version": "0.1.0", "source.model": "tiny", "sparsity": 0.5, "seed": 0, "passed": True},
         template=CHATML,
-        probe=Probe(1, -1, (0.25,) * 16 + (-0.125,) * 16, (1.0, 0.5), (0.0, 0.25), 0.5, 0.99, (4, 4, 2)),
+        probe=Probe((1,), 2, (0.25,) * 32 + (-0.125,) * 32, -1.5, (1.0, 0.5), (0.0, 0.25), 0.5, 0.99, (4, 4, 2)),
         canaries=CanaryRecord("demo/0", 8, "rc", "ri", ("ab", "cd"), (1, 2), (-0.5, -1.0), "a-"),
     )
 
@@ -205,7 +205,7 @@ def make_speaker(model: ChatModel, lines: dict[int, str]) -> ChatModel:
         head = head + (mx.arange(320) == following)[:, None] * normed[token]
     model.network.model.embed_tokens.weight = embedding
     for block, name, linear in model.linears():
-        if name in model.architecture.writers:
+        if name in model.layout(block).writers:
             model.linear(block, name).weight = mx.zeros_like(linear.weight)
     model.network.args.tie_word_embeddings = False
     model.config["tie_word_embeddings"] = False
@@ -250,7 +250,7 @@ def make_reference(model: ChatModel, *, tests: int = 2) -> Reference:
         }
         for kind in KINDS
     }
-    inputs = Inputs(contrast, tuple(CORPUS), ("wait for two hours and bake it",), (("apple", "Seven 7"),))
+    inputs = Inputs(contrast, tuple(CORPUS), ("wait for two hours and bake it",), (("apple", "Seven 7"),), contrast)
     reference = Reference(model, inputs, answers)
     reference.refusal_tokens = model.tokenizer.encode("I", add_special_tokens=False)
     return reference

@@ -47,7 +47,7 @@ def has_taps(model: ChatModel) -> bool:
     return any(isinstance(block, Tap) for block in model.blocks) or any(
         isinstance(getattr(owner, name.rpartition(".")[2]), Tap)
         for block in model.blocks
-        for name in model.architecture.linear_names
+        for name in model.layout(0).linear_names
         for owner in [getattr(block, name.partition(".")[0])]
     )
 
@@ -105,7 +105,7 @@ def test_inputs_of_linears_equal_a_numpy_forward(tiny: ChatModel) -> None:
     walk.move_to(2)
     expected: dict[str, Any] = {}
     reference.block(2, reference.hidden(SEQUENCES[0])[2], expected.__setitem__)
-    seen = walk.inputs_of(0, tiny.architecture.linear_names)
+    seen = walk.inputs_of(0, tiny.layout(0).linear_names)
     assert set(seen) == set(expected)
     for name, value in seen.items():
         np.testing.assert_allclose(np.array(value[0]), expected[name], atol=1e-5, err_msg=name)
@@ -127,7 +127,7 @@ def test_run_block_takes_tiled_rows(tiny: ChatModel) -> None:
 
 def test_walk_and_head_leave_no_tap_behind(tiny: ChatModel) -> None:
     walk = Walk(tiny, batch_sequences(SEQUENCES))
-    walk.inputs_of(0, tiny.architecture.linear_names)
+    walk.inputs_of(0, tiny.layout(0).linear_names)
     run_head(tiny, walk.hidden[0])
     assert not has_taps(tiny)
 

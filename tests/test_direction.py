@@ -64,7 +64,7 @@ def plant(model: ChatModel, block: int) -> None:
     embedding[MARKER, MARKER_DIMENSION] = 4.0
     model.network.model.embed_tokens.weight = mx.array(embedding.astype(np.float32))
     for index in range(len(model.blocks)):
-        for name in model.architecture.linear_names:
+        for name in model.layout(0).linear_names:
             linear = model.linear(index, name)
             noise = 0.02 if name.startswith("mlp") else 0.0
             linear.weight = mx.array(generator.normal(size=linear.weight.shape).astype(np.float32) * noise)

@@ -469,7 +469,7 @@ def test_a_model_that_always_says_sorry_is_measured_as_refusing(tiny: ChatModel)
     )[-1]
     chain[last] = words[0]
     for block, name, linear in tiny.linears():
-        if name in tiny.architecture.writers:
+        if name in tiny.layout(block).writers:
             tiny.linear(block, name).weight = mx.zeros_like(linear.weight)
     normed = embedding * mx.rsqrt(mx.square(embedding).mean(axis=1, keepdims=True))
     for token, following in chain.items():

@@ -11,7 +11,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from aird_mlx.errors import ExportError, ModelError
+from aird_mlx.errors import AirdError, ExportError, ModelError
 from aird_mlx.gguf_export import export_gguf
 from aird_mlx.gguf_export.families import read_hyperparameters
 from family_models import FAMILIES, SIZES, tensors_of, to_hugging_face, write_family
@@ -135,6 +135,29 @@ def test_missing_tensor_is_named(name: str, tmp_path: Path) -> None:
     mx.save_safetensors(str(folder / "model.safetensors"), weights)
     with pytest.raises(ModelError, match=f"no tensor model.layers.{name}.weight"):
         export_gguf(folder, tmp_path / "m.gguf", "f32")
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes"),
+    [
+        ("llama", {"max_position_embeddings": -1}),
+        ("qwen3_moe", {"moe_intermediate_size": 2**40}),
+        ("lfm2", {"conv_L_cache": "three"}),
+        ("olmo3", {"layer_types": ["full_attention", "sliding_attention"]}),
+        ("granitemoehybrid", {"layer_types": [["mamba"]]}),
+        ("nemotron_h", {"hybrid_override_pattern": "M-"}),
+        ("gemma2", {"head_dim": 0, "num_attention_heads": 0}),
+        ("mistral3", {"text_config": "none"}),
+    ],
+)
+def test_config_that_lies_is_one_line(model_type: str, changes: dict[str, Any], tmp_path: Path) -> None:
+    folder = write_family(tmp_path / "model", model_type, FAMILIES.get(model_type, {}))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
+    with pytest.raises(AirdError) as caught:
+        export_gguf(folder, tmp_path / "m.gguf", "f32")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "m.gguf").exists()
 
 
 def test_missing_expert_is_named(tmp_path: Path) -> None:

@@ -41,6 +41,22 @@ def test_sets_that_come_with_the_package_follow_the_seed(model: str) -> None:
     assert gather_inputs(model, 0).contrast.harmful != gather_inputs(model, 1).contrast.harmful
 
 
+def test_the_probe_of_the_demo_sees_more_prompts_and_no_test_prompt() -> None:
+    inputs = gather_inputs("demo", 0)
+    for kind in KINDS:
+        seen = inputs.probe.part(kind, "find") + inputs.probe.part(kind, "validate")
+        assert len(inputs.probe.part(kind, "find")) == 1000 and len(seen) == len(set(seen)) == 1400
+        assert not set(seen) & set(inputs.contrast.part(kind, "test"))
+
+
+def test_the_probe_of_another_model_sees_what_the_run_finds_and_validates_on(tmp_path: Path) -> None:
+    inputs = gather_inputs("demo", 0, harmful=write(tmp_path, "bad.txt", "harm"))
+    assert inputs.probe.harmful == inputs.contrast.harmful
+    assert len(inputs.probe.harmless.find) == 1000, "the demo's own"
+    other = gather_inputs("some/model", 0)
+    assert other.probe == other.contrast
+
+
 def test_demo_is_asked_in_its_own_language() -> None:
     inputs = gather_inputs("demo", 0)
     assert inputs.contrast.origin == "the demo's own language"
@@ -163,7 +179,8 @@ def test_chunk_of_a_single_token_is_left_out(tiny: ChatModel) -> None:
 
 
 def test_held_out_dialogues_count_from_the_answer_on(tiny: ChatModel) -> None:
-    inputs = Inputs(gather_inputs("demo", 0).contrast, (), ("Mix flour, water, salt.",), (("apple", "Sorry"),))
+    contrast = gather_inputs("demo", 0).contrast
+    inputs = Inputs(contrast, (), ("Mix flour, water, salt.",), (("apple", "Sorry"),), contrast)
     text, dialogue = held_out_sequences(tiny.tokenizer, inputs)
     assert text == (list(tiny.tokenizer.encode("Mix flour, water, salt.")), 0)
     start = len(render_prompt(tiny.tokenizer, "apple"))

@@ -85,9 +85,8 @@ def test_sealed_file_runs_in_llama_cpp_as_before(tiny_gguf: Path, sealed_gguf: P
     with LlamaRuntime(tiny_gguf, n_ctx=16) as before, LlamaRuntime(sealed_gguf, n_ctx=16) as after:
         assert (before.logits([3, 4, 5]) == after.logits([3, 4, 5])).all()
         assert after.metadata(ROOT_KEY) == read_structure(sealed_gguf).text(ROOT_KEY)
-        assert after.metadata("aird.probe.layer") == "1"
-        direction = after.metadata("aird.probe.direction")
-        assert direction == manifest_keys(make_manifest())["aird.probe.direction"]
+        assert after.metadata("aird.probe.layers") == "[1]"
+        assert after.metadata("aird.probe.weight") == manifest_keys(make_manifest())["aird.probe.weight"]
 
 
 def test_file_is_sealed_once(sealed_gguf: Path, plain: Path) -> None:
@@ -119,15 +118,20 @@ def test_interrupted_runs_own_file_is_known_once_it_is_sealed(plain: Path) -> No
 @pytest.mark.parametrize(
     ("key", "value"),
     [
-        ("aird.probe.direction", "!!!"),
-        ("aird.probe.direction", "AAAA"),
-        ("aird.probe.direction", "AAAAAA=="),
-        ("aird.probe.direction", "AACAf" * 8 + "==="),
-        ("aird.probe.direction", 3),
-        ("aird.probe.layer", 0),
-        ("aird.probe.layer", 2),
-        ("aird.probe.layer", "1"),
-        ("aird.probe.position", 0),
+        ("aird.probe.weight", "!!!"),
+        ("aird.probe.weight", "AAAA"),
+        ("aird.probe.weight", "AAAAAA=="),
+        ("aird.probe.weight", "AACAf" * 8 + "==="),
+        ("aird.probe.weight", 3),
+        ("aird.probe.layers", "[]"),
+        ("aird.probe.layers", "[0]"),
+        ("aird.probe.layers", "[2]"),
+        ("aird.probe.layers", "[1, 1]"),
+        ("aird.probe.layers", "1"),
+        ("aird.probe.layers", 1),
+        ("aird.probe.tokens", 0),
+        ("aird.probe.tokens", 3),
+        ("aird.probe.offset", float("inf")),
         ("aird.probe.threshold", float("nan")),
         ("aird.probe.threshold", "0.5"),
         ("aird.probe.auc", 1.5),
@@ -161,10 +165,10 @@ def test_manifest_without_one_of_its_keys_is_broken(plain: Path, monkeypatch: py
         read_manifest(read_structure(plain))
 
 
-def test_direction_is_float32(plain: Path) -> None:
-    vector = tuple(float(x) for x in np.random.default_rng(0).standard_normal(32).astype(np.float32))
+def test_weights_are_float32(plain: Path) -> None:
+    vector = tuple(float(x) for x in np.random.default_rng(0).standard_normal(64).astype(np.float32))
     probe = make_manifest().probe
     assert probe is not None
-    seal(plain, dataclasses.replace(make_manifest(), probe=dataclasses.replace(probe, direction=vector)))
+    seal(plain, dataclasses.replace(make_manifest(), probe=dataclasses.replace(probe, weight=vector)))
     found = read_manifest(read_structure(plain))
-    assert found is not None and found.probe is not None and found.probe.direction == vector
+    assert found is not None and found.probe is not None and found.probe.weight == vector

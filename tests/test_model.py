@@ -86,7 +86,7 @@ def test_impossible_hub_id_is_one_line() -> None:
         ("{", "is not JSON"),
         ("[]", "names no model_type"),
         ("{}", "names no model_type"),
-        ('{"model_type": "mamba"}', "'mamba' is not supported yet; one of llama"),
+        ('{"model_type": "mammoth"}', "'mammoth' is none that mlx-lm .* runs; one of its types is needed"),
         ('{"model_type": ["llama"]}', "names no model_type"),
         ('{"model_type": "llama"}', r"config\.json cannot be used .*'hidden_size'"),
         ("[" * 10**5, "is not JSON"),

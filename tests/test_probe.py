@@ -12,7 +12,7 @@ import pytest
 from aird_mlx.errors import DirectionError, ParityError
 from aird_mlx.gguf_export import LlamaRuntime, export_gguf, is_available
 from aird_mlx.guard.manifest import read_manifest
-from aird_mlx.guard.probe import auc, fisher_direction, fit_probe, project, read_residuals, threshold
+from aird_mlx.guard.probe import auc, fisher_weights, fit_probe, project, read_probe, read_residuals, threshold
 from aird_mlx.guard.record import CanarySet, make_manifest
 from aird_mlx.guard.seal import seal
 from aird_mlx.guard.structure import read_structure
@@ -21,40 +21,62 @@ from aird_mlx.model import load
 needs_llama = pytest.mark.skipif(not is_available(), reason="llama-cpp-python is not installed")
 
 
-def clouds(
-    places: dict[tuple[int, int], float], seed: int, count: int = 200
-) -> dict[str, dict[tuple[int, int], np.ndarray]]:
-    """Residuals by kind: harmful prompts are moved along axis 0 by so much at each place, twins along axis 1."""
+LAYERS, TOKENS, HIDDEN = (1, 2, 3), 2, 16
+
+
+def clouds(seed: int, count: int = 400, distance: float = 5.0) -> dict[str, np.ndarray]:
+    """Streams by kind: harmful prompts are moved along axis 0 of layer 2's last token, twins and they along axis 1."""
     chance = np.random.default_rng(seed)
-    found: dict[str, dict[tuple[int, int], np.ndarray]] = {"harmful": {}, "harmless": {}, "twin": {}}
-    for place, distance in places.items():
-        for kind, moved in (("harmful", (distance, 3.0)), ("harmless", (0.0, 0.0)), ("twin", (0.0, 3.0))):
-            rows = chance.standard_normal((count, 16)).astype(np.float32)
-            rows[:, :2] += moved
-            found[kind][place] = rows
+    found = {}
+    for kind, moved in (("harmful", (distance, 3.0)), ("harmless", (0.0, 0.0)), ("twin", (0.0, 3.0))):
+        found[kind] = chance.standard_normal((count, len(LAYERS), TOKENS, HIDDEN)).astype(np.float32)
+        found[kind][:, 1, -1, :2] += moved
     return found
 
 
 def test_planted_direction_and_place_are_found_in_spite_of_twins() -> None:
-    places = {(1, -1): 1.0, (2, -1): 5.0, (2, -2): 2.0, (3, -1): 0.0}
-    probe = fit_probe(clouds(places, 0), clouds(places, 1))
-    assert (probe.layer, probe.position) == (2, -1)
-    assert abs(probe.direction[0]) > 0.95 and abs(probe.direction[1]) < 0.2, "what twins share is turned away from"
-    assert np.linalg.norm(probe.direction) == pytest.approx(1.0, abs=1e-6)
-    assert probe.harmful[0] - probe.benign[0] == pytest.approx(5.0, abs=0.5)
-    assert probe.auc > 0.99 and probe.prompts == (200, 200, 200)
-    fresh = clouds(places, 2, 2000)
-    alarms = {kind: (project(rows[2, -1], probe.direction) > probe.threshold).mean() for kind, rows in fresh.items()}
+    probe = fit_probe(clouds(0), clouds(1), LAYERS)
+    assert (probe.layers, probe.tokens) == (LAYERS, TOKENS)
+    weight = np.reshape(probe.weight, (len(LAYERS), TOKENS, HIDDEN)) / np.linalg.norm(probe.weight)
+    assert weight[1, -1, 0] > 0.9 and abs(weight[1, -1, 1]) < 0.25, "what twins share is turned away from"
+    assert probe.benign == pytest.approx((0.0, 1.0), abs=1e-4)
+    assert probe.harmful[0] > 3.0
+    assert probe.auc > 0.99 and probe.prompts == (400, 400, 400)
+    fresh = clouds(2, 2000)
+    alarms = {kind: (project(rows, probe) > probe.threshold).mean() for kind, rows in fresh.items()}
     assert alarms["harmful"] > 0.9 and alarms["harmless"] < 0.03 and alarms["twin"] < 0.08
 
 
-def test_fisher_direction_solves_the_ridge_equations() -> None:
+def test_a_reading_is_the_projection_of_the_last_tokens() -> None:
+    probe = fit_probe(clouds(0), clouds(1), LAYERS)
+    stream = clouds(3, 1)["harmful"]
+    longer = {layer: np.concatenate([np.full((4, HIDDEN), 9.0), stream[0, at]]) for at, layer in enumerate(LAYERS)}
+    reading = read_probe(probe, longer)
+    assert reading.score == pytest.approx(project(stream, probe)[0])
+    assert reading.threshold == probe.threshold and reading.alarm
+    assert not read_probe(probe, {layer: np.zeros((2, HIDDEN)) for layer in LAYERS}).alarm
+    with pytest.raises(DirectionError, match="1 of the prompt's tokens are seen at layers"):
+        read_probe(probe, {layer: rows[-1:] for layer, rows in longer.items()})
+    with pytest.raises(DirectionError, match="0 of the prompt's tokens"):
+        read_probe(probe, {2: longer[2]})
+
+
+@pytest.mark.parametrize(("harmful", "benign"), [(30, 50), (5, 4)], ids=["more prompts", "more features"])
+def test_fisher_weights_solve_the_ridge_equations(harmful: int, benign: int) -> None:
     chance = np.random.default_rng(3)
-    harmful, benign = chance.standard_normal((30, 12)) @ np.diag(range(1, 13)) + 1, chance.standard_normal((50, 12))
-    covariance = (np.cov(harmful.T, bias=True) + np.cov(benign.T, bias=True)) / 2
-    ridge = 0.01 * np.trace(covariance) / 12
-    expected = np.linalg.solve(covariance + ridge * np.eye(12), harmful.mean(axis=0) - benign.mean(axis=0))
-    np.testing.assert_allclose(fisher_direction(harmful, benign), expected / np.linalg.norm(expected), atol=1e-5)
+    one = chance.standard_normal((harmful, 3, 4)) * np.arange(1, 5) + 1
+    other = chance.standard_normal((benign, 3, 4))
+    flat = [one.reshape(harmful, 12), other.reshape(benign, 12)]
+    deviation = np.concatenate(flat).std(axis=0)
+    flat = [rows / deviation for rows in flat]
+    shares = np.arange(1.0, benign + 1) / np.arange(1.0, benign + 1).sum()
+    covariance = (np.cov(flat[0].T, bias=True) + np.cov(flat[1].T, aweights=shares, bias=True)) / 2
+    found = fisher_weights(one, other, shares, [0.01, 0.5])
+    for ridge, weight in zip([0.01, 0.5], found, strict=True):
+        damped = covariance + ridge * np.trace(covariance) / 12 * np.eye(12)
+        expected = np.linalg.solve(damped, flat[0].mean(axis=0) - shares @ flat[1]) / deviation
+        np.testing.assert_allclose(weight, expected / np.linalg.norm(expected), atol=1e-8)
+    assert not np.allclose(found[0], found[1], atol=1e-3)
 
 
 @pytest.mark.parametrize(("harmless", "twins"), [(50, 0), (100, 100), (1000, 10), (1000, 1000)])
@@ -76,9 +98,13 @@ def test_auc_is_the_share_of_ordered_pairs() -> None:
 
 
 def test_nothing_to_fit_on_is_one_line() -> None:
-    found = clouds({(1, -1): 1.0}, 0)
+    found = clouds(0, 9)
     with pytest.raises(DirectionError, match="no harmful or no harmless"):
-        fit_probe(found | {"harmful": {}}, found)
+        fit_probe(found | {"harmful": found["harmful"][:0]}, found, LAYERS)
+    with pytest.raises(DirectionError, match="no harmful or no harmless"):
+        fit_probe(found, {"harmful": found["harmful"]}, LAYERS)
+    without_twins = {kind: found[kind] for kind in ("harmful", "harmless")}
+    assert fit_probe(without_twins, without_twins, LAYERS).prompts == (9, 9, 0)
 
 
 @needs_llama
@@ -118,7 +144,7 @@ def test_layer_that_llama_cpp_does_not_show_is_said(tiny_gguf: Path) -> None:
         LlamaRuntime(tiny_gguf, n_ctx=16, layers=(1, 9)) as runtime,
         pytest.raises(DirectionError, match=r"no residual stream at layers \[9\]"),
     ):
-        read_residuals(runtime, [[1, 2]], [-1])
+        read_residuals(runtime, [[1, 2]], 1)
 
 
 @needs_llama
@@ -130,7 +156,7 @@ def test_manifest_of_a_random_model_is_whole(tiny_gguf: Path, tmp_path: Path) ->
     steps: list[tuple[int, int]] = []
     canaries = CanarySet("demo", part["harmful"] + part["twin"], "r" * 9 + "c" * 9, 4)
     manifest = make_manifest(path, {"seed": 0}, part, part, canaries, lambda *step: steps.append(step))
-    assert manifest.probe is not None and manifest.probe.layer == 1 and len(manifest.probe.direction) == 32
+    assert manifest.probe is not None and manifest.probe.layers == (1,) and len(manifest.probe.weight) == 6 * 32
     assert manifest.canaries is not None and len(manifest.canaries.alarms) == len(manifest.canaries.classes) == 18
     assert steps[-1] == (54, 54)
     seal(path, manifest)

@@ -163,7 +163,7 @@ def test_network_that_is_quantized_already_is_one_line(tiny: ChatModel) -> None:
         {"mode": "nvfp4"},
         {"group_size": 32, "recipe": lambda path, module: {"bits": 8} if "down" in path else "q_proj" not in path},
     ],
-    ids=str,
+    ids=lambda how: " ".join(str(value) for value in how.values() if not callable(value)),
 )
 def test_written_folder_loads_in_mlx_lm_with_its_zeros(tiny: ChatModel, tmp_path: Path, how: dict[str, Any]) -> None:
     prune_model(tiny, [], method="magnitude", pattern="2:4")

@@ -69,7 +69,7 @@ def error_of(walk: Walk, wanted: list[mx.array], new: dict[str, mx.array]) -> tu
 
 
 def weights_of(walk: Walk) -> dict[str, mx.array]:
-    return {name: walk.model.linear(walk.layer, name).weight for name in walk.model.architecture.linear_names}
+    return {name: walk.model.linear(walk.layer, name).weight for name in walk.model.layout(0).linear_names}
 
 
 @given(st.integers(0, 2**31), st.sampled_from([0.0, 3.0]), st.integers(1, 3))
@@ -153,10 +153,10 @@ def test_model_is_left_as_found_when_the_steps_are_interrupted(
     calls = iter(range(1000))
     run_block = Walk.run_block
 
-    def interrupt(self: Walk, *arguments: object) -> mx.array:
+    def interrupt(self: Walk, *arguments: object, **more: object) -> mx.array:
         if next(calls) == 10:
             raise KeyboardInterrupt
-        return run_block(self, *arguments)  # type: ignore[arg-type]
+        return run_block(self, *arguments, **more)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Walk, "run_block", interrupt)
     with pytest.raises(KeyboardInterrupt):

@@ -16,7 +16,8 @@ from conftest import ANSWER_TEXT, CORPUS, REFUSAL_TEXT, make_reference
 
 def inputs_with(*prompts: str) -> Inputs:
     empty = Split((), (), ())
-    return Inputs(ContrastSet(Split((), (), prompts), empty, empty, "here"), (), (), ())
+    contrast = ContrastSet(Split((), (), prompts), empty, empty, "here")
+    return Inputs(contrast, (), (), (), contrast)
 
 
 def test_prompt_longer_than_the_context_is_named_before_anything_is_generated(tiny: ChatModel) -> None:

@@ -401,7 +401,7 @@ def test_rules_have_the_rank_they_claim(
     patch = solve_patch(model, dense, calibration(), unit(), RepairPlan(rule, (1,), inside_mask=False, steps=20))
     assert patch.rank == rank
     writers = {"self_attn.o_proj", "mlp.down_proj"}
-    assert {part.name for part in patch.parts} == (writers if rank else set(model.architecture.linear_names))
+    assert {part.name for part in patch.parts} == (writers if rank else set(model.layout(0).linear_names))
     for part in patch.parts:
         values = np.linalg.svd(np.array(part.change(), dtype=np.float64), compute_uv=False)
         significant = int((values > 1e-5 * values[0]).sum())
@@ -497,7 +497,7 @@ def test_least_squares_rule_lowers_the_error_along_r_of_every_writer_it_solves(
     pair: Callable[..., tuple[ChatModel, ChatModel]],
 ) -> None:
     model, dense = pair()
-    r, places = unit(), [(block, name) for block in (0, 1, 2) for name in model.architecture.writers]
+    r, places = unit(), [(block, name) for block in (0, 1, 2) for name in model.layout(0).writers]
     before = {place: error_along(model, dense, *place, r) for place in places}
     fold(
         model,
@@ -532,7 +532,7 @@ def test_refit_lowers_the_objective_of_every_linear_on_the_inputs_it_really_gets
     fold(model, solve_patch(model, dense, calibration(), unit(), RepairPlan("refit", (0, 1, 2, 3))))
     walks = Walk(dense, calibration()), Walk(model, calibration())
     for block in range(4):
-        for name in model.architecture.linear_names:
+        for name in model.layout(0).linear_names:
             second, cross = (np.array(moment, dtype=np.float64) for moment in paired_moments(*walks, name))
             original = np.array(dense.linear(block, name).weight, dtype=np.float64)
 

@@ -616,7 +616,7 @@ def test_sparsity_that_a_dense_repair_costs_is_counted(pair: tuple[ChatModel, Ch
     written = sum(
         (np.array(pair[0].linear(block, name).weight) == 0).sum()
         for block in (0, 1)
-        for name in pair[0].architecture.writers
+        for name in pair[0].layout(block).writers
     )
     assert lost[True] == 0
     assert lost[False] == pytest.approx(written / weights, rel=1e-3)

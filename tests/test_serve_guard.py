@@ -170,7 +170,8 @@ def test_residuals_of_long_prompts_are_those_of_one_batch(demo_gguf: Path) -> No
 
 
 def make_probe(**changes: Any) -> Probe:
-    given = {"layer": 2, "position": -2, "direction": (1.0, 0.0), "threshold": 0.5, "auc": 0.9, "prompts": (1, 1, 0)}
+    weights = {"layers": (2,), "tokens": 2, "weight": (1.0, 0.0, 0.0, 0.0), "offset": 0.0}
+    given = weights | {"threshold": 0.5, "auc": 0.9, "prompts": (1, 1, 0)}
     return Probe(harmful=(1.0, 0.5), benign=(-1.0, 0.25), **(given | changes))
 
 
@@ -181,7 +182,7 @@ def test_reading_is_the_projection_at_the_probes_place() -> None:
     assert not read_probe(make_probe(threshold=0.75), rows).alarm, "at the threshold there is none"
     assert scale(make_probe()) == (-1.75, 2.5) and scale(make_probe(threshold=9.0)) == (-1.75, 9.0)
     for place in ({3: rows[2]}, {2: rows[2][:1]}):
-        with pytest.raises(DirectionError, match="token -2 is needed"):
+        with pytest.raises(DirectionError, match="its last 2 are needed"):
             read_probe(make_probe(), place)
 
 

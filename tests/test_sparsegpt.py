@@ -121,8 +121,8 @@ def test_wrong_moment_and_pattern_are_one_line() -> None:
 
 def test_second_moments_are_those_of_the_counted_tokens(tiny: ChatModel) -> None:
     walk = Walk(tiny, batch_sequences(SEQUENCES, first_counted=[3, 0, 10], tokens_per_batch=100))
-    names = tiny.architecture.linear_names
-    moments, squares = second_moments(walk, names), input_squares(walk, names)
+    names = tiny.layout(0).linear_names
+    moments, squares = second_moments(walk, names).values, input_squares(walk, names).values
     count = sum(batch.counted.sum().item() for batch in walk.batches)
     assert set(moments) == set(names)
     for name in names:
@@ -135,10 +135,10 @@ def test_sparsegpt_beats_wanda_and_magnitude_on_every_layer(model_folder: Callab
     """Layer by layer on the same inputs: those of the dense model's first block, and of the pruned blocks later on."""
     model = load(model_folder())
     walk = Walk(model, batch_sequences(SEQUENCES))
-    names = model.architecture.linear_names
+    names = model.layout(0).linear_names
     groups = None if pattern == "unstructured" else (2, 4)
     while not walk.is_done:
-        moments = second_moments(walk, names)
+        moments = second_moments(walk, names).values
         for name in names:
             linear = model.linear(walk.layer, name)
             weight, moment = (np.array(one, dtype=np.float64) for one in (linear.weight, moments[name]))
@@ -172,8 +172,8 @@ def test_prune_model_by_sparsegpt_is_the_kernel_on_a_walk_through_pruned_blocks(
     report = prune_model(pruned, batch_sequences(SEQUENCES), method="sparsegpt", sparsity=0.6)
     walk = Walk(model, batch_sequences(SEQUENCES))
     while not walk.is_done:
-        moments = second_moments(walk, model.architecture.linear_names)
-        for name in model.architecture.linear_names:
+        moments = second_moments(walk, model.layout(0).linear_names).values
+        for name in model.layout(0).linear_names:
             linear = model.linear(walk.layer, name)
             linear.weight = sparsify_weight(linear.weight, moments[name], sparsity=0.6).weight
             np.testing.assert_array_equal(np.array(linear.weight), np.array(pruned.linear(walk.layer, name).weight))

@@ -39,8 +39,8 @@ def logits_from(asked: SharedStart, *, ablate: mx.array | None = None, add: mx.a
 
     Args:
         asked: read only; to ablate everywhere it stands at layer 0.
-        ablate: ``[candidate, hidden]`` unit directions, each projected out of the hidden states here and of every
-            output of a residual writer from here on.
+        ablate: ``[candidate, hidden]`` unit directions, each projected out of the hidden states here and of everything
+            that is added to them from here on.
         add: ``[candidate, hidden]`` vectors, each added to every token here.
 
     Returns:
@@ -69,14 +69,14 @@ def _ride(asked: SharedStart, ablate: mx.array | None, add: mx.array | None) -> 
     if asked.start is not None:
         hidden, taps = _intervene(model, asked.start.hidden[0], count, ablate, add)
         for block in blocks:
-            with model.linear_taps(block, taps):
+            with model.linear_taps(block, taps(block)):
                 hidden = asked.run_start(block, hidden)
             check_finite(hidden, block)
     rows: dict[int, mx.array] = {}
     for index, batch in enumerate(walk.batches):
         hidden, taps = _intervene(model, walk.hidden[index], count, ablate, add)
         for block in blocks:
-            with model.linear_taps(block, taps):
+            with model.linear_taps(block, taps(block)):
                 hidden = walk.run_block(index, hidden, block)
             check_finite(hidden, block)
         last = take_positions(hidden, batch.lengths * count, [-1])
@@ -89,17 +89,17 @@ def _ride(asked: SharedStart, ablate: mx.array | None, add: mx.array | None) -> 
 
 def _intervene(
     model: ChatModel, hidden: mx.array, count: int, ablate: mx.array | None, add: mx.array | None
-) -> tuple[mx.array, dict[str, Callable[[nn.Module, mx.array], mx.array]]]:
-    """Hidden states with the rows repeated for every candidate and intervened on, and the taps that go on doing so."""
+) -> tuple[mx.array, Callable[[int], dict[str, Callable[[nn.Module, mx.array], mx.array]]]]:
+    """Hidden states, rows repeated for every candidate, intervened on; and by block the taps that go on doing so."""
     rows = hidden.shape[0]
     hidden = mx.tile(hidden, (count, 1, 1))
     if add is not None:
         hidden = hidden + mx.repeat(add, rows, axis=0)[:, None].astype(hidden.dtype)
     if ablate is None:
-        return hidden, {}
+        return hidden, lambda block: {}
     directions = mx.repeat(ablate, rows, axis=0)[:, None]
-    taps = dict.fromkeys(model.architecture.writers, _project_output(directions))
-    return _project_out(hidden, directions), taps
+    project = _project_output(directions)
+    return _project_out(hidden, directions), lambda block: dict.fromkeys(model.layout(block).sources, project)
 
 
 def _project_out(hidden: mx.array, directions: mx.array) -> mx.array:
@@ -111,6 +111,8 @@ def _project_out(hidden: mx.array, directions: mx.array) -> mx.array:
 
 def _project_output(directions: mx.array) -> Callable[[nn.Module, mx.array], mx.array]:
     def project(linear: nn.Module, value: mx.array) -> mx.array:
-        return _project_out(linear(value), directions)
+        output = linear(value)  # of experts with one more axis, or with rows and tokens in one
+        rows = output.reshape(directions.shape[0], -1, output.shape[-1])
+        return _project_out(rows, directions).reshape(output.shape)
 
     return project

@@ -1,7 +1,8 @@
 """Prompts whose common start, a template's opening and system message, is computed once for all of them.
 
 What stands before a token is the only thing attention looks at, so the start's keys and values are the same in every
-prompt: the blocks get them through the cache they take when generating. This module knows nothing of directions.
+prompt: the blocks get them through the cache they take when generating. Models that remember in other ways (state
+spaces, convolutions, recurrences) run every prompt whole. This module knows nothing of directions.
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class SharedStart:
     """
 
     def __init__(self, model: ChatModel, prompts: Sequence[Sequence[int]]) -> None:
-        shared = shared_length(prompts, LEAST_SHARED)
+        shared = shared_length(prompts, LEAST_SHARED) if model.attends_only else 0
         self.start: Walk | None = None
         self._caches: list[StartCache] | None = None
         if shared:

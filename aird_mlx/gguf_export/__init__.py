@@ -12,7 +12,7 @@ from aird_mlx.gguf_export.families import exportable_families, refused_families
 from aird_mlx.gguf_export.file_names import name_files, name_imatrix
 from aird_mlx.gguf_export.library import is_available
 from aird_mlx.gguf_export.parity import Parity, check_parity
-from aird_mlx.gguf_export.preparation import check_exportable
+from aird_mlx.gguf_export.preparation import check_exportable, resolve_outtype
 from aird_mlx.gguf_export.runtime import LlamaRuntime
 from aird_mlx.gguf_export.writer import ExportPlan, GgufFile, export_gguf, plan_export
 
@@ -30,4 +30,5 @@ __all__ = [
     "name_imatrix",
     "plan_export",
     "refused_families",
+    "resolve_outtype",
 ]

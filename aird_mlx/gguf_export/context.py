@@ -26,14 +26,16 @@ class Context:
         n_batch: most tokens decoded in one call.
         n_threads: threads of llama.cpp.
         look: ``cb_eval`` of every context, None for none; must live as long as this does.
+        lora: an adapter of the model that every context adds, None for none.
     """
 
-    def __init__(self, library: Any, model: Any, *, n_batch: int, n_threads: int, look: Any) -> None:
+    def __init__(self, library: Any, model: Any, *, n_batch: int, n_threads: int, look: Any, lora: Any = None) -> None:
         self._library = library
         self._model = model
         self._n_batch = n_batch
         self._n_threads = n_threads
         self._look = look
+        self._lora = lora
         self._vocab_size: int = library.llama_vocab_n_tokens(library.llama_model_get_vocab(model))
         self._context: Any = None
         self._size = (0, 0)
@@ -64,6 +66,9 @@ class Context:
                 f"llama.cpp: cannot open a context of {sequences} x {length} tokens "
                 f"({last_reason()}); memory for it is needed. Use a smaller n_ctx."
             )
+        if self._lora is not None:
+            pointers, scales = (type(self._lora) * 1)(self._lora), (ctypes.c_float * 1)(1.0)
+            self._library.llama_set_adapters_lora(self._context, pointers, 1, scales)
         self._size = (sequences, length)
 
     def clear(self) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import numpy as np
 
 from aird_mlx.errors import ExportError, ModelError
 
@@ -220,6 +221,16 @@ def read_keys(keys: tuple[Key, ...], hyperparameters: Hyperparameters) -> dict[s
             found[one.name] = (list, [int(number) for number in value])
         else:
             found[one.name] = (one.kind, one.kind(value))
+        if found[one.name][0] is list and len(found[one.name][1]) != hyperparameters.blocks:
+            raise ModelError(
+                f"model: config.json says {len(found[one.name][1])} values for {one.name}; {hyperparameters.blocks} "
+                "are needed, one for each block. Use the config of these weights."
+            )
+        if one.kind is int and not all(0 <= number < 2**32 for number in np.atleast_1d(found[one.name][1])):
+            raise ModelError(
+                f"model: config.json says {value} for {one.name}; a whole number from 0 to 4294967295 is needed. "
+                "Use the config of these weights."
+            )
     return found
 
 

@@ -45,6 +45,7 @@ def check_parity(
     token_ids: Sequence[Sequence[int]],
     mlx_logits: Callable[[Sequence[int]], np.ndarray],
     n_threads: int | None = None,
+    lora: Path | None = None,
 ) -> Parity:
     """Run an exported file on the given prompts and measure its distance to MLX.
 
@@ -53,7 +54,7 @@ def check_parity(
         texts: rendered prompts, special tokens written out.
         token_ids: the same prompts as the model's own tokenizer encodes them, without added tokens.
         mlx_logits: from token ids to ``[token, vocab]`` float32 of the MLX model.
-        n_threads: of llama.cpp; see `LlamaRuntime`.
+        n_threads, lora: of llama.cpp; see `LlamaRuntime`.
 
     Raises:
         ParityError: nothing to compare, lists of different length, logits of different shape or not finite, or
@@ -67,7 +68,8 @@ def check_parity(
         )
     difference: str | None = None
     agreed, compared, largest, divergence = 0, 0, 0.0, 0.0
-    with LlamaRuntime(gguf, n_ctx=max(64, *(len(ids) for ids in token_ids)), n_threads=n_threads) as runtime:
+    n_ctx = max(64, *(len(ids) for ids in token_ids))
+    with LlamaRuntime(gguf, n_ctx=n_ctx, n_threads=n_threads, lora=lora) as runtime:
         for index, (text, ids) in enumerate(zip(texts, token_ids, strict=True)):
             if difference is None:
                 difference = _describe_difference(index, list(ids), runtime.tokenize(text))

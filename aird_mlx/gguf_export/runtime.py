@@ -40,6 +40,7 @@ class LlamaRuntime:
         n_threads: threads of llama.cpp; by default one for every 8 million parameters, at most one per core. They
             wait for each other by spinning, which costs small models more than it brings, and on a busy machine
             very much more.
+        lora: an adapter file that is added to the weights.
         layers: where `residuals` reads the residual stream: inputs of these blocks, from 1 to the last block.
 
     Raises:
@@ -57,6 +58,7 @@ class LlamaRuntime:
         gpu_layers: int = 0,
         vocab_only: bool = False,
         n_threads: int | None = None,
+        lora: Path | None = None,
         layers: Collection[int] = (),
     ) -> None:
         self.path = Path(path)
@@ -82,6 +84,7 @@ class LlamaRuntime:
         self.vocab_size: int = self._library.llama_vocab_n_tokens(self._vocab)
         self.hidden: int = self._library.llama_model_n_embd(self._model)
         self.blocks: int = self._library.llama_model_n_layer(self._model)
+        self._lora = None if lora is None else self._load_lora(lora)
         self._context = self.new_context()
 
     def __enter__(self) -> LlamaRuntime:
@@ -95,7 +98,27 @@ class LlamaRuntime:
     def new_context(self, *, tapped: bool = True) -> Context:
         """Another context of the model, to be freed before it; ``tapped``: `tap` sees what it computes."""
         look = self.tap.callback if tapped and self.tap is not None else None
-        return Context(self._library, self._model, n_batch=self.n_batch, n_threads=self.n_threads, look=look)
+        return Context(
+            self._library,
+            self._model,
+            n_batch=self.n_batch,
+            n_threads=self.n_threads,
+            look=look,
+            lora=self._lora,
+        )
+
+    def _load_lora(self, lora: Path) -> Any:
+        """An adapter for this model; freed with it."""
+        last_errors().clear()
+        adapter = self._library.llama_adapter_lora_init(self._model, str(lora).encode())
+        if not adapter:
+            reason = last_reason()
+            self._library.llama_model_free(self._model)
+            raise ParityError(
+                f"llama.cpp: refuses the adapter {lora} with {self.path} ({reason}); one made for this file is needed. "
+                "Export it again."
+            )
+        return adapter
 
     def close(self) -> None:
         """Free the context and the model; safe to call twice."""

@@ -115,17 +115,16 @@ def ask_canaries(
     """Ask a file all canaries, greedily.
 
     Args:
-        runtime: the file; opened with the probe's layer, or the first one without a probe.
+        runtime: the file; opened with the probe's layers, or the first one without a probe.
         rendered: token ids of each prompt.
         max_new_tokens: longer answers are cut.
         probe: scores prompts on the way.
     """
-    positions = [] if probe is None else [probe.position]
-    logits, residuals = read_residuals(runtime, rendered, positions)
+    logits, streams = read_residuals(runtime, rendered, 0 if probe is None else probe.tokens)
     generated = runtime.generate(rendered, max_new_tokens, runtime.end_tokens)
     answers = [runtime.detokenize(ids) for ids in generated]
     shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
-    scores = None if probe is None else project(residuals[probe.layer, probe.position], probe.direction)
+    scores = None if probe is None else project(streams, probe)
     return CanaryAnswers(
         answers,
         "".join(judge_answer(answer)[0] for answer in answers),

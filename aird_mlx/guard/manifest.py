@@ -31,18 +31,20 @@ class Probe:
     """What tells harmful prompts from others in the residual stream of this very file, as llama.cpp computes it.
 
     Attributes:
-        layer: input of this block, at least 1.
-        position: negative index from the prompt's last token (-1).
-        direction: ``[hidden]``, unit length; a prompt's score is the projection of its residual on it.
+        layers: inputs of these blocks are read, each at least 1, ascending.
+        tokens: how many of the prompt's last tokens are read.
+        weight: ``[layer * token * hidden]``; a prompt's score is its product with what is read, plus ``offset``.
+        offset: makes benign validation prompts score 0 on average; the weight makes them spread by 1.
         harmful, benign: mean and standard deviation of the scores of validation prompts.
-        threshold: above it a prompt counts as harmful; at most 1 % of harmless validation prompts are.
+        threshold: above it a prompt counts as harmful; of harmless prompts it was not fitted on at most 1 % are.
         auc: chance that a harmful validation prompt scores above a benign one.
         prompts: how many harmful, harmless and twin prompts it was validated on.
     """
 
-    layer: int
-    position: int
-    direction: tuple[float, ...]
+    layers: tuple[int, ...]
+    tokens: int
+    weight: tuple[float, ...]
+    offset: float
     harmful: tuple[float, float]
     benign: tuple[float, float]
     threshold: float
@@ -100,9 +102,10 @@ def manifest_keys(manifest: Manifest) -> dict[str, Scalar]:
         keys["aird.probe"] = f"none: {manifest.no_probe}"
     else:
         keys |= {
-            "aird.probe.layer": probe.layer,
-            "aird.probe.position": probe.position,
-            "aird.probe.direction": base64.b64encode(_little(array.array("f", probe.direction))).decode("ascii"),
+            "aird.probe.layers": json.dumps(probe.layers),
+            "aird.probe.tokens": probe.tokens,
+            "aird.probe.weight": base64.b64encode(_little(array.array("f", probe.weight))).decode("ascii"),
+            "aird.probe.offset": probe.offset,
             "aird.probe.harmful.mean": probe.harmful[0],
             "aird.probe.harmful.deviation": probe.harmful[1],
             "aird.probe.benign.mean": probe.benign[0],
@@ -164,28 +167,33 @@ def recorded_hashes(structure: Structure) -> tuple[str, list[str]]:
 
 def _read_probe(values: Mapping[str, Scalar], structure: Structure) -> Probe:
     raw = array.array("f")
-    raw.frombytes(base64.b64decode(_text(values, "aird.probe.direction"), validate=True))
-    direction = tuple(array.array("f", _little(raw)))
-    numbers = {
-        name: _number(values, f"aird.probe.{name}")
-        for name in ("harmful.mean", "harmful.deviation", "benign.mean", "benign.deviation", "threshold", "auc")
-    }
-    if not all(map(math.isfinite, (*direction, *numbers.values()))):
+    raw.frombytes(base64.b64decode(_text(values, "aird.probe.weight"), validate=True))
+    weight = tuple(array.array("f", _little(raw)))
+    names = ("offset", "harmful.mean", "harmful.deviation", "benign.mean", "benign.deviation", "threshold", "auc")
+    numbers = {name: _number(values, f"aird.probe.{name}") for name in names}
+    if not all(map(math.isfinite, (*weight, *numbers.values()))):
         raise ValueError("the probe has a value that is not finite")
-    layer, position = (_whole(values, f"aird.probe.{name}") for name in ("layer", "position"))
+    layers = tuple(_list(values, "aird.probe.layers", int))
+    tokens = _whole(values, "aird.probe.tokens")
     architecture = structure.text("general.architecture")
     width, blocks = (structure.whole(f"{architecture}.{name}") for name in ("embedding_length", "block_count"))
-    if width is not None and len(direction) != width:
-        raise ValueError(f"the probe does not fit {architecture}.embedding_length {width}")
-    if blocks is not None and not 0 < layer < blocks:
+    if (
+        not layers
+        or list(layers) != sorted(set(layers))
+        or layers[0] < 1
+        or (blocks is not None and layers[-1] >= blocks)
+    ):
         raise ValueError(f"the probe does not fit {architecture}.block_count {blocks}")
-    if position >= 0 or not 0 <= numbers["auc"] <= 1:
-        raise ValueError("the probe's position or AUC is out of range")
+    if tokens < 1 or len(weight) % (len(layers) * tokens) or not 0 <= numbers["auc"] <= 1:
+        raise ValueError("the probe's tokens, weights or AUC are out of range")
+    if width is not None and len(weight) != len(layers) * tokens * width:
+        raise ValueError(f"the probe does not fit {architecture}.embedding_length {width}")
     counts = _list(values, "aird.probe.prompts", int, 3)
     return Probe(
-        layer,
-        position,
-        direction,
+        layers,
+        tokens,
+        weight,
+        numbers["offset"],
         (numbers["harmful.mean"], numbers["harmful.deviation"]),
         (numbers["benign.mean"], numbers["benign.deviation"]),
         numbers["threshold"],
@@ -235,10 +243,15 @@ def _whole(values: Mapping[str, Scalar], key: str) -> int:
     return value
 
 
-def _list(values: Mapping[str, Scalar], key: str, kind: type, count: int) -> list[Any]:
+def _list(values: Mapping[str, Scalar], key: str, kind: type, count: int | None = None) -> list[Any]:
+    """A list in JSON; ``count`` None takes any length."""
     found = json.loads(_text(values, key))
-    if not isinstance(found, list) or len(found) != count or not all(type(one) is kind for one in found):
-        raise ValueError(f"{key} is no list of {count}")
+    if (
+        not isinstance(found, list)
+        or len(found) != (len(found) if count is None else count)
+        or not all(type(one) is kind for one in found)
+    ):
+        raise ValueError(f"{key} is no list of {'any' if count is None else count} {kind.__name__}")
     return found
 
 

@@ -1,15 +1,17 @@
-"""Tells harmful prompts from others by one number: how far the residual stream lies along a direction.
+"""Tells harmful prompts from others by one number, read from the residual stream at several layers and last tokens.
 
 Fitted on an exported file as llama.cpp runs it, so that what is measured there is what was measured here. Fisher's
 discriminant rather than the difference of means: it also turns away from what harmful prompts share with their benign
-twins. Arrays in, arrays out, but for `read_residuals`, which runs the file.
+twins. Many places rather than one: where pruning has blurred the direction that the model itself refuses along, what
+a prompt is about can still be read from how the stream gets there. Arrays in, arrays out, but for `read_residuals`,
+which runs the file.
 Source: Fisher 1936; ridge on the pooled covariance after Friedman 1989 (regularized discriminant analysis).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -19,10 +21,16 @@ from aird_mlx.guard.manifest import Probe
 
 FALSE_ALARMS, TWIN_ALARMS = 0.01, 0.05
 # Of the mean variance, added to each: with fewer prompts than dimensions the covariance alone would follow noise.
-RIDGE = 0.01
-POSITIONS = 3  # last tokens tried
-
-Residuals = dict[tuple[int, int], np.ndarray]
+# The one that separates validation prompts best is kept.
+RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3)
+# What twins count among benign prompts: they may raise more alarms, and count no more than they may.
+TWIN_SHARE = 1 / 3
+# The threshold is set on prompts that weights were not fitted on: validation's, and all others, left out by turns.
+FOLDS = 3
+# The last tokens that are read: of most chat templates the end of what the user says, and all that follows it.
+TOKENS = 6
+# Layers read at most, evenly spaced: they decide the size of what a file carries.
+MOST_LAYERS = 8
 
 
 @dataclass(frozen=True)
@@ -38,26 +46,32 @@ class Reading:
         return self.score > self.threshold
 
 
+def probe_layers(blocks: int) -> list[int]:
+    """The layers that a probe of a model with so many blocks reads: inputs of all but the first, or of a part of them.
+
+    >>> probe_layers(4), probe_layers(33)
+    ([1, 2, 3], [1, 5, 10, 14, 19, 23, 28, 32])
+    """
+    return sorted({round(layer) for layer in np.linspace(1, max(blocks - 1, 1), min(MOST_LAYERS, max(blocks - 1, 1)))})
+
+
 def read_residuals(
-    runtime: LlamaRuntime,
-    prompts: Sequence[Sequence[int]],
-    positions: Sequence[int],
-) -> tuple[np.ndarray, Residuals]:
+    runtime: LlamaRuntime, prompts: Sequence[Sequence[int]], tokens: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Run prompts one by one and keep what the residual stream is at their last tokens.
 
     Args:
         runtime: opened with the layers to read.
-        prompts: token ids, each at least as long as the positions need.
-        positions: negative indexes from the last token.
+        prompts: token ids, each at least ``tokens`` long.
+        tokens: how many of the last tokens are kept.
 
     Returns:
-        Logits ``[prompt, vocab]`` after the last token, and by (layer, position) ``[prompt, hidden]``, float32.
+        Logits ``[prompt, vocab]`` after the last token, and the stream ``[prompt, layer, token, hidden]``, float32.
 
     Raises:
         DirectionError: llama.cpp does not show this architecture's residual stream.
     """
-    logits = []
-    found: dict[tuple[int, int], list[np.ndarray]] = {}
+    logits, found = [], []
     assert runtime.tap is not None
     for ids in prompts:
         last, layers = runtime.residuals(ids)
@@ -68,10 +82,8 @@ def read_residuals(
                 "it names l_out are needed. Use the file without a probe."
             )
         logits.append(last)
-        for layer, rows in layers.items():
-            for position in positions:
-                found.setdefault((layer, position), []).append(rows[position])
-    return np.stack(logits), {place: np.stack(rows) for place, rows in found.items()}
+        found.append(np.stack([layers[layer][len(ids) - tokens :] for layer in sorted(layers)]))
+    return np.stack(logits), np.stack(found)
 
 
 def read_probe(probe: Probe, residuals: Mapping[int, np.ndarray]) -> Reading:
@@ -82,16 +94,17 @@ def read_probe(probe: Probe, residuals: Mapping[int, np.ndarray]) -> Reading:
         residuals: by layer ``[token, hidden]``, the prompt's last tokens at least as far back as the probe looks.
 
     Raises:
-        DirectionError: the probe's layer or token is missing.
+        DirectionError: a layer or token that the probe reads is missing.
     """
-    rows = residuals.get(probe.layer)
-    if rows is None or len(rows) < -probe.position:
-        seen = "none" if rows is None else str(len(rows))
+    rows = [residuals.get(layer) for layer in probe.layers]
+    seen = min(0 if one is None else len(one) for one in rows)
+    if seen < probe.tokens:
         raise DirectionError(
-            f"probe: {seen} of the prompt's tokens at layer {probe.layer}; token {probe.position} is needed. Ask a "
-            "longer prompt, or use the file without a probe."
+            f"probe: {seen} of the prompt's tokens are seen at layers {list(probe.layers)}; its last {probe.tokens} "
+            "are needed. Ask a longer prompt, or use the file without a probe."
         )
-    return Reading(float(project(rows[probe.position][None], probe.direction)[0]), probe.threshold)
+    stream = np.stack([one[len(one) - probe.tokens :] for one in rows if one is not None])
+    return Reading(float(project(stream[None], probe)[0]), probe.threshold)
 
 
 def scale(probe: Probe) -> tuple[float, float]:
@@ -100,77 +113,132 @@ def scale(probe: Probe) -> tuple[float, float]:
     return min(low, probe.threshold), max(high, probe.threshold)
 
 
-def fit_probe(find: Mapping[str, Residuals], validate: Mapping[str, Residuals]) -> Probe:
-    """The direction, place and threshold that tell harmful prompts from others best on validation prompts.
+def fit_probe(find: Mapping[str, np.ndarray], validate: Mapping[str, np.ndarray], layers: Sequence[int]) -> Probe:
+    """The weights and threshold that tell harmful prompts from others best on validation prompts.
 
     Args:
-        find: by kind (harmful, harmless, twin), residuals the directions are fitted on; twins may be left out.
-        validate: others, to choose the place by and set the threshold on.
+        find: by kind (harmful, harmless, twin), streams ``[prompt, layer, token, hidden]`` the weights are fitted on;
+            twins may be left out.
+        validate: others, to choose the ridge by.
+        layers: which were read.
 
     Raises:
         DirectionError: harmful or harmless prompts are missing.
     """
     for part in (find, validate):
-        if not all(part.get(kind) for kind in ("harmful", "harmless")):
+        if not all(len(part.get(kind, ())) for kind in ("harmful", "harmless")):
             raise DirectionError(
                 "probe: no harmful or no harmless prompts; some of both to find and to validate are needed. Give more."
             )
-    best: tuple[float, Probe] | None = None
-    for place in sorted(find["harmful"], key=lambda one: (one[0], -one[1])):
-        found = {kind: rows[place] for kind, rows in find.items() if rows}
-        direction = fisher_direction(found["harmful"], _benign(found))
-        scores = {kind: project(rows[place], direction) for kind, rows in validate.items() if rows}
-        harmful, benign = scores["harmful"], _benign(scores)
-        spread = np.sqrt((harmful.var() + benign.var()) / 2) + 1e-12
-        separation = float((harmful.mean() - benign.mean()) / spread)
-        counts = [len(scores.get(kind, ())) for kind in ("harmful", "harmless", "twin")]
-        probe = Probe(
-            layer=place[0],
-            position=place[1],
-            direction=tuple(float(x) for x in direction),
-            harmful=(float(harmful.mean()), float(harmful.std())),
-            benign=(float(benign.mean()), float(benign.std())),
-            threshold=threshold(scores["harmless"], scores.get("twin")),
-            auc=auc(harmful, benign),
-            prompts=(counts[0], counts[1], counts[2]),
-        )
-        if best is None or separation > best[0]:
-            best = separation, probe
-    assert best is not None
-    return best[1]
+    find, validate = ({kind: rows for kind, rows in part.items() if len(rows)} for part in (find, validate))
+    candidates = [_scaled(layers, weight, validate) for weight in _fit(find, RIDGES)]
+    ridge, probe = max(zip(RIDGES, candidates, strict=True), key=lambda one: _separation(one[1]))
+    unseen = {kind: [project(rows, probe)] for kind, rows in validate.items()}
+    for fold in range(FOLDS):
+        held_out = {kind: rows[fold::FOLDS] for kind, rows in find.items()}
+        rest = {kind: np.delete(rows, slice(fold, None, FOLDS), axis=0) for kind, rows in find.items()}
+        if all(map(len, rest.values())):
+            without = _scaled(layers, _fit(rest, [ridge])[0], validate)
+            for kind, rows in held_out.items():
+                unseen.setdefault(kind, []).append(project(rows, without))
+    scores = {kind: np.concatenate(parts) for kind, parts in unseen.items()}
+    return replace(probe, threshold=threshold(scores["harmless"], scores.get("twin")))
+
+
+def _fit(find: Mapping[str, np.ndarray], ridges: Sequence[float]) -> list[np.ndarray]:
+    """Weights per ridge; harmless prompts and twins count as `TWIN_SHARE` says, however many there are of each."""
+    harmless, twins = len(find["harmless"]), len(find.get("twin", ()))
+    share = TWIN_SHARE if twins else 0.0
+    shares = np.repeat([(1 - share) / harmless, share / max(twins, 1)], [harmless, twins])
+    return fisher_weights(find["harmful"], _benign(find), shares, ridges)
+
+
+def _scaled(layers: Sequence[int], weight: np.ndarray, validate: Mapping[str, np.ndarray]) -> Probe:
+    """The probe with these weights, scaled so that benign validation prompts score 0 on average, give or take 1."""
+    benign = _flat(_benign(validate)) @ weight
+    spread = float(benign.std()) or 1.0
+    counts = [len(validate.get(kind, ())) for kind in ("harmful", "harmless", "twin")]
+    probe = Probe(
+        layers=tuple(layers),
+        tokens=validate["harmful"].shape[2],
+        weight=tuple(float(x) for x in (weight / spread).astype(np.float32)),
+        offset=-float(benign.mean()) / spread,
+        harmful=(0.0, 1.0),
+        benign=(0.0, 1.0),
+        threshold=0.0,
+        auc=0.5,
+        prompts=(counts[0], counts[1], counts[2]),
+    )
+    scores = {kind: project(rows, probe) for kind, rows in validate.items()}
+    harmful, benign = scores["harmful"], _benign(scores)
+    return replace(
+        probe,
+        harmful=(float(harmful.mean()), float(harmful.std())),
+        benign=(float(benign.mean()), float(benign.std())),
+        threshold=threshold(scores["harmless"], scores.get("twin")),
+        auc=auc(harmful, benign),
+    )
+
+
+def _separation(probe: Probe) -> float:
+    """How far apart the means are for how wide the clouds are."""
+    spread = np.sqrt((probe.harmful[1] ** 2 + probe.benign[1] ** 2) / 2) + 1e-12
+    return float((probe.harmful[0] - probe.benign[0]) / spread)
 
 
 def _benign(rows: Mapping[str, np.ndarray]) -> np.ndarray:
-    return np.concatenate([rows[kind] for kind in ("harmless", "twin") if kind in rows])
+    return np.concatenate([rows[kind] for kind in ("harmless", "twin") if len(rows.get(kind, ()))])
 
 
-def fisher_direction(harmful: np.ndarray, benign: np.ndarray) -> np.ndarray:
-    """The direction along which two clouds are furthest apart for how wide they are.
+def _flat(rows: np.ndarray) -> np.ndarray:
+    return np.asarray(rows, dtype=np.float64).reshape(len(rows), -1)
+
+
+def fisher_weights(
+    harmful: np.ndarray, benign: np.ndarray, shares: np.ndarray, ridges: Sequence[float]
+) -> list[np.ndarray]:
+    """Per ridge the weights along which two clouds are furthest apart for how wide they are.
 
     Args:
-        harmful, benign: ``[prompt, hidden]``, floating.
+        harmful, benign: ``[prompt, ...]``, floating; each feature counts in units of its own spread.
+        shares: ``[prompt]``, what each benign prompt counts; they sum to 1.
+        ridges: of the mean variance, added to each.
 
     Returns:
-        ``[hidden]`` float32, unit length, towards harmful; computed in float64 without a matrix ``[hidden, hidden]``.
+        ``[feature]`` float64 each, of unit length, towards harmful. Of prompts and features the fewer are solved for.
 
-    >>> fisher_direction(np.array([[1.0, 0.0], [1.0, 2.0]]), np.array([[0.0, 0.0], [0.0, 2.0]])).round(3).tolist()
+    >>> harmful, benign = np.array([[1.0, 0.0], [1.0, 2.0]]), np.array([[0.0, 0.0], [0.0, 2.0]])
+    >>> fisher_weights(harmful, benign, np.array([0.5, 0.5]), [0.01])[0].tolist()
     [1.0, 0.0]
     """
-    clouds = [np.asarray(one, dtype=np.float64) for one in (harmful, benign)]
-    difference = clouds[0].mean(axis=0) - clouds[1].mean(axis=0)
-    centred = np.concatenate([(one - one.mean(axis=0)) / np.sqrt(2 * len(one)) for one in clouds])
-    _, singular, right = np.linalg.svd(centred, full_matrices=False)
-    variances = singular**2
-    ridge = RIDGE * variances.sum() / len(difference) + 1e-12
-    # (V diag(variances) V^T + ridge I)^-1, applied
-    direction = (difference - right.T @ ((variances / (variances + ridge)) * (right @ difference))) / ridge
-    length = np.linalg.norm(direction)
-    return (direction / (length or 1.0)).astype(np.float32)
+    clouds = [_flat(harmful), _flat(benign)]
+    deviation = np.concatenate(clouds).std(axis=0)
+    deviation[deviation == 0] = 1.0
+    clouds = [cloud / deviation for cloud in clouds]
+    counts = [np.full(len(harmful), 1 / len(harmful)), np.asarray(shares, dtype=np.float64)]
+    means = [count @ cloud for count, cloud in zip(counts, clouds, strict=True)]
+    difference = means[0] - means[1]
+    centred = np.concatenate(
+        [(cloud - mean) * np.sqrt(count / 2)[:, None] for cloud, mean, count in zip(clouds, means, counts, strict=True)]
+    )
+    few_prompts = len(centred) < len(difference)
+    products = centred @ centred.T if few_prompts else centred.T @ centred
+    found = []
+    for ridge in ridges:
+        ridge = ridge * float(np.square(centred).sum()) / len(difference) + 1e-12
+        damped = products + ridge * np.eye(len(products))
+        if few_prompts:  # (C^T C + ridge I)^-1 d = (d - C^T (C C^T + ridge I)^-1 C d) / ridge
+            weight = (difference - centred.T @ np.linalg.solve(damped, centred @ difference)) / ridge
+        else:
+            weight = np.linalg.solve(damped, difference)
+        weight = weight / deviation
+        found.append(weight / (np.linalg.norm(weight) or 1.0))
+    return found
 
 
-def project(residuals: np.ndarray, direction: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Scores ``[prompt]`` float64 of residuals ``[prompt, hidden]``."""
-    scores: np.ndarray = np.asarray(residuals, dtype=np.float64) @ np.asarray(direction, dtype=np.float64)
+def project(streams: np.ndarray, probe: Probe) -> np.ndarray:
+    """Scores ``[prompt]`` float64 of streams ``[prompt, layer, token, hidden]``."""
+    scores: np.ndarray = _flat(streams) @ np.asarray(probe.weight, dtype=np.float64) + probe.offset
     return scores
 
 

@@ -6,20 +6,22 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from aird_mlx import __version__
 from aird_mlx.errors import DirectionError
 from aird_mlx.gguf_export import LlamaRuntime, is_available
 from aird_mlx.guard.canaries import ask_canaries, record_canaries
 from aird_mlx.guard.cursor import Scalar
 from aird_mlx.guard.manifest import TEMPLATE_KEY, Manifest, Probe
-from aird_mlx.guard.probe import POSITIONS, Residuals, fit_probe, read_residuals
+from aird_mlx.guard.probe import TOKENS, fit_probe, probe_layers, read_residuals
 from aird_mlx.guard.structure import read_structure
 from aird_mlx.prompts import KINDS
 from aird_mlx.report import RepairFigures, Stage
 from aird_mlx.settings import RepairSettings, pruning_words
 
 # Of each kind, at most, that the probe is fitted on.
-PROBE_PROMPTS = 256
+PROBE_PROMPTS = 1000
 
 Prompts = Mapping[str, Sequence[Sequence[int]]]
 
@@ -101,8 +103,7 @@ def make_manifest(
         return Manifest(dict(facts), template, no_probe="llama-cpp-python was not installed when the file was written")
     prompts = [*canaries.rendered, *(ids for part in (find, validate) for kind in part.values() for ids in kind)]
     longest = max(map(len, prompts))
-    blocks = structure.whole(f"{structure.text('general.architecture')}.block_count") or 0
-    layers = range(1, max(blocks, 2))
+    layers = probe_layers(structure.whole(f"{structure.text('general.architecture')}.block_count") or 0)
     context = longest + canaries.max_new_tokens + 1
     with LlamaRuntime(path, n_ctx=context, n_batch=max(512, longest), layers=layers) as runtime:
         probe, why = _fit(runtime, find, validate, progress)
@@ -117,19 +118,19 @@ def make_manifest(
 def _fit(
     runtime: LlamaRuntime, find: Prompts, validate: Prompts, progress: Callable[[int, int], None]
 ) -> tuple[Probe | None, str]:
-    parts: list[dict[str, Residuals]] = []
+    parts: list[dict[str, np.ndarray]] = []
     total = sum(len(prompts) for part in (find, validate) for prompts in part.values())
     shortest = min((len(ids) for part in (find, validate) for prompts in part.values() for ids in prompts), default=1)
-    positions = range(-1, -1 - min(POSITIONS, shortest), -1)
     done = 0
     try:
         for part in (find, validate):
             parts.append({})
             for kind, prompts in part.items():
                 if prompts:
-                    parts[-1][kind] = read_residuals(runtime, prompts, positions)[1]
+                    parts[-1][kind] = read_residuals(runtime, prompts, min(TOKENS, shortest))[1]
                     done += len(prompts)
                     progress(done, total)
-        return fit_probe(*parts), ""
+        assert runtime.tap is not None
+        return fit_probe(parts[0], parts[1], sorted(runtime.tap.layers)), ""
     except DirectionError as error:
         return None, " ".join(str(error).split())

@@ -68,7 +68,7 @@ def selftest_file(path: Path, *, canary_set: str | None = None) -> SelfTest:
     same_set = record is not None and record.set == ours and len(record.classes) == len(canaries)
     comparable = record if same_set else None
     probe = None if manifest is None else manifest.probe
-    layers = [1 if probe is None else probe.layer]
+    layers = (1,) if probe is None else probe.layers
     length = DEFAULT_NEW_TOKENS if comparable is None else comparable.max_new_tokens
     with closing(GgufChat(path, layers=layers)) as chat:
         rendered = [chat.render([{"role": "user", "content": one.prompt}], options=DATE) for one in canaries]

@@ -3,20 +3,30 @@
 Loading and running are mlx-lm's. This package knows nothing about refusals, pruning or prompts.
 """
 
-from aird_mlx.model.chat_model import ChatModel, Tap, context_length
+from aird_mlx.architectures import context_length
+from aird_mlx.model.calls import BlockCall, record_calls
+from aird_mlx.model.chat_model import ChatModel, StoredWeight, Tap, is_linear, submodule
 from aird_mlx.model.files import COMPANION_FILES, load, read_network, save
 from aird_mlx.model.find import DEMO_FOLDER, find_folder, network_error, read_config
+from aird_mlx.model.writers import check_writers, first_of_each_kind
 
 __all__ = [
     "COMPANION_FILES",
     "DEMO_FOLDER",
+    "BlockCall",
     "ChatModel",
+    "StoredWeight",
     "Tap",
+    "check_writers",
     "context_length",
     "find_folder",
+    "first_of_each_kind",
+    "is_linear",
     "load",
     "network_error",
     "read_config",
     "read_network",
+    "record_calls",
     "save",
+    "submodule",
 ]

@@ -9,32 +9,72 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
+from mlx_lm.models.cache import KVCache, RotatingKVCache, make_prompt_cache
+from mlx_lm.models.switch_layers import QuantizedSwitchLinear, SwitchLinear
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import compute_bits_per_weight
 
-from aird_mlx.architectures import Architecture
+from aird_mlx.architectures import Architecture, Layout, context_length
 
+LINEARS = (nn.Linear, nn.QuantizedLinear, SwitchLinear, QuantizedSwitchLinear)
 Call = Callable[..., mx.array]
 
 
 class Tap:
-    """Stands in for a module and hands each call to ``call``; every other attribute is the module's own."""
+    """Stands in for a module and hands each call to ``call``; every other attribute is the module's own.
 
-    def __init__(self, module: nn.Module, call: Call) -> None:
+    Attributes:
+        arguments: what the call it stands for was given beside its input (fused experts: the chosen ones).
+    """
+
+    def __init__(self, module: nn.Module, call: Call, arguments: tuple[Any, ...] = ()) -> None:
         self._module = module
         self._call = call
+        self.arguments = arguments
 
     def __call__(self, *args: Any, **kwargs: Any) -> mx.array:
         return self._call(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._module, name)
+
+
+class StoredWeight(Protocol):
+    """A weight that is not stored as plain numbers, and what it may become without being stored differently.
+
+    Attributes:
+        kept: ``[out, in]`` bool, what pruning left; a weight that was merely rounded to zero is among it.
+        origin: ``[out, in]``, floating: what was rounded to what is stored.
+        nbytes: what it takes in a file.
+    """
+
+    @property
+    def kept(self) -> mx.array: ...
+
+    @property
+    def origin(self) -> mx.array: ...
+
+    @property
+    def nbytes(self) -> int: ...
+
+    def values(self) -> mx.array:
+        """``[out, in]`` float32: what is stored."""
+        ...
+
+    def nearest(self, weight: mx.array) -> mx.array:
+        """``[out, in]`` float32: the nearest to ``weight`` that could be stored."""
+        ...
+
+    def holding(self, weight: mx.array) -> StoredWeight:
+        """The same with the nearest to ``weight`` in it."""
+        ...
 
 
 @dataclass
@@ -48,6 +88,9 @@ class ChatModel:
         name: what the user called it.
         folder: where its files lie.
         architecture: its row in the table.
+        kept_experts: by block, which of its mixture's original experts are left after some were removed.
+        stored: by dotted path, weights that are stored otherwise than the network computes with them: it has their
+            values as plain numbers.
         notes: what loading did that the user should know.
     """
 
@@ -57,36 +100,67 @@ class ChatModel:
     name: str
     folder: Path
     architecture: Architecture
+    stored: dict[str, StoredWeight] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    kept_experts: dict[int, list[int]] = field(default_factory=dict)
+    _layouts: dict[int, Layout] = field(default_factory=dict, repr=False)
 
     @property
     def blocks(self) -> list[nn.Module]:
         """The residual blocks in order (the network's own list: replacing an element changes the model)."""
-        blocks = _submodule(self.network, self.architecture.blocks)
+        blocks = submodule(self.network, self.architecture.blocks)
         assert isinstance(blocks, list)
         return blocks
 
+    def layout(self, block: int) -> Layout:
+        """The parts that block ``block`` has: its linears and residual writers."""
+        if block not in self._layouts:
+            module = self.blocks[block]
+            self._layouts[block] = self.architecture.layout(lambda name: isinstance(submodule(module, name), nn.Module))
+        return self._layouts[block]
+
     def linear(self, block: int, name: str) -> nn.Linear:
-        """The linear ``name`` (e.g. ``mlp.down_proj``) of block ``block``."""
-        linear = _submodule(self.blocks[block], name)
-        assert isinstance(linear, nn.Linear)
+        """The linear ``name`` (e.g. ``mlp.down_proj``) of a block; of fused experts it weighs ``[expert, out, in]``."""
+        linear: nn.Linear = submodule(self.blocks[block], name)
+        assert is_linear(linear)
         return linear
 
     def linears(self) -> Iterator[tuple[int, str, nn.Linear]]:
         """Every prunable linear as (block, name, linear), in data order."""
         for block in range(len(self.blocks)):
-            for name in self.architecture.linear_names:
+            for name in self.layout(block).linear_names:
                 yield block, name, self.linear(block, name)
+
+    def path(self, block: int, name: str) -> str:
+        """The dotted path of a linear in the network."""
+        return f"{self.architecture.blocks}.{block}.{name}"
+
+    def kept(self, block: int, name: str) -> mx.array:
+        """``[out, in]`` bool: the weights of a linear that pruning left."""
+        stored = self.stored.get(self.path(block, name))
+        return self.linear(block, name).weight != 0 if stored is None else stored.kept
 
     @property
     def hidden_size(self) -> int:
-        """Width of the residual stream."""
-        return int(self.config["hidden_size"])
+        """Width of the residual stream, as the first writer has it."""
+        writer = self.linear(0, self.layout(0).writers[0])
+        return int(writer.weight.shape[-2])
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens it has an embedding for."""
+        return int(submodule(self.network, self.architecture.embedding).weight.shape[0])
 
     @property
     def context_length(self) -> int | None:
         """Most tokens of prompt and answer together, None if the config names no limit."""
         return context_length(self.config)
+
+    @cached_property
+    def attends_only(self) -> bool:
+        """Whether what blocks remember of earlier tokens is keys and values alone."""
+        caches = make_prompt_cache(self.network)
+        return len(caches) == len(self.blocks) and all(isinstance(one, KVCache | RotatingKVCache) for one in caches)
 
     @property
     def parameters(self) -> int:
@@ -96,10 +170,17 @@ class ChatModel:
     @property
     def bits_per_weight(self) -> float:
         """Stored bits per weight, as mlx-lm counts them."""
-        return float(compute_bits_per_weight(self.network))
+        if not self.stored:
+            return float(compute_bits_per_weight(self.network))
+        plain = (
+            array.nbytes
+            for path, array in tree_flatten(self.network.parameters())
+            if path.removesuffix(".weight") not in self.stored
+        )
+        return 8 * (sum(plain) + sum(one.nbytes for one in self.stored.values())) / self.parameters
 
     @contextmanager
-    def block_taps(self, call: Callable[[int, nn.Module, tuple[Any, ...], dict[str, Any]], mx.array]) -> Iterator[None]:
+    def block_taps(self, call: Callable[[int, nn.Module, tuple[Any, ...], dict[str, Any]], Any]) -> Iterator[None]:
         """Replace every block by ``call(block index, block, args, kwargs)`` while the context lasts."""
         blocks = self.blocks
         originals = list(blocks)
@@ -112,19 +193,33 @@ class ChatModel:
 
     @contextmanager
     def linear_taps(self, block: int, calls: Mapping[str, Callable[[nn.Module, mx.array], mx.array]]) -> Iterator[None]:
-        """Replace linears of one block by ``call(linear, input) -> output`` while the context lasts."""
-        originals: list[tuple[nn.Module, str, nn.Module]] = []
+        """Replace linears of one block by ``call(linear, input) -> output`` while the context lasts.
+
+        What else a module is called with (fused experts: which are chosen) goes on to it, not to ``call``.
+        """
+        placed: list[tuple[nn.Module, str, nn.Module, Call]] = []
+        for name, call in calls.items():
+            owner_name, _, attribute = name.rpartition(".")
+            owner = submodule(self.blocks[block], owner_name) if owner_name else self.blocks[block]
+            linear = getattr(owner, attribute)
+            placed.append((owner, attribute, linear, _bind(call, linear)))
         try:
-            for name, call in calls.items():
-                owner_name, _, attribute = name.rpartition(".")
-                owner = _submodule(self.blocks[block], owner_name) if owner_name else self.blocks[block]
-                linear = getattr(owner, attribute)
-                originals.append((owner, attribute, linear))
-                owner[attribute] = Tap(linear, _bind(call, linear))
+            for owner, attribute, linear, call in placed:
+                owner[attribute] = Tap(linear, call)
             yield
         finally:
-            for owner, attribute, linear in reversed(originals):
+            for owner, attribute, linear, _ in placed:
                 owner[attribute] = linear
+
+    @contextmanager
+    def differentiable(self) -> Iterator[None]:
+        """Blocks run as in training while the context lasts: without kernels of recurrences, which know no gradient."""
+        was_training = getattr(self.network, "training", False)  # a model of mlx-lm forgets to set it
+        try:
+            self.network.train()
+            yield
+        finally:
+            self.network.train(was_training)
 
     def sparsity(self) -> float:
         """Share of exact zeros among the prunable linears' weights, counted."""
@@ -135,20 +230,31 @@ class ChatModel:
         return zeros / total
 
 
-def context_length(config: Mapping[str, Any]) -> int | None:
-    """Most tokens of prompt and answer together, None if the config names no limit; some nest it in ``text_config``."""
-    found = config.get("max_position_embeddings", (config.get("text_config") or {}).get("max_position_embeddings"))
-    return found if isinstance(found, int) else None
-
-
-def _submodule(module: Any, path: str) -> Any:
+def submodule(module: Any, path: str) -> Any:
+    """What a dotted path names, lists by number; None where there is nothing."""
     for name in path.split("."):
-        module = getattr(module, name)
+        module = (
+            (module[int(name)] if name.isdigit() else None) if isinstance(module, list) else getattr(module, name, None)
+        )
+        if module is None:
+            return None
     return module
+
+
+def is_linear(module: Any) -> bool:
+    """Whether it multiplies with a weight ``[out, in]`` or, of fused experts, ``[expert, out, in]``."""
+    return isinstance(module, LINEARS)
 
 
 def _bind(call: Callable[..., mx.array], *leading: Any) -> Call:
     if len(leading) == 2:
         index, block = leading
         return lambda *args, **kwargs: call(index, block, args, kwargs)
-    return lambda value: call(leading[0], value)
+    (linear,) = leading
+
+    def tapped(value: mx.array, *args: Any, **kwargs: Any) -> mx.array:
+        if not args and not kwargs:
+            return call(linear, value)
+        return call(Tap(linear, lambda given: linear(given, *args, **kwargs), args), value)
+
+    return tapped

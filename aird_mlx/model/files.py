@@ -5,18 +5,22 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+from mlx_lm.models.switch_layers import SwitchLinear
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import dequantize_model, load_model, load_tokenizer, save_config, save_model
 
-from aird_mlx.architectures import architecture_of
+from aird_mlx.architectures import REFUSED, Architecture, architecture_of
 from aird_mlx.errors import ModelError, OutputError
 from aird_mlx.model.chat_model import ChatModel
+from aird_mlx.model.discovery import discover
 from aird_mlx.model.find import find_folder, read_config
+from aird_mlx.model.writers import check_writers
 
 # What a tokenizer or a chat app reads beside the weights; copied byte for byte, since a re-serialized tokenizer
 # is a different tokenizer until proven otherwise.
@@ -56,11 +60,32 @@ def load(model: str | Path, *, revision: str | None = None, trust_remote_code: b
     name = str(model)
     folder = find_folder(name, revision=revision)
     config = read_config(folder)
-    architecture = architecture_of(config["model_type"])
+    check_model_type(config)
     network, tokenizer, config = read_network(folder, config, trust_remote_code=trust_remote_code)
-    loaded = ChatModel(network, tokenizer, config, name, folder, architecture)
+    row = architecture_of(config)
+    loaded = ChatModel(network, tokenizer, config, name, folder, row or Architecture("", "", ()))
     _dequantize(loaded)
+    _widen_experts(loaded)
+    if row is None:
+        loaded.architecture = discover(network, config)
+        loaded.notes.append(f"model type {config['model_type']} has no row in the table; its writers were discovered")
+    check_writers(loaded)
     return loaded
+
+
+def check_model_type(config: Mapping[str, Any]) -> None:
+    """Refuse a model type that is known not to work, before its weights are read.
+
+    Raises:
+        ModelError: it is one; the message says why.
+    """
+    inner = config.get("text_config")
+    for model_type in (config["model_type"], inner.get("model_type") if isinstance(inner, Mapping) else None):
+        if model_type in REFUSED:
+            raise ModelError(
+                f"model: model type {model_type!r} cannot be measured or repaired here ({REFUSED[model_type]}); blocks "
+                "that add to one residual stream are needed. Choose a family of docs/families.md."
+            )
 
 
 def read_network(
@@ -88,7 +113,19 @@ def read_network(
         )
     try:
         network, complete = load_model(folder, model_config=_rope(config), trust_remote_code=trust_remote_code)
+    except SystemExit as error:  # what mlx-lm's file of a model type does where a package it wants is missing
+        raise ModelError(
+            f"model: mlx-lm ends when it is to run model type {config['model_type']!r}; a package of that model is "
+            "needed. `python -c 'import mlx_lm.models."
+            f"{config['model_type']}'` names it; install that."
+        ) from error
     except (*BAD_VALUES, RuntimeError, FileNotFoundError, ImportError, SyntaxError) as error:
+        if str(error).startswith("Model type") and "not supported" in str(error):
+            raise ModelError(
+                f"model: model type {config['model_type']!r} is none that mlx-lm {version('mlx-lm')} runs; one of its "
+                "types is needed (docs/families.md lists those this project knows). Choose another model, or update "
+                "mlx-lm."
+            ) from error
         if _is_about_weights(error):
             raise ModelError(
                 f"model: the weights in {folder} cannot be read ({_reason(error)}); complete, intact safetensors "
@@ -168,8 +205,20 @@ def _dequantize(loaded: ChatModel) -> None:
     mx.eval(loaded.network.parameters())
     loaded.notes.append(
         f"the model was quantized ({quantization.get('bits')} bits, group {quantization.get('group_size')}); it was "
-        "dequantized, and is written without quantization"
+        "dequantized, and is written without quantization unless that is asked for"
     )
+
+
+def _widen_experts(loaded: ChatModel) -> None:
+    """MLX multiplies fused experts on the CPU in float32 only: there, such a model is turned into float32."""
+    fused = [module for module in loaded.network.modules() if isinstance(module, SwitchLinear)]
+    kinds = {str(module.weight.dtype).removeprefix("mlx.core.") for module in fused} - {"float32"}
+    if kinds and mx.default_device() == mx.Device(mx.cpu):
+        loaded.network.set_dtype(mx.float32)
+        loaded.notes.append(
+            f"the weights are {', '.join(sorted(kinds))}; MLX runs fused experts on the CPU in float32 only, so the "
+            "model was turned into that"
+        )
 
 
 def save(model: ChatModel, folder: Path, *, card: str = "") -> None:

@@ -18,7 +18,7 @@ from aird_mlx.guard.record import PROBE_PROMPTS, CanarySet, file_facts, make_man
 from aird_mlx.guard.seal import seal
 from aird_mlx.importance import importance_on_reference
 from aird_mlx.model import ChatModel
-from aird_mlx.prompts import KINDS, check_context
+from aird_mlx.prompts import KINDS, check_context, render_prompt
 from aird_mlx.reference import MAX_NEW_TOKENS, Reference
 from aird_mlx.report import RepairFigures, Stage
 from aird_mlx.settings import Progress, RepairSettings
@@ -90,8 +90,13 @@ def export_stage(
             progress=partial(progress, f"export {outtype}"),
         )
     stage = evaluate_exported(exported, written, reference, max_new_tokens=max_new_tokens, progress=progress)
+    probe_set = reference.inputs.probe
     prompts = {
-        part: {kind: reference.prompts(kind, part, PROBE_PROMPTS) for kind in KINDS} for part in ("find", "validate")
+        part: {
+            kind: [render_prompt(written.tokenizer, one) for one in probe_set.part(kind, part)[:PROBE_PROMPTS]]
+            for kind in KINDS
+        }
+        for part in ("find", "validate")
     }
     manifest = make_manifest(
         exported.path,

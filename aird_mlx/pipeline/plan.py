@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from importlib.metadata import version
 
 from aird_mlx import __version__
+from aird_mlx.compress import check_quantizable
 from aird_mlx.gguf_export import check_exportable, is_available
 from aird_mlx.gguf_export.stream import hash_file
 from aird_mlx.inputs import Inputs, gather_inputs
 from aird_mlx.model import COMPANION_FILES, ChatModel, load
 from aird_mlx.prompts import KINDS
 from aird_mlx.pruning import check_pruning
-from aird_mlx.settings import RepairSettings, check_places, check_settings, pruning_words
+from aird_mlx.settings import RepairSettings, check_places, check_settings, pruning_words, quantization_words
 
 # What may differ when an interrupted run is resumed: where it goes and what is exported, not what is measured.
 RESUMABLE = ("resume", "out", "mlx_path", "dry_run", "gguf", "controls")
@@ -46,7 +47,8 @@ def plan_repair(settings: RepairSettings) -> Plan:
     validated = sum(len(contrast.part(kind, "validate")) for kind in KINDS)
     stages = [
         f"answer {asked} test prompts with the dense model and measure its refusal direction",
-        f"prune by {settings.prune_method}, {pruning_words(settings)}",
+        *([] if settings.prune_method == "none" else [f"prune by {settings.prune_method}, {pruning_words(settings)}"]),
+        *([f"quantize: {quantization_words(settings.quantization)}"] if settings.quantization else []),
         f"repair by rule {settings.rule}, chosen on {validated} validation prompts",
         "write the MLX folder and evaluate what was written",
         *(f"export GGUF {kind}, run it in llama.cpp, and write its manifest" for kind in settings.gguf),
@@ -64,6 +66,8 @@ def load_dense(settings: RepairSettings) -> ChatModel:
     if settings.prune_method != "none":
         pruning = settings.pruning
         check_pruning(dense, pruning.method, pruning.sparsity, pruning.pattern, pruning.scope, pruning.allocation)
+    if settings.quantization is not None:
+        check_quantizable(dense, settings.quantization)
     for outtype in settings.gguf:
         check_exportable(dense.folder, outtype)
     return dense

@@ -14,8 +14,8 @@ from aird_mlx.guard.seal import sidecar_of
 from aird_mlx.inputs import Inputs
 from aird_mlx.model import ChatModel
 from aird_mlx.pipeline.export import stem_of
-from aird_mlx.report import Control, PruningReport, RepairFigures, Report, Stage, to_json
-from aird_mlx.report_page import to_markdown, to_model_card
+from aird_mlx.report import Control, PruningReport, QuantizationReport, RepairFigures, Report, Stage, to_json
+from aird_mlx.report_page import percent, to_markdown, to_model_card
 from aird_mlx.settings import RepairSettings, settings_record
 from aird_mlx.stages import direction_figures, gguf_path, stage_changes
 from aird_mlx.workspace import Workspace
@@ -37,13 +37,14 @@ def make_report(
     repair: RepairFigures,
     controls: list[Control],
     pruned: PruningReport | None,
+    quantized: QuantizationReport | None,
 ) -> Report:
     """Everything one run measured and wrote."""
     record = {name: value for name, value in settings_record(settings).items() if name not in ("resume", "dry_run")}
     exported = (note for stage in stages for note in stage.notes)
     out = workspace.out
     written = {"mlx": str(settings.mlx_path or out / "mlx"), "report": str(out / "report.json")}
-    for kind in settings.gguf:
+    for kind in (stage.name.partition(":")[2] for stage in stages if stage.name.startswith("exported:")):
         path = gguf_path(out, stem_of(settings), kind)
         written |= {f"gguf {kind}": str(path), f"hashes {kind}": str(sidecar_of(path))}
     return Report(
@@ -54,6 +55,7 @@ def make_report(
         stages=stages,
         repair=repair,
         pruning=pruned,
+        quantization=quantized,
         gates=judge_gates(stages, repair, allow_dense=settings.allow_dense, limits=limits_of(settings)),
         changes=stage_changes(stages),
         controls=controls,
@@ -61,6 +63,7 @@ def make_report(
         notes=[
             *dense.notes,
             *(pruned.notes if pruned else []),
+            *(_quantization_notes(quantized) if quantized else []),
             f"prompts: {inputs.contrast.origin}",
             *dict.fromkeys(exported),
         ],
@@ -79,15 +82,23 @@ def finish(settings: RepairSettings, workspace: Workspace, report: Report, sourc
     workspace.finish(
         leave_out=(
             "stages",
+            "compressed",
             "compressed.safetensors",
             "answers.json",
             "canaries.json",
-            "repair.json",
+            "patch.json",
+            *(f"{half}.{kind}" for half in ("half", "rest") for kind in ("safetensors", "json")),
             "plan.json",
             "pruning.json",
+            "quantization.json",
         ),
         elsewhere={} if settings.mlx_path is None else {"mlx": settings.mlx_path},
     )
+
+
+def _quantization_notes(quantized: QuantizationReport) -> list[str]:
+    kept = [] if quantized.zeros_kept == 1 else [f"{percent(quantized.zeros_kept)} of the zeros survived quantization"]
+    return [*quantized.notes, *kept]
 
 
 def _peak_memory() -> int:

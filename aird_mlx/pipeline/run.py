@@ -3,48 +3,51 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import mlx.core as mx
 
-from aird_mlx.compress import prune_on_reference
+from aird_mlx.compress import prune_on_reference, quantize_as
 from aird_mlx.controls import ControlRepair, control_repairs
 from aird_mlx.direction import Direction, load_direction, save_direction
 from aird_mlx.errors import DirectionError, PromptError
+from aird_mlx.gguf_export import resolve_outtype
 from aird_mlx.gguf_export.general import read_card
 from aird_mlx.guard.record import CanarySet
 from aird_mlx.inputs import Inputs
 from aird_mlx.model import ChatModel, load, save
-from aird_mlx.patch import Patch, fold, load_patch, patched, save_patch
+from aird_mlx.patch import Patch, fold, load_patch, patched, pruned_weights_back, save_patch
 from aird_mlx.pipeline.export import canary_set, export_stage, judge_canaries
+from aird_mlx.pipeline.halves import Search, difference, figures_of, first_rule, joined, second_rule
 from aird_mlx.pipeline.plan import fixed_facts, inputs_of, load_dense
-from aird_mlx.pipeline.result import finish, limits_of, make_report
+from aird_mlx.pipeline.result import finish, make_report
+from aird_mlx.pruning import remove_experts
+from aird_mlx.quantization import load_quantized, restore_modules, set_aside_modules
 from aird_mlx.reference import MAX_NEW_TOKENS, Reference, ask_reference
-from aird_mlx.repair import RepairPlan, fits_in_memory
-from aird_mlx.report import Control, PruningReport, RepairFigures, Report, Stage, from_json
+from aird_mlx.repair import RepairPlan
+from aird_mlx.report import Control, PruningReport, QuantizationReport, RepairFigures, Report, Stage, from_json
 from aird_mlx.report_page import write_front_matter
-from aird_mlx.search import choose_repair, spaces_for, tried_plans
 from aird_mlx.settings import (
     Progress,
+    QuantizationSettings,
     RepairSettings,
     check_places,
     check_settings,
 )
 from aird_mlx.stages import (
-    calibrations,
     evaluate_control,
     evaluate_dense,
     evaluate_stage,
     measure_on_reference,
     refusal_directions,
-    validation_of,
 )
 from aird_mlx.workspace import Workspace, read_json, write_json
 
 Row = TypeVar("Row", Stage, Control)
+Left = TypeVar("Left", PruningReport, QuantizationReport)
 
 
 def repair_model(settings: RepairSettings, *, progress: Progress = lambda stage, done, total: None) -> Report:
@@ -110,8 +113,7 @@ class _Run:
             canaries = self._canaries()
             repaired = stages[-1]
             stages += [
-                self._exported(outtype, written, reference, repair, repaired, canaries)
-                for outtype in self.settings.gguf
+                self._exported(outtype, written, reference, repair, repaired, canaries) for outtype in self._outtypes()
             ]
         report = make_report(
             self.settings,
@@ -123,6 +125,7 @@ class _Run:
             repair=repair,
             controls=controls,
             pruned=self._pruning(),
+            quantized=self._quantization(),
         )
         finish(self.settings, self.workspace, report, self._source_card())
         return report
@@ -153,6 +156,11 @@ class _Run:
         )
 
     def _compressed(self, reference: Reference, direction: Direction) -> ChatModel:
+        """The compressed model: pruned, and quantized, as asked."""
+        pruned = self._pruned(reference, direction)
+        return pruned if self.settings.quantization is None else self._quantized(pruned, self.settings.quantization)
+
+    def _pruned(self, reference: Reference, direction: Direction) -> ChatModel:
         """A second copy of the model, pruned; by default calibrated on harmless text only, as by a stock compressor."""
         model = self._load_copy(self.settings.model)
 
@@ -170,13 +178,41 @@ class _Run:
             return {f"{block}.{name}": linear.weight for block, name, linear in model.linears()}
 
         weights = self.workspace.stage("compress", "compressed.safetensors", compute, _save_arrays, _load_arrays)
+        pruned = self._pruning()
+        if pruned is not None and pruned.removed_experts and not model.kept_experts:
+            remove_experts(model, {int(block): gone for block, gone in pruned.removed_experts.items()})
         for block, name, linear in model.linears():
             linear.weight = weights[f"{block}.{name}"]
         return model
 
+    def _quantized(self, pruned: ChatModel, how: QuantizationSettings) -> ChatModel:
+        """The pruned model quantized and read back, its quantized weights set aside."""
+        is_pruned = self.settings.prune_method != "none"
+        kept = {pruned.path(block, name): linear.weight != 0 for block, name, linear in pruned.linears()}
+
+        def make(path: Path) -> None:
+            quantized = quantize_as(pruned, how, progress=self._step("quantize"))
+            self.workspace.write("quantization.json", dataclasses.asdict(quantized), write_json)
+            save(pruned, path)
+
+        self.workspace.folder_stage("quantize", "compressed", make)
+        return self._load_quantized("compressed", kept if is_pruned else {})
+
+    def _load_quantized(self, folder: str, kept: Mapping[str, mx.array]) -> ChatModel:
+        return load_quantized(
+            self.workspace.folder / folder, self.dense, kept, trust_remote_code=self.settings.trust_remote_code
+        )
+
     def _pruning(self) -> PruningReport | None:
-        path = self.workspace.folder / "pruning.json"
-        return from_json(PruningReport, path.read_text(encoding="utf-8")) if path.is_file() else None
+        return self._left(PruningReport, "pruning.json")
+
+    def _quantization(self) -> QuantizationReport | None:
+        return self._left(QuantizationReport, "quantization.json")
+
+    def _left(self, kind: type[Left], file: str) -> Left | None:
+        """What a stage left beside its result, where it ran."""
+        path = self.workspace.folder / file
+        return from_json(kind, path.read_text(encoding="utf-8")) if path.is_file() else None
 
     def _load_copy(self, model: str | Path) -> ChatModel:
         """Another copy of the dense model, or what was written from it: loaded with the same permissions."""
@@ -185,43 +221,46 @@ class _Run:
     def _repaired(
         self, compressed: ChatModel, reference: Reference, direction: Direction
     ) -> tuple[Patch, RepairFigures]:
-        """Choose and solve the patch."""
+        """Choose and solve the patch; that of a quantized model is written here, since it has scales of its own."""
+        search = Search(self.settings, reference, direction)
+        how, rule = self.settings.quantization, self.settings.rule
+        if how is None:
+            return self._searched("repair", "patch", search, compressed, rule)
+        model, is_pruned = self._pruned(reference, direction), self.settings.prune_method != "none"
+        first, second = None, None
+        if is_pruned:
+            half, first = self._searched(
+                "repair before quantization", "half", search, model, first_rule(rule), distilled_later=True
+            )
+            fold(model, half)
+        origins = {model.path(block, name): linear.weight for block, name, linear in model.linears()}
+        quantize_as(model, how, progress=self._step("quantize what is repaired"))
+        set_aside_modules(model, {path: stored.kept for path, stored in compressed.stored.items()}, origins)
+        then = second_rule(rule, is_pruned=is_pruned, is_distillable=search.is_distillable)
+        if then is not None:
+            rest, second = self._searched("repair with the rounding", "rest", search, model, then)
+            fold(model, rest)
+        figures = joined(first, second)
+        patch = self.workspace.stage(
+            "repair", "patch.safetensors", lambda: difference(compressed, model, figures), save_patch, load_patch
+        )
+        restore_modules(model)
+        self._write_folder(model)
+        return patch, figures
+
+    def _searched(
+        self, stage: str, file: str, search: Search, model: ChatModel, rule: str, *, distilled_later: bool = False
+    ) -> tuple[Patch, RepairFigures]:
+        """A search as a resumable stage."""
 
         def compute() -> Patch:
-            spaces = spaces_for(
-                self.settings.rule,
-                source_layer=direction.layer,
-                blocks=len(compressed.blocks),
-                inside_mask=not self.settings.allow_dense,
-                distillable=fits_in_memory(self.dense),
-            )
-            choice = choose_repair(
-                compressed,
-                self.dense,
-                spaces,
-                calibrations(reference),
-                refusal_directions(reference, direction),
-                validation_of(reference, batch_size=self.settings.batch_size),
-                limits=limits_of(self.settings),
-                progress=self._step("repair"),
-            )
-            figures = RepairFigures(
-                rule=choice.patch.rule,
-                layers=choice.patch.layers,
-                strength=choice.patch.strength,
-                rank=choice.patch.rank,
-                sparsity_lost=0.0,  # counted when it is folded
-                ridge=choice.patch.ridge,
-                beta=choice.patch.beta,
-                why=choice.why,
-                tried=tried_plans(choice.trials, choice.front),
-            )
-            self.workspace.write("repair.json", dataclasses.asdict(figures), write_json)
+            choice = search.choose(model, rule, self._step(stage), distilled_later=distilled_later)
+            self.workspace.write(f"{file}.json", dataclasses.asdict(figures_of(choice)), write_json)
             self.workspace.write("plan.json", dataclasses.asdict(choice.plan), write_json)
             return choice.patch
 
-        patch = self.workspace.stage("repair", "patch.safetensors", compute, save_patch, load_patch)
-        figures = (self.workspace.folder / "repair.json").read_text(encoding="utf-8")
+        patch = self.workspace.stage(stage, f"{file}.safetensors", compute, save_patch, load_patch)
+        figures = (self.workspace.folder / f"{file}.json").read_text(encoding="utf-8")
         return patch, from_json(RepairFigures, figures)
 
     def _controls(self, compressed: ChatModel, reference: Reference, direction: Direction) -> list[Control]:
@@ -254,12 +293,19 @@ class _Run:
         return [self._row(f"control {one.name}", Control, partial(measure, one)) for one in repairs]
 
     def _written(self, compressed: ChatModel, patch: Patch, repair: RepairFigures) -> tuple[ChatModel, RepairFigures]:
-        """Fold the patch into ``compressed``, write the MLX folder, and load what was written."""
+        """The repaired model as the MLX folder has it; it is written here if it is not yet."""
+        if compressed.stored:
+            kept = {path: stored.kept for path, stored in compressed.stored.items()}
+            written = self._load_quantized("mlx", kept)
+            return written, dataclasses.replace(repair, sparsity_lost=pruned_weights_back(written))
         folded = fold(compressed, patch)
-        front = write_front_matter(self.settings.model, self._source_card())  # the exported files take it over
-        self.workspace.folder_stage("write", "mlx", lambda path: save(compressed, path, card=front))
+        self._write_folder(compressed)
         repair = dataclasses.replace(repair, sparsity_lost=folded.sparsity_lost)
         return self._load_copy(self.workspace.folder / "mlx"), repair
+
+    def _write_folder(self, model: ChatModel) -> None:
+        front = write_front_matter(self.settings.model, self._source_card())  # the exported files take it over
+        self.workspace.folder_stage("write", "mlx", lambda path: save(model, path, card=front))
 
     def _source_card(self) -> dict[str, Any]:
         """Front matter of the dense model's card."""
@@ -296,6 +342,11 @@ class _Run:
             read_json,
         )
         return dataclasses.replace(canaries, dense="".join(letters))
+
+    def _outtypes(self) -> list[str]:
+        """The types to write, ``auto`` by what it means for the written folder, each once."""
+        folder = self.workspace.folder / "mlx"
+        return list(dict.fromkeys(resolve_outtype(folder, outtype) for outtype in self.settings.gguf))
 
     def _exported(
         self,

@@ -18,6 +18,7 @@ from aird_mlx.pruning.masks import (
     wanda_scores,
 )
 from aird_mlx.pruning.prune import CALIBRATED, METHODS, check_pruning, check_words, prune_model
+from aird_mlx.pruning.reap import expert_worth, least_experts, remove_experts
 from aird_mlx.pruning.sparsegpt import Sparsified, sparsify_weight
 
 __all__ = [
@@ -30,6 +31,8 @@ __all__ = [
     "allocate_sparsity",
     "check_pruning",
     "check_words",
+    "expert_worth",
+    "least_experts",
     "lowest_mask",
     "magnitude_scores",
     "n_of_m_mask",
@@ -37,6 +40,7 @@ __all__ = [
     "parse_pattern",
     "prune_model",
     "random_scores",
+    "remove_experts",
     "sparsify_weight",
     "spread_sparsities",
     "wanda_scores",

@@ -9,6 +9,7 @@ Source: OWL: Yin et al. 2023, arXiv:2310.05175. The allocation by the refusal di
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,7 +19,7 @@ from aird_mlx.activations import TokenBatch, Walk, batch_sequences, take_positio
 from aird_mlx.direction import Direction
 from aird_mlx.errors import DirectionError, PromptError, UsageError
 from aird_mlx.model import ChatModel
-from aird_mlx.pruning.masks import check_word, lowest_mask, wanda_scores
+from aird_mlx.pruning.masks import check_word, removal_mask, wanda_scores
 from aird_mlx.pruning.moments import input_squares
 
 ALLOCATIONS = ("uniform", "owl", "safety")
@@ -158,7 +159,10 @@ def allocate_sparsity(
                 "Measure the direction of the dense model first."
             )
         importance = _lost_contrasts(model, sparsity, direction, harmful, harmless)
-    places = [(block, name, linear.weight.shape) for block, name, linear in model.linears()]
+    places = [
+        (block, name, (math.prod(linear.weight.shape[:-1]), linear.weight.shape[-1]))
+        for block, name, linear in model.linears()
+    ]
     shapes = [shape for _, _, shape in places]
     weights = [rows * width for rows, width in shapes]
     sparsities = spread_sparsities([importance[block] for block, _, _ in places], weights, sparsity, spread)
@@ -168,10 +172,11 @@ def allocate_sparsity(
 
 
 def _outlier_shares(model: ChatModel, calibration: Sequence[TokenBatch]) -> list[float]:
-    walk, names = Walk(model, calibration), model.architecture.linear_names
+    walk = Walk(model, calibration)
     shares = []
     while not walk.is_done:
-        squares = input_squares(walk, names)
+        names = walk.layout.linear_names
+        squares = input_squares(walk, names).values
         weights = {name: model.linear(walk.layer, name).weight for name in names}
         shares.append(outlier_share([wanda_scores(weights[name], mx.sqrt(squares[name])) for name in names]))
         walk.advance()
@@ -191,7 +196,6 @@ def _lost_contrasts(
     the direction's layer on do not write it and get 0; counting them too kept fewer refusals on the demo.
     """
     walk = Walk(model, batch_sequences([*harmful, *harmless]))
-    names = model.architecture.linear_names
     signs = mx.array([1 / len(harmful)] * len(harmful) + [-1 / len(harmless)] * len(harmless))
 
     def contrast() -> float:
@@ -204,13 +208,14 @@ def _lost_contrasts(
 
     lost = [0.0] * len(model.blocks)
     while walk.layer < direction.layer:
-        squares = input_squares(walk, names)
+        names = walk.layout.linear_names
+        squares = input_squares(walk, names).values
         linears = {name: model.linear(walk.layer, name) for name in names}
         dense = {name: linear.weight for name, linear in linears.items()}
         before = contrast()
         try:
             for name, linear in linears.items():
-                mask = lowest_mask(wanda_scores(linear.weight, mx.sqrt(squares[name])), sparsity)
+                mask = removal_mask(wanda_scores(linear.weight, mx.sqrt(squares[name])), sparsity)
                 linear.weight = mx.where(mask, mx.zeros_like(linear.weight), linear.weight)
             lost[walk.layer] = abs(before - contrast())
         finally:

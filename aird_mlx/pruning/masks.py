@@ -19,6 +19,23 @@ SCOPES = ("row", "matrix")
 MOST_COMPARED = 16
 
 
+def removal_mask(
+    scores: mx.array, sparsity: float, *, groups: tuple[int, int] | None = None, scope: str = "row"
+) -> mx.array:
+    """`lowest_mask`, or with ``groups`` `n_of_m_mask`; of fused experts ``[expert, out, in]`` each for itself.
+
+    >>> removal_mask(mx.array([[[1.0, 2.0]], [[4.0, 3.0]]]), 0.5).tolist()
+    [[[True, False]], [[False, True]]]
+    """
+    width = scores.shape[-1]
+    if scores.ndim == 3 and scope == "matrix" and not groups:
+        competing = scores.reshape(scores.shape[0], -1)
+        return lowest_mask(competing, sparsity).reshape(scores.shape)
+    rows = scores.reshape(-1, width)
+    mask = n_of_m_mask(rows, *groups) if groups else lowest_mask(rows, sparsity, scope=scope)
+    return mask.reshape(scores.shape)
+
+
 def parse_pattern(pattern: str) -> tuple[int, int] | None:
     """``"2:4"`` -> (2, 4); ``"unstructured"`` -> None.
 
@@ -71,21 +88,22 @@ def wanda_scores(weight: mx.array, input_norm: mx.array) -> mx.array:
     """``|weight| * input_norm``: how much each weight contributes over the calibration tokens.
 
     Args:
-        weight: ``[out, in]``, floating.
-        input_norm: ``[in]`` float32, L2 norm of each input feature over the calibration tokens.
+        weight: ``[out, in]`` or ``[expert, out, in]``, floating.
+        input_norm: ``[in]`` or ``[expert, in]`` float32, L2 norm of each input feature over the calibration tokens.
 
     Raises:
-        ShapeError: ``input_norm`` is not ``[in]``.
+        ShapeError: ``input_norm`` does not fit ``weight``.
 
     Source:
         Sun et al. 2023, arXiv:2306.11695, eq. 1.
     """
-    if input_norm.shape != (weight.shape[1],):
+    wanted = (*weight.shape[:-2], weight.shape[-1])
+    if input_norm.shape != wanted:
         raise ShapeError(
-            f"wanda: input_norm has shape {input_norm.shape}; weight {weight.shape} needs ({weight.shape[1]},). "
+            f"wanda: input_norm has shape {input_norm.shape}; weight {weight.shape} needs {wanted}. "
             "Collect the norms from this layer's inputs, not its outputs."
         )
-    return magnitude_scores(weight) * input_norm
+    return magnitude_scores(weight) * input_norm[..., None, :]
 
 
 def random_scores(weight: mx.array, key: mx.array) -> mx.array:

@@ -19,20 +19,27 @@ from aird_mlx.pruning.masks import (
     check_pattern_width,
     check_sparsity,
     check_word,
-    lowest_mask,
     magnitude_scores,
-    n_of_m_mask,
     parse_pattern,
     random_scores,
+    removal_mask,
     wanda_scores,
 )
-from aird_mlx.pruning.moments import input_squares, second_moments
+from aird_mlx.pruning.moments import LEAST_TOKENS, InputStatistics, input_squares, second_moments
+from aird_mlx.pruning.reap import (
+    check_experts,
+    expert_worth,
+    groups_of,
+    least_experts,
+    mixture_of,
+    remove_experts,
+)
 from aird_mlx.pruning.sparsegpt import DAMPING, sparsify_weight
 from aird_mlx.report import PruningReport, TensorSparsity
 
-METHODS = ("wanda", "sparsegpt", "magnitude", "random")
-# Those that look at the inputs of the linears.
-CALIBRATED = ("wanda", "sparsegpt")
+METHODS = ("wanda", "sparsegpt", "magnitude", "random", "reap")
+# Those that look at what the model computes.
+CALIBRATED = ("wanda", "sparsegpt", "reap")
 
 
 def check_pruning(
@@ -45,9 +52,11 @@ def check_pruning(
     """
     check_words(method, sparsity, pattern, scope, allocation)
     groups = parse_pattern(pattern)
+    if method == "reap":
+        check_experts(model, sparsity)
     if groups:
         for block, name, linear in model.linears():
-            check_pattern_width(linear.weight.shape[1], *groups, of=f"{name} in block {block}")
+            check_pattern_width(linear.weight.shape[-1], *groups, of=f"{name} in block {block}")
 
 
 def check_words(method: str, sparsity: float, pattern: str, scope: str, allocation: str) -> None:
@@ -66,6 +75,11 @@ def check_words(method: str, sparsity: float, pattern: str, scope: str, allocati
         raise UsageError(
             f"prune: pattern {pattern} with {other}; each M consecutive inputs of every row lose N, so scope row and "
             "allocation uniform are needed. Leave one of the two out."
+        )
+    if method == "reap" and (pattern != "unstructured" or scope != "row" or allocation != "uniform"):
+        raise UsageError(
+            f"prune: method reap with pattern {pattern}, scope {scope}, allocation {allocation}; it removes whole "
+            "experts, so none of these can be chosen. Leave them out."
         )
     if method == "sparsegpt" and scope != "row":
         raise UsageError(
@@ -91,8 +105,9 @@ def prune_model(
     Args:
         model: changed in place.
         calibration: token batches; the inputs they give weigh the weights (Wanda, SparseGPT). Else ignored.
-        method: ``wanda``, ``sparsegpt`` (which also changes the weights that stay), ``magnitude`` or ``random``.
-        sparsity: fraction to remove; with an ``N:M`` pattern N/M rules instead.
+        method: ``wanda``, ``sparsegpt`` (which also changes the weights that stay), ``magnitude``, ``random``, or
+            ``reap``, which removes whole experts.
+        sparsity: fraction to remove, of ``reap`` of the experts; with an ``N:M`` pattern N/M rules instead.
         pattern: ``unstructured`` or ``N:M``.
         scope: ``row``: every row loses that fraction; ``matrix``: every linear. SparseGPT's weights compete in blocks
             of 128 columns.
@@ -113,28 +128,33 @@ def prune_model(
     asked = groups[0] / groups[1] if groups else sparsity
     notes = _notes(model, calibration, method)
     walk = Walk(model, calibration) if method in CALIBRATED else None
-    names = model.architecture.linear_names
-    keys = mx.random.split(mx.random.key(seed), len(model.blocks) * len(names))
+    if method == "reap":
+        assert walk is not None
+        return _prune_experts(model, walk, sparsity, notes, progress)
+    keys = iter(mx.random.split(mx.random.key(seed), len(list(model.linears()))))
+    unseen: list[str] = []
     tensors = []
     for block in range(len(model.blocks)):
-        squares = input_squares(walk, names) if walk and method == "wanda" else {}
-        moments = second_moments(walk, names) if walk and method == "sparsegpt" else {}
-        for index, name in enumerate(names):
+        names = model.layout(block).linear_names
+        inputs = _inputs(walk, names, method)
+        for name in names:
             linear = model.linear(block, name)
             own = allocation.sparsities[block, name] if allocation else asked
-            damping = None
+            damping, key = None, next(keys)
+            seen = inputs.seen(name)
             if method == "sparsegpt":
-                done = sparsify_weight(linear.weight, moments[name], sparsity=own, groups=groups)
-                linear.weight, damping = done.weight, done.damping
+                linear.weight, damping = _sparsify(linear.weight, inputs.values[name], seen, own, groups)
             else:
                 if method == "wanda":
-                    scores = wanda_scores(linear.weight, mx.sqrt(squares[name]))
+                    scores = wanda_scores(linear.weight, _norms(inputs.values[name], seen))
                 elif method == "magnitude":
                     scores = magnitude_scores(linear.weight)
                 else:
-                    scores = random_scores(linear.weight, keys[block * len(names) + index])
-                mask = n_of_m_mask(scores, *groups) if groups else lowest_mask(scores, own, scope=scope)
+                    scores = random_scores(linear.weight, key)
+                mask = removal_mask(scores, own, groups=groups, scope=scope)
                 linear.weight = mx.where(mask, mx.zeros_like(linear.weight), linear.weight)
+            if seen is not None and name == model.layout(block).part_of(name).writer:
+                unseen += [f"{expert} of block {block}" for expert, is_seen in enumerate(seen.tolist()) if not is_seen]
             zeros = (linear.weight == 0).sum().item()
             size = linear.weight.size
             tensors.append(TensorSparsity(block, name, size, own, zeros / size, damping))
@@ -142,8 +162,80 @@ def prune_model(
             walk.advance()
         progress(block + 1, len(model.blocks))
     return PruningReport(
-        method, pattern, scope, kind, asked, model.sparsity(), tensors, [*notes, *_damping_notes(tensors)]
+        method,
+        pattern,
+        scope,
+        kind,
+        asked,
+        model.sparsity(),
+        tensors,
+        [*notes, *_unseen_notes(unseen, method), *_damping_notes(tensors)],
     )
+
+
+def _prune_experts(
+    model: ChatModel, walk: Walk, sparsity: float, notes: Sequence[str], progress: Callable[[int, int], None]
+) -> PruningReport:
+    """Block by block remove the experts that are worth least, given the experts removed before."""
+    removed = check_experts(model, sparsity)
+    before = model.parameters
+    gone: dict[str, list[int]] = {}
+    count = removed
+    for block in range(len(model.blocks)):
+        part = mixture_of(model, block)
+        if part is not None:
+            worth = expert_worth(walk, part)
+            count = worth.size
+            gone[str(block)] = least_experts(worth, removed, groups_of(model, part))
+            remove_experts(model, {block: gone[str(block)]})
+        walk.advance()
+        progress(block + 1, len(model.blocks))
+    smaller = f"{before:,} parameters became {model.parameters:,}; every token still passes as many experts as before"
+    return PruningReport(
+        "reap", "unstructured", "row", "uniform", removed / count, model.sparsity(), [], [*notes, smaller], gone
+    )
+
+
+def _inputs(walk: Walk | None, names: Sequence[str], method: str) -> InputStatistics:
+    if walk is None:
+        return InputStatistics({})
+    return input_squares(walk, names) if method == "wanda" else second_moments(walk, names)
+
+
+def _norms(squares: mx.array, seen: mx.array | None) -> mx.array:
+    """Norms of inputs; of experts that saw too few tokens all 1, which leaves the size of their weights."""
+    norms = mx.sqrt(squares)
+    return norms if seen is None else mx.where(seen[:, None], norms, 1.0)
+
+
+def _sparsify(
+    weight: mx.array, moment: mx.array, seen: mx.array | None, sparsity: float, groups: tuple[int, int] | None
+) -> tuple[mx.array, float]:
+    """`sparsify_weight`, of fused experts each for itself; those that saw too few tokens are pruned by magnitude."""
+    if seen is None:
+        done = sparsify_weight(weight, moment, sparsity=sparsity, groups=groups)
+        return done.weight, done.damping
+    experts, damping = [], 0.0
+    for expert, is_seen in enumerate(seen.tolist()):
+        own = weight[expert]
+        if is_seen:
+            done = sparsify_weight(own, moment[expert], sparsity=sparsity, groups=groups)
+            own, damping = done.weight, max(damping, done.damping)
+        else:
+            own = mx.where(removal_mask(magnitude_scores(own), sparsity, groups=groups), mx.zeros_like(own), own)
+        experts.append(own)
+        mx.eval(own)
+    return mx.stack(experts), damping
+
+
+def _unseen_notes(unseen: Sequence[str], method: str) -> list[str]:
+    if not unseen:
+        return []
+    more = f" and {len(unseen) - 8} more" if len(unseen) > 8 else ""
+    return [
+        f"{method}: fewer than {LEAST_TOKENS} calibration tokens are routed to expert {', '.join(unseen[:8])}{more}; "
+        "pruned by the size of their weights alone. More calibration text reaches more experts"
+    ]
 
 
 def _notes(model: ChatModel, calibration: Sequence[TokenBatch], method: str) -> list[str]:
@@ -155,7 +247,7 @@ def _notes(model: ChatModel, calibration: Sequence[TokenBatch], method: str) -> 
     if method not in CALIBRATED:
         return notes
     tokens = int(sum(batch.counted.sum().item() for batch in calibration))
-    widest = max(linear.weight.shape[1] for _, _, linear in model.linears())
+    widest = max(linear.weight.shape[-1] for _, _, linear in model.linears())
     if tokens == 0:
         raise PromptError(
             f"calibration: 0 tokens; {method} needs some, best {widest} or more, the most inputs a linear has. Give "

@@ -76,12 +76,10 @@ def quantize_model(
         UsageError: settings that MLX lacks, or a group size that does not divide a linear's width.
         ModelError: the network is quantized already.
     """
-    whole_bits, whole_group = check_quantization(mode, bits, group_size)
-    default = {"group_size": whole_group, "bits": whole_bits, "mode": mode}
-    plan, skipped = _plan(model, default, recipe)
+    default, plan, skipped = plan_modules(model, mode, bits, group_size, recipe)
     tensors = []
     for done, (path, parameters) in enumerate(plan.items(), start=1):
-        owner, name, module = _find(model.network, path)
+        owner, name, module = find_module(model.network, path)
         quantized, figures = _quantize_module(path, module, **parameters)
         owner[name] = quantized
         tensors.append(figures)
@@ -91,15 +89,31 @@ def quantize_model(
     # mlx-lm reads the first; the second is what the hub shows.
     model.config["quantization"] = default | layers
     model.config["quantization_config"] = default | layers
-    return QuantizationReport(mode, whole_bits, whole_group, model.bits_per_weight, tensors, skipped)
+    return QuantizationReport(mode, default["bits"], default["group_size"], model.bits_per_weight, tensors, skipped)
 
 
-def _plan(
-    model: ChatModel, default: Mapping[str, Any], recipe: Recipe | None
-) -> tuple[dict[str, dict[str, Any]], list[str]]:
-    """By path the parameters of each module to quantize, and the paths of those that stay; nothing is changed yet."""
+def plan_modules(
+    model: ChatModel, mode: str, bits: int | None, group_size: int | None, recipe: Recipe | None
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]], list[str]]:
+    """What `quantize_model` would do; nothing is changed.
+
+    Returns:
+        The parameters of most modules, by path those of each module to quantize, and the paths of those that stay.
+
+    Raises:
+        UsageError, ModelError: as `quantize_model`.
+    """
+    whole_bits, whole_group = check_quantization(mode, bits, group_size)
+    default = {"group_size": whole_group, "bits": whole_bits, "mode": mode}
     plan: dict[str, dict[str, Any]] = {}
     skipped = []
+    # Routers and what sets the steps of a recurrence are small; where groups do not fit, they stay as they are.
+    kept = {
+        f"{model.architecture.blocks}.{block}.{name}"
+        for block in range(len(model.blocks))
+        for part in model.layout(block).parts
+        for name in part.kept
+    }
     for path, module in tree_flatten(model.network.leaf_modules(), is_leaf=nn.Module.is_module):
         if isinstance(module, (nn.QuantizedLinear, nn.QuantizedEmbedding)):
             raise ModelError(
@@ -115,16 +129,19 @@ def _plan(
         own = {**default, **(wanted if isinstance(wanted, Mapping) else {})}
         check_quantization(own["mode"], own["bits"], own["group_size"])
         width = module.weight.shape[-1]
+        if width % own["group_size"] and path in kept:
+            skipped.append(path)
+            continue
         if width % own["group_size"]:
             raise UsageError(
                 f"quantize: group_size {own['group_size']} does not divide the {width} inputs of {path}; a divisor is "
                 "needed. Use a smaller group size, or a mode with smaller groups."
             )
         plan[path] = own
-    return plan, skipped
+    return default, plan, skipped
 
 
-def _find(network: nn.Module, path: str) -> tuple[Any, Any, nn.Module]:
+def find_module(network: nn.Module, path: str) -> tuple[Any, Any, nn.Module]:
     """What holds the module at a dotted path, under which key, and the module."""
     *steps, last = path.split(".")
     owner: Any = network
@@ -142,7 +159,8 @@ def _quantize_module(
     zeros = is_zero.sum().item()
     quantized = module.to_quantized(group_size, bits, mode=mode)
     if mode == "affine" and zeros:
-        quantized.weight, quantized.scales, quantized.biases = quantize_with_zeros(weight, group_size, bits)
+        rows = quantize_with_zeros(weight.reshape(-1, weight.shape[-1]), group_size, bits)
+        quantized.weight, quantized.scales, quantized.biases = (one.reshape(*weight.shape[:-1], -1) for one in rows)
     stored = mx.dequantize(
         quantized.weight,
         quantized.scales,

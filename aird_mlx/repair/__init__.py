@@ -23,18 +23,21 @@ from aird_mlx.repair.closed_form import (
     spread_inside_mask,
 )
 from aird_mlx.repair.distillation import distill, fits_in_memory
+from aird_mlx.repair.moments import before_norm, paired_expert_moments, paired_moments
 from aird_mlx.repair.reconstruction import reconstruct_block, reconstruction_error, token_weights
-from aird_mlx.repair.solve import RULES, STARTS_FROM, TOKENS, RepairPlan, paired_moments, solve_patch
+from aird_mlx.repair.solve import RULES, STARTS_FROM, TOKENS, RepairPlan, solve_patch
 
 __all__ = [
     "RULES",
     "STARTS_FROM",
     "TOKENS",
     "RepairPlan",
+    "before_norm",
     "distill",
     "fits_in_memory",
     "least_squares_change",
     "least_squares_inside_mask",
+    "paired_expert_moments",
     "paired_moments",
     "reconstruct_block",
     "reconstruction_error",

@@ -93,6 +93,8 @@ def least_squares_inside_mask(
     cross_moment: mx.array,
     ridge: float,
     beta: float,
+    *,
+    kept: mx.array | None = None,
 ) -> mx.array:
     """The same inside the mask, at the least cost to what is written orthogonally to R.
 
@@ -104,13 +106,14 @@ def least_squares_inside_mask(
     Args:
         beta: how many times more the error along R weighs than the change across it.
         directions, original, compressed, second_moment, cross_moment, ridge: see `least_squares_change`.
+        kept: see `masked_least_squares`.
 
     Returns:
-        W', ``[out, in]`` float32, exactly 0 where ``compressed`` is.
+        W', ``[out, in]`` float32, exactly 0 where pruned.
     """
     missing = _missing_along(directions, original, compressed, second_moment, cross_moment)
     target = compressed.astype(mx.float32) @ second_moment + directions.T @ missing
-    return masked_least_squares(compressed, target, second_moment, ridge, directions=directions, beta=beta)
+    return masked_least_squares(compressed, target, second_moment, ridge, directions=directions, beta=beta, kept=kept)
 
 
 def _missing_along(
@@ -130,6 +133,7 @@ def refit_weight(
     *,
     directions: mx.array | None = None,
     beta: float = 0.0,
+    kept: mx.array | None = None,
 ) -> mx.array:
     """Choose the surviving weights again: least squares inside the mask towards the dense model's outputs.
 
@@ -140,7 +144,7 @@ def refit_weight(
         original, compressed: W_o, W_c, ``[out, in]``.
         second_moment: H = mean of x' x'^T, ``[in, in]`` float32.
         cross_moment: G = mean of x x'^T, ``[in, in]`` float32.
-        ridge, directions, beta: see `masked_least_squares`.
+        ridge, directions, beta, kept: see `masked_least_squares`.
 
     Raises:
         ShapeError: the moments are not ``[in, in]``.
@@ -152,7 +156,7 @@ def refit_weight(
             f"needs ({width}, {width}). Collect them from this linear's inputs."
         )
     target = original.astype(mx.float32) @ cross_moment
-    return masked_least_squares(compressed, target, second_moment, ridge, directions=directions, beta=beta)
+    return masked_least_squares(compressed, target, second_moment, ridge, directions=directions, beta=beta, kept=kept)
 
 
 def masked_least_squares(
@@ -163,6 +167,7 @@ def masked_least_squares(
     *,
     directions: mx.array | None = None,
     beta: float = 0.0,
+    kept: mx.array | None = None,
 ) -> mx.array:
     """Least squares over the surviving weights of one linear, towards wanted outputs y on its inputs x'.
 
@@ -178,14 +183,15 @@ def masked_least_squares(
         ridge: relative regularization, > 0.
         directions: R, ``[k, out]`` float32 orthonormal; needed with beta.
         beta: extra weight of the error along R.
+        kept: ``[out, in]`` bool, the weights solved for; by default those that are not zero.
 
     Returns:
-        W', ``[out, in]`` float32, exactly 0 where ``compressed`` is.
+        W', ``[out, in]`` float32, exactly 0 where not ``kept``.
     """
     scale = mx.maximum(mx.diag(second_moment).mean(), 1e-30)
     moment = second_moment / scale
     start = compressed.astype(mx.float32)
-    kept = (compressed != 0).astype(mx.float32)
+    kept = (compressed != 0 if kept is None else kept).astype(mx.float32)
     along = None if beta == 0 else directions
 
     def weigh(rows: mx.array) -> mx.array:

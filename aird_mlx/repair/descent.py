@@ -1,5 +1,8 @@
 """Gradient steps on weights inside a pruning mask: what survives moves, what is zero stays zero.
 
+Weights that are stored coarsely are moved as plain numbers and rounded at every step, so that what one rounding loses
+others make up for.
+
 This module does not know what is minimized. Source: Kingma and Ba 2014 (Adam, arXiv:1412.6980).
 """
 
@@ -14,6 +17,7 @@ import mlx.nn as nn
 import mlx.optimizers as optimizers
 
 from aird_mlx.activations import TokenBatch
+from aird_mlx.model import StoredWeight
 
 # A short memory of squared gradients: there are a few hundred steps, not thousands.
 BETAS = [0.9, 0.95]
@@ -32,6 +36,8 @@ def descend(
     *,
     learning_rate: float,
     checked: Sequence[tuple[int, list[int]]],
+    stored: Mapping[Key, StoredWeight] | None = None,
+    start: Mapping[Key, mx.array] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[Key, mx.array]:
     """Move the surviving weights of ``linears`` so that ``error`` falls: Adam, with a rate that falls to 0.
@@ -42,6 +48,9 @@ def descend(
         schedule: the (batch, rows) of each step.
         learning_rate: first step size, relative to each linear's root mean square.
         checked: the (batch, rows) that the error is summed over before and after.
+        stored: of linears that are not stored as plain numbers. Their error is computed with what can be stored, and
+            its gradient is taken for that of the weight that is rounded (straight through, arXiv:1308.3432).
+        start: ``[out, in]`` float32, weights to begin with; by default those found, or what was rounded to them.
         progress: called with (steps done, steps).
 
     Returns:
@@ -49,8 +58,11 @@ def descend(
         weights found; when the steps did not get there, these are returned.
     """
     originals = {key: linear.weight for key, linear in linears.items()}
-    start = {key: weight.astype(mx.float32) for key, weight in originals.items()}
-    scale = {key: step_scale(weight) for key, weight in start.items()}
+    stored = stored or {}
+    plain = {key: weight.astype(mx.float32) for key, weight in originals.items()}
+    start = plain | {key: one.origin.astype(mx.float32) for key, one in stored.items()} | dict(start or {})
+    kept = {key: stored[key].kept if key in stored else weight != 0 for key, weight in originals.items()}
+    scale = {key: step_scale(start[key], kept[key]) for key in originals}
     names = {str(number): key for number, key in enumerate(linears)}  # MLX's trees want strings
     change = {name: mx.zeros_like(start[key]) for name, key in names.items()}
     optimizer = optimizers.Adam(learning_rate=learning_rate, betas=BETAS, bias_correction=True)
@@ -60,7 +72,8 @@ def descend(
 
     def error_of(change: dict[str, mx.array], index: int, rows: Sequence[int]) -> mx.array:
         for key, weight in moved(change).items():
-            linears[key].weight = weight.astype(originals[key].dtype)
+            held = straight_through(weight, stored[key]) if key in stored else weight
+            linears[key].weight = held.astype(originals[key].dtype)
         return error(index, rows)
 
     def check(change: dict[str, mx.array]) -> float:
@@ -81,17 +94,23 @@ def descend(
             linear.weight = originals[key]
 
 
-def step_scale(weight: mx.array) -> mx.array:
-    """What one unit of change means: the root mean square of the survivors, 0 where the weight is zero.
+def step_scale(weight: mx.array, kept: mx.array) -> mx.array:
+    """What one unit of change means: the root mean square of the survivors, 0 where a weight is pruned.
 
     Args:
         weight: ``[out, in]`` float32.
+        kept: ``[out, in]`` bool, True = survives.
 
-    >>> step_scale(mx.array([[3.0, 0.0, -3.0]])).tolist()
+    >>> step_scale(mx.array([[3.0, 0.0, -3.0]]), mx.array([[True, False, True]])).tolist()
     [[3.0, 0.0, 3.0]]
     """
-    kept = (weight != 0).astype(mx.float32)
-    return kept * mx.sqrt(mx.square(weight).sum() / mx.maximum(kept.sum(), 1.0))
+    survivors = kept.astype(mx.float32)
+    return survivors * mx.sqrt(mx.square(weight).sum() / mx.maximum(survivors.sum(), 1.0))
+
+
+def straight_through(weight: mx.array, stored: StoredWeight) -> mx.array:
+    """The nearest to ``weight`` that can be stored, with the gradient of ``weight`` itself."""
+    return weight + mx.stop_gradient(stored.nearest(weight) - weight)
 
 
 def schedule_rows(

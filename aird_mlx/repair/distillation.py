@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import mlx.core as mx
 import numpy as np
@@ -57,6 +57,7 @@ def distill(
     tokens_compared: int = TOKENS_COMPARED,
     opening_weight: float = OPENING_WEIGHT,
     seed: int = 0,
+    start: Mapping[tuple[int, str], mx.array] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[tuple[int, str], mx.array]:
     """Choose the surviving weights of several blocks again, so that next-token distributions meet the dense model's.
@@ -68,7 +69,7 @@ def distill(
         dense: of the dense model over the same batches, past its last block.
         blocks: whose linears are moved.
         steps: how many.
-        learning_rate, seed, progress: see `descend`.
+        learning_rate, seed, start, progress: see `descend`.
         tokens_per_step: sequences are added to a step up to this many tokens, padding included.
         tokens_compared: of these, at most this many drawn tokens are compared in a step; those that answers open from
             always are.
@@ -79,8 +80,9 @@ def distill(
         the weights found, or else these.
     """
     model = walk.model
-    names = model.architecture.linear_names
-    linears = {(block, name): model.linear(block, name) for block in blocks for name in names}
+    linears = {
+        (block, name): model.linear(block, name) for block in blocks for name in model.layout(block).linear_names
+    }
     weights = [opening_weights(batch, opening_weight) for batch in walk.batches]
 
     def error(index: int, rows: Sequence[int]) -> mx.array:
@@ -97,14 +99,17 @@ def distill(
         )
         return (weighed * kl_divergence(mx.stop_gradient(wanted), found)[0]).sum() / mx.maximum(weighed.sum(), 1e-12)
 
-    return descend(
-        linears,
-        error,
-        schedule_rows(walk.batches, steps, tokens_per_step, seed),
-        learning_rate=learning_rate,
-        checked=spread_rows(walk.batches, TOKENS_CHECKED),
-        progress=progress,
-    )
+    with model.differentiable():
+        return descend(
+            linears,
+            error,
+            schedule_rows(walk.batches, steps, tokens_per_step, seed),
+            learning_rate=learning_rate,
+            checked=spread_rows(walk.batches, TOKENS_CHECKED),
+            stored={key: model.stored[path] for key in linears if (path := model.path(*key)) in model.stored},
+            start=start,
+            progress=progress,
+        )
 
 
 def opening_weights(batch: TokenBatch, opening_weight: float) -> np.ndarray:

@@ -106,18 +106,23 @@ def reconstruct_block(
         The new weight ``[out, in]`` float32 of every linear of the block, by name; nearer to ``wanted`` than the
         weights found, or these.
     """
-    linears = {name: walk.model.linear(walk.layer, name) for name in walk.model.architecture.linear_names}
+    model = walk.model
+    linears = {name: model.linear(walk.layer, name) for name in walk.layout.linear_names}
     weights = token_weights(wanted, [batch.counted for batch in walk.batches])
 
     def error(index: int, rows: Sequence[int]) -> mx.array:
         chosen = mx.array(rows)
-        outputs = walk.run_block(index, walk.hidden[index][chosen])
+        outputs = walk.run_block(index, walk.hidden[index][chosen], rows=chosen)
         return reconstruction_error(outputs, wanted[index][chosen], weights[index][chosen], directions, beta)
 
-    return descend(
-        linears,
-        error,
-        schedule_rows(walk.batches, steps, tokens_per_step, seed),
-        learning_rate=learning_rate,
-        checked=spread_rows(walk.batches, TOKENS_CHECKED),
-    )
+    with model.differentiable():
+        return descend(
+            linears,
+            error,
+            schedule_rows(walk.batches, steps, tokens_per_step, seed),
+            learning_rate=learning_rate,
+            checked=spread_rows(walk.batches, TOKENS_CHECKED),
+            stored={
+                name: model.stored[path] for name in linears if (path := model.path(walk.layer, name)) in model.stored
+            },
+        )

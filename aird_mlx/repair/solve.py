@@ -7,10 +7,10 @@ from dataclasses import dataclass, replace
 
 import mlx.core as mx
 
-from aird_mlx.activations import TokenBatch, Walk, flatten_counted
+from aird_mlx.activations import TokenBatch, Walk
 from aird_mlx.errors import UsageError
 from aird_mlx.model import ChatModel
-from aird_mlx.patch import LinearPatch, Patch, changed_weight, patched, scaled
+from aird_mlx.patch import LinearPatch, Patch, changed_weight, patched, plain_weight, scaled
 from aird_mlx.repair.closed_form import (
     least_squares_change,
     least_squares_inside_mask,
@@ -19,6 +19,7 @@ from aird_mlx.repair.closed_form import (
     spread_inside_mask,
 )
 from aird_mlx.repair.distillation import distill
+from aird_mlx.repair.moments import before_norm, paired_expert_moments, paired_moments
 from aird_mlx.repair.reconstruction import reconstruct_block
 
 RULES = ("paper", "restore", "least-squares", "refit", "reconstruct", "distill")
@@ -85,7 +86,8 @@ def solve_patch(
         directions: of the dense model, ``[hidden]`` or ``[k, hidden]`` float32, orthonormal; the refusal direction
             comes first.
         plan: what to solve for.
-        start: of ``distill``, the patch it goes on from; by default what `STARTS_FROM` gives.
+        start: of ``distill``, the patch it goes on from; by default what `STARTS_FROM` gives, but for weights that are
+            stored coarsely: there it goes on from what was rounded to them.
         progress: called with (blocks done, blocks), or with (steps done, steps) while distilling.
 
     Raises:
@@ -98,7 +100,7 @@ def solve_patch(
         raise UsageError(f"repair: blocks are {list(plan.blocks)}; 0 to {count - 1} are needed. Choose blocks it has.")
     if plan.rule == "distill":
         later = progress
-        if start is None:
+        if start is None and not model.stored:
             first = replace(plan, rule=STARTS_FROM, strength=1.0)
             start = solve_patch(model, dense, calibration, directions, first, progress=_half(progress, 0))
             later = _half(progress, 1)
@@ -129,7 +131,7 @@ def _solve_blocks(
     def apply(part: LinearPatch) -> None:
         linear = model.linear(part.block, part.name)
         originals.append((part.block, part.name, linear.weight))
-        linear.weight = changed_weight(linear.weight, part)
+        linear.weight = changed_weight(model, part)
         mx.eval(linear.weight)
         parts.append(part)
 
@@ -151,50 +153,111 @@ def _solve_blocks(
 
 Walks = tuple[Walk, Walk] | None
 Apply = Callable[[LinearPatch], None]
+Moments = tuple[mx.array, mx.array] | None
+# Original weight, compressed one as it is computed with, the same without rounding, and what pruning left.
+_Linear = tuple[mx.array, mx.array, mx.array, mx.array]
 
 
 def _solve_writers(
     model: ChatModel, dense: ChatModel, walks: Walks, block: int, directions: mx.array, plan: RepairPlan, apply: Apply
 ) -> None:
-    for name in model.architecture.writers:
-        original, compressed = dense.linear(block, name).weight, model.linear(block, name).weight
-        if plan.rule == "paper":
-            along = directions @ compressed.astype(mx.float32)
-        elif plan.rule == "restore":
-            along = restore_change(directions, original, compressed)
-        else:
-            assert walks is not None
-            moments = paired_moments(*walks, name)
-            if plan.inside_mask and plan.beta:
-                solved = least_squares_inside_mask(directions, original, compressed, *moments, plan.ridge, plan.beta)
-                apply(_replaced(model, block, name, solved))
-                continue
-            along = least_squares_change(directions, original, compressed, *moments, plan.ridge)
-        if plan.inside_mask:
-            delta = spread_inside_mask(directions, along, compressed != 0)
-            apply(LinearPatch(block, name, delta=delta.astype(compressed.dtype)))
-        else:
-            apply(LinearPatch(block, name, left=directions.T, right=along))
+    layout = model.layout(block)
+    for part in layout.parts:
+        own = before_norm(model, block, part.norm, directions)
+        fields = _solve_each(
+            lambda linear, moments, own=own: _written(plan, own, linear, moments),  # type: ignore[misc]
+            _linear(model, dense, block, part.writer),
+            _moments(walks, part.writer),
+        )
+        apply(LinearPatch(block, part.writer, **fields))
+
+
+def _written(plan: RepairPlan, directions: mx.array, linear: _Linear, moments: Moments) -> dict[str, mx.array]:
+    """The change of one writer along the directions, as fields of a `LinearPatch`.
+
+    Without moments, of an expert that sees too few tokens, least squares falls back to restoring.
+    """
+    original, compressed, before, kept = linear
+    if plan.rule == "paper":
+        along = directions @ compressed.astype(mx.float32)
+    elif plan.rule == "restore" or moments is None:
+        along = restore_change(directions, original, compressed)
+    elif plan.inside_mask and plan.beta:
+        solved = least_squares_inside_mask(directions, original, compressed, *moments, plan.ridge, plan.beta, kept=kept)
+        return {"delta": (solved - before).astype(compressed.dtype)}
+    else:
+        along = least_squares_change(directions, original, compressed, *moments, plan.ridge)
+    if plan.inside_mask:
+        return {"delta": spread_inside_mask(directions, along, kept).astype(compressed.dtype)}
+    return {"left": directions.T, "right": along}
+
+
+def _linear(model: ChatModel, dense: ChatModel, block: int, name: str) -> _Linear:
+    """What a linear was, is, is without rounding, and what pruning left of it."""
+    original = _dense_weight(model, dense, block, name)
+    return (
+        original,
+        model.linear(block, name).weight,
+        plain_weight(model, block, name),
+        model.kept(block, name),
+    )
+
+
+def _dense_weight(model: ChatModel, dense: ChatModel, block: int, name: str) -> mx.array:
+    """A linear's weight in the dense model; of fused experts, those that the compressed one has left."""
+    weight: mx.array = dense.linear(block, name).weight
+    if block in model.kept_experts and model.layout(block).is_expert(name):
+        return weight[mx.array(model.kept_experts[block])]
+    return weight
+
+
+def _moments(walks: Walks, name: str) -> Moments | list[Moments]:
+    """Moments of the inputs of a linear, of fused experts one pair each; None for rules that need none."""
+    if walks is None:
+        return None
+    if walks[1].layout.is_expert(name):
+        return list(paired_expert_moments(*walks, name))
+    return paired_moments(*walks, name)
+
+
+def _solve_each(
+    solve: Callable[[_Linear, Moments], dict[str, mx.array]], linear: _Linear, moments: Moments | list[Moments]
+) -> dict[str, mx.array]:
+    """``solve`` on a linear, or on each of fused experts ``[expert, out, in]``, whose results are stacked."""
+    if linear[0].ndim == 2:
+        assert not isinstance(moments, list)
+        return solve(linear, moments)
+    each: list[dict[str, mx.array]] = []
+    for expert in range(linear[0].shape[0]):
+        original, compressed, before, kept = (array[expert] for array in linear)
+        each.append(solve((original, compressed, before, kept), moments[expert] if isinstance(moments, list) else None))
+        mx.eval(each[-1])
+    # A change can be low-rank for one expert and not for another only where the rule differs, which it does not.
+    return {key: mx.stack([one[key] for one in each]) for key in each[0]}
 
 
 def _solve_refit(
     model: ChatModel, dense: ChatModel, walks: Walks, block: int, directions: mx.array, plan: RepairPlan, apply: Apply
 ) -> None:
-    assert walks is not None
-    for group in model.architecture.linears:
-        moments = paired_moments(*walks, group[0])
+    layout = model.layout(block)
+    for group in layout.groups:
+        moments = _moments(walks, group[0])
         for name in group:
-            compressed = model.linear(block, name).weight
-            is_writer = name in model.architecture.writers
-            refitted = refit_weight(
-                dense.linear(block, name).weight,
-                compressed,
-                *moments,
-                plan.ridge,
-                directions=directions if is_writer else None,
-                beta=plan.beta if is_writer else 0.0,
-            )
-            apply(_replaced(model, block, name, refitted))
+            is_writer = name in layout.writers
+            along = before_norm(model, block, layout.part_of(name).norm, directions) if is_writer else None
+            beta = plan.beta if is_writer else 0.0
+
+            def solve(
+                linear: _Linear, own: Moments, along: mx.array | None = along, beta: float = beta
+            ) -> dict[str, mx.array]:
+                original, compressed, before, kept = linear
+                if own is None:  # an expert that sees too few tokens keeps its weights
+                    return {"delta": mx.zeros_like(compressed)}
+                refitted = refit_weight(original, compressed, *own, plan.ridge, directions=along, beta=beta, kept=kept)
+                return {"delta": (refitted - before).astype(compressed.dtype)}
+
+            fields = _solve_each(solve, _linear(model, dense, block, name), moments)
+            apply(LinearPatch(block, name, **fields))
 
 
 def _solve_reconstruction(
@@ -212,21 +275,24 @@ def _solve_distillation(
     model: ChatModel,
     dense: ChatModel,
     calibration: Sequence[TokenBatch],
-    start: Patch,
+    start: Patch | None,
     plan: RepairPlan,
     progress: Callable[[int, int], None],
 ) -> list[LinearPatch]:
     reference = Walk(dense, calibration)
     reference.move_to(len(dense.blocks))
-    with patched(model, start):
-        found = distill(Walk(model, calibration), reference, plan.blocks, steps=plan.steps, progress=progress)
+    parts = () if start is None else start.parts
+    begun = {(part.block, part.name): plain_weight(model, part.block, part.name) + part.change() for part in parts}
+    with patched(model, start or Patch(plan.rule, 1.0, 0.0, ())):
+        walk = Walk(model, calibration)
+        found = distill(walk, reference, plan.blocks, steps=plan.steps, start=begun, progress=progress)
     return [_replaced(model, block, name, weight) for (block, name), weight in found.items()]
 
 
 def _replaced(model: ChatModel, block: int, name: str, weight: mx.array) -> LinearPatch:
     """The part that turns the weight a linear has into ``weight``, float32."""
-    compressed = model.linear(block, name).weight
-    return LinearPatch(block, name, delta=(weight - compressed.astype(mx.float32)).astype(compressed.dtype))
+    change = weight - plain_weight(model, block, name)
+    return LinearPatch(block, name, delta=change.astype(model.linear(block, name).weight.dtype))
 
 
 _SOLVERS = {
@@ -236,22 +302,3 @@ _SOLVERS = {
     "refit": _solve_refit,
     "reconstruct": _solve_reconstruction,
 }
-
-
-def paired_moments(dense: Walk, compressed: Walk, name: str) -> tuple[mx.array, mx.array]:
-    """Second moments of a linear's inputs over the counted tokens of both walks' current block.
-
-    Returns:
-        H = mean of x' x'^T and G = mean of x x'^T, each ``[in, in]`` float32; x dense, x' compressed.
-    """
-    second, cross = mx.array(0.0), mx.array(0.0)
-    tokens = 0.0
-    for index, batch in enumerate(compressed.batches):
-        seen = compressed.inputs_of(index, [name])[name]
-        wanted = dense.inputs_of(index, [name])[name]
-        drifted, original = flatten_counted(seen, batch.counted), flatten_counted(wanted, batch.counted)
-        second = second + drifted.T @ drifted
-        cross = cross + original.T @ drifted
-        tokens += batch.counted.sum().item()
-        mx.eval(second, cross)
-    return second / max(tokens, 1.0), cross / max(tokens, 1.0)

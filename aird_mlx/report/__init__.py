@@ -5,6 +5,7 @@ model *refused*; ``sparsity`` is the share of exact zeros counted in the weights
 nothing about models or terminals.
 """
 
+from aird_mlx.report.adapter import AdapterCheck, AdapterReport
 from aird_mlx.report.direction import ComparisonReport, DirectionReport, PlaceFigures, ScoredDirection
 from aird_mlx.report.evaluation import (
     AnswerRates,
@@ -18,6 +19,7 @@ from aird_mlx.report.evaluation import (
 )
 from aird_mlx.report.figures import SCHEMA, Estimate, Rate, RefusalRates, Utility
 from aird_mlx.report.guard import CanaryFigures, Check, SelfTest, Verification
+from aird_mlx.report.inspection import BlockKind, Inspection, StageSupport
 from aird_mlx.report.pruning import PruningReport, TensorSparsity
 from aird_mlx.report.quantization import QuantizationReport, TensorQuantization
 from aird_mlx.report.repair import (
@@ -36,8 +38,11 @@ from aird_mlx.report.text import from_json, read_result, to_json
 
 __all__ = [
     "SCHEMA",
+    "AdapterCheck",
+    "AdapterReport",
     "AnswerRates",
     "AskedSet",
+    "BlockKind",
     "CanaryFigures",
     "Check",
     "ComparisonReport",
@@ -47,6 +52,7 @@ __all__ = [
     "Estimate",
     "Evaluation",
     "Gate",
+    "Inspection",
     "JudgeFigures",
     "MultipleChoiceFigures",
     "PairedChange",
@@ -63,6 +69,7 @@ __all__ = [
     "SetChange",
     "Stage",
     "StageChange",
+    "StageSupport",
     "TaskScore",
     "TensorQuantization",
     "TensorSparsity",

@@ -35,6 +35,7 @@ class PruningReport:
         method, pattern, scope, allocation: how, in the words of the options.
         asked: fraction that was to be removed of all pruned weights.
         tensors: every pruned linear in data order.
+        removed_experts: by block, as a text, the experts that ``reap`` removed.
         notes: what the user should know besides.
         model, written: set where a model was pruned from a folder and written to one.
     """
@@ -47,6 +48,7 @@ class PruningReport:
     sparsity: float
     tensors: list[TensorSparsity]
     notes: list[str] = field(default_factory=list)
+    removed_experts: dict[str, list[int]] = field(default_factory=dict)
     model: str = ""
     written: dict[str, str] = field(default_factory=dict)
     schema: int = SCHEMA

@@ -8,6 +8,7 @@ from typing import Any
 from aird_mlx.report.evaluation import PairedChange
 from aird_mlx.report.figures import SCHEMA, RefusalRates, Utility
 from aird_mlx.report.pruning import PruningReport
+from aird_mlx.report.quantization import QuantizationReport
 
 
 @dataclass(frozen=True)
@@ -175,6 +176,7 @@ class Report:
     changes: list[StageChange] = field(default_factory=list)
     controls: list[Control] = field(default_factory=list)
     pruning: PruningReport | None = None
+    quantization: QuantizationReport | None = None
     written: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     timings: dict[str, float] = field(default_factory=dict)

@@ -15,7 +15,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 from aird_mlx.report import Rate, Report, Stage
 from aird_mlx.report_page.page import to_markdown
-from aird_mlx.report_page.words import percent
+from aird_mlx.report_page.words import number, percent
 
 TAGS = ["mlx", "pruned", "refusals-repaired"]
 _KINDS = {
@@ -60,10 +60,12 @@ def to_model_card(report: Report, source: Mapping[str, Any] | None = None) -> st
         source: front matter of the card of the model that was repaired.
     """
     repaired = report.stage("repaired")
-    use = (
-        f"{percent(repaired.sparsity)} of the weights of its linears are zero. Unstructured zeros alone make a model "
-        "neither smaller nor faster. Made with aird-mlx; `mlx_lm.load` and `mlx_lm.generate` run it."
-    )
+    how = f"{percent(repaired.sparsity)} of the weights of its linears are zero."
+    if report.quantization is not None:
+        how += f" They are stored in {number(repaired.bits_per_weight, 2)} bits each."
+    else:
+        how += " Unstructured zeros alone make a model neither smaller nor faster."
+    use = f"{how} Made with aird-mlx; `mlx_lm.load` and `mlx_lm.generate` run it."
     # Paths and times say where and when it was made, not what it is: equal models get equal cards.
     settings = {name: value for name, value in report.settings.items() if name not in ("out", "mlx_path")}
     page = to_markdown(dataclasses.replace(report, settings=settings, timings={}, written={}))

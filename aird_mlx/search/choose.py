@@ -16,7 +16,7 @@ import mlx.core as mx
 from aird_mlx.activations import TokenBatch, thin_batches
 from aird_mlx.gates import Limits
 from aird_mlx.model import ChatModel
-from aird_mlx.patch import Patch, patched, scaled
+from aird_mlx.patch import Patch, patched, scaled, sparsity_lost
 from aird_mlx.repair import STARTS_FROM, RepairPlan, solve_patch
 from aird_mlx.report import TrialFigures
 from aird_mlx.search.spaces import PlanSpace
@@ -113,7 +113,6 @@ class _Search:
         self.model, self.dense, self.directions = model, dense, directions
         self.calibration, self.validation, self.steps = calibration, validation, steps
         self.coarse = {name: thin_batches(batches, COARSE_TOKENS) for name, batches in calibration.items()}
-        self.sparsity = model.sparsity()
         foreseen = validation.foresee(model)
         answered = validation.answer(model, foreseen)
         self.foreseen = Bars(validation.dense, foreseen, limits, validation.foreseen_counts)
@@ -187,8 +186,9 @@ class _Search:
         return patch
 
     def trial(self, plan: RepairPlan, patch: Patch) -> Trial:
+        lost = sparsity_lost(self.model, patch)
         with patched(self.model, patch):
-            return Trial(plan, self.validation.foresee(self.model), max(0.0, self.sparsity - self.model.sparsity()))
+            return Trial(plan, self.validation.foresee(self.model), lost)
 
     def judge(self, trial: Trial) -> tuple[Trial, Patch]:
         """A finalist solved on all tokens and judged on its answers."""

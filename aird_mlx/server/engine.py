@@ -117,7 +117,7 @@ class Engine:
         self, path: Path, probe: Probe | None, *, context_length: int, parallel: int, queue: int, gpu_layers: int = 0
     ) -> None:
         self.probe = probe
-        layers = () if probe is None else [probe.layer]
+        layers = () if probe is None else probe.layers
         self.chat = GgufChat(path, parallel=parallel, layers=layers, gpu_layers=gpu_layers)
         try:
             self.context_length = min(context_length, self.chat.context_length or context_length)

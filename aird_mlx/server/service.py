@@ -56,7 +56,7 @@ class Service:
         about: dict[str, Any] | None = None
         if probe is not None:
             low, high = scale(probe)
-            about = {name: getattr(probe, name) for name in ("layer", "position", "threshold", "auc", "prompts")}
+            about = {name: getattr(probe, name) for name in ("layers", "tokens", "threshold", "auc", "prompts")}
             about |= {"low": low, "high": high}
         return {
             "version": __version__,
