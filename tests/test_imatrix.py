@@ -31,6 +31,8 @@ from conftest import make_reference, write_model
 needs_llama = pytest.mark.skipif(not is_available(), reason="llama-cpp-python is not installed")
 # What llama-imatrix of llama.cpp wrote, in both formats, of this model and these tokens: see `theirs`.
 DATA = Path(__file__).parent / "data"
+MOE = {"num_hidden_layers": 2, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64,
+       "decoder_sparse_step": 1, "mlp_only_layers": [], "norm_topk_prob": True}  # fmt: skip
 SEQUENCES = [[1, 5, 9, 40, 7], [3, 3, 200], [8, 60, 61, 62, 63, 64]]
 
 
@@ -113,6 +115,16 @@ def test_expert_without_tokens_weighs_all_inputs_alike(tmp_path: Path) -> None:
     again = read_imatrix(tmp_path / "e.gguf").entries["blk.0.ffn_up_exps.weight"]
     assert np.array_equal(again.sums, stack.sums)
     assert np.array_equal(again.counts, stack.counts)
+
+
+def test_experts_are_weighed_by_the_tokens_routed_to_them(tmp_path: Path) -> None:
+    model = load(str(write_model(tmp_path / "m", "qwen3_moe", **MOE)))
+    imatrix = measure_imatrix(model, batch_sequences(SEQUENCES), prepare(model.folder, "f32").plan, ["x"])
+    up = imatrix.entries["blk.1.ffn_up_exps.weight"]
+    assert up.sums.shape == (4, 32)
+    assert up.counts.sum() == 2 * 14  # two experts a token
+    assert (up.sums[up.counts > 0].sum(axis=1) > 0).all()
+    assert check_imatrix(imatrix, prepare(model.folder, "f32").plan) == []
 
 
 def weighted_error(model: ChatModel, file: Path, imatrix: Imatrix) -> float:

@@ -85,21 +85,22 @@ def measure_imatrix(
         ModelError: activations are not finite.
     """
     matrices = [planned for planned in plan if planned.is_block_linear]
-    tokens = sum(batch.counted.sum().item() for batch in batches)
+    blocks = model.architecture.blocks.rsplit(".", 1)[-1]
+    total = mx.array([sum(batch.counted.sum().item() for batch in batches)])
     entries: dict[str, Importance] = {}
     walk = Walk(model, batches)
     while not walk.is_done:
-        place = f"{model.architecture.blocks.rsplit('.', 1)[-1]}.{walk.layer}."
-        found = input_squares(walk, walk.layout.linear_names)
-        for name, squares in found.values.items():
-            ending = f".{place}{name}.weight"  # of which several tensors may be made, all with its inputs
-            seen = found.tokens.get(name, mx.array([tokens], dtype=mx.float32))  # of fused experts one count each
-            entry = Importance(np.array(squares).reshape(seen.size, -1), np.array(seen))
-            for planned in (one for one in matrices if any(piece.source.endswith(ending) for piece in one.pieces)):
-                entries[planned.name] = entry
+        inputs = input_squares(walk, walk.layout.linear_names)
+        for name, squares in inputs.values.items():
+            # Of one linear several tensors may be made, all with its inputs.
+            ending = f".{blocks}.{walk.layer}.{name}.weight"  # folders differ in what comes before
+            made = [one for one in matrices if any(piece.source.endswith(ending) for piece in one.pieces)]
+            counts = np.array(inputs.tokens.get(name, total), dtype=np.float32)
+            for planned in made:
+                entries[planned.name] = Importance(np.array(squares).reshape(len(counts), -1), counts)
         walk.advance()
         progress(walk.layer, len(model.blocks))
-    return Imatrix(entries, tuple(datasets), max(1, int(tokens) // CHUNK), CHUNK)
+    return Imatrix(entries, tuple(datasets), max(1, int(total.item()) // CHUNK), CHUNK)
 
 
 def check_imatrix(imatrix: Imatrix, plan: Sequence[PlannedTensor]) -> list[str]:
