@@ -7,11 +7,8 @@ Each command parses, calls the library once, and renders. The library is importe
 from __future__ import annotations
 
 import os
-import signal
 import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,6 +18,7 @@ import click
 from aird_mlx import __version__
 from aird_mlx.errors import AirdError
 
+from .boundary import INTERRUPTED, TERMINATED, Terminated, drop_output, fail, show, start_library, termination
 from .option_sets import (
     compare_options,
     direction_options,
@@ -40,12 +38,6 @@ from .options import (
     json_option,
 )
 from .serve_options import chat_options, serve_options
-
-INTERRUPTED, TERMINATED = 128 + signal.SIGINT, 128 + signal.SIGTERM  # as shells count
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM: what Ctrl-C cleans up is cleaned up then too."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -193,56 +185,14 @@ def export(
     chosen = choose_model(context, model_argument, model)
     check_lora_options(context)
     start_library()
+    from . import exporting
+
     if as_lora:
         given = {"rank": lora_rank, "base": base, "control_vector": control_vector}
-        return _export_adapters(Path(chosen), as_json, outfile=None if outfile is None else Path(outfile), **given)
-    return _export_files(chosen, outfile, outtype, **how)
-
-
-def _export_files(
-    chosen: str,
-    outfile: str | None,
-    outtype: tuple[str, ...],
-    *,
-    dry_run: bool,
-    revision: str | None,
-    imatrix: str | None,
-    chat_apps: bool,
-    lm_studio: Path | None,
-    **how: Any,
-) -> int:
-    from aird_mlx.chat_apps import place_in_lm_studio, write_chat_apps
-    from aird_mlx.gguf_export import name_files, name_imatrix
-    from aird_mlx.guard.split import export_in_parts, plan_in_parts
-    from aird_mlx.importance import find_importance
-    from aird_mlx.model import find_folder
-
-    from . import render
-
-    folder = find_folder(chosen, revision=revision)
-    files = name_files(chosen, folder, outfile, outtype)
-    if dry_run:
-        return show(0, render.show_export_plans, [plan_in_parts(folder, kind, **how) for kind in files])
-    with render.StageProgress() as progress:
-        place = name_imatrix(chosen, folder, files)
-        how["imatrix"] = find_importance(imatrix, chosen, files, place, revision=revision, progress=progress)
-    for kind, path in files.items():
-        with render.StageProgress() as progress:
-            written = export_in_parts(folder, path, kind, progress=partial(progress, f"export {kind}"), **how)
-        beside = write_chat_apps(written.path, written.chat) if chat_apps else []
-        beside += [place_in_lm_studio(written.path, lm_studio, chosen)] if lm_studio else []
-        show(0, render.show_export, written, beside)
-    return 0
-
-
-def _export_adapters(out: Path, as_json: bool, **options: Any) -> int:
-    from aird_mlx.pipeline.adapters import export_adapters
-
-    from . import render, render_compress
-
-    with render.StageProgress(quiet=as_json) as progress:
-        written = export_adapters(out, progress=progress, **options)
-    return show(0, render_compress.show_adapters, written, as_json)
+        return exporting.export_adapters(
+            Path(chosen), as_json, outfile=None if outfile is None else Path(outfile), **given
+        )
+    return exporting.export_files(chosen, outfile, outtype, **how)
 
 
 @aird_mlx.command()
@@ -356,18 +306,6 @@ def chat(file: Path, root: str | None, canary_set: str | None, allow_unverified:
     return serving.run_chat(checked, settings) if checked.is_allowed else checked.exit_code
 
 
-def start_library() -> None:
-    """Set what has to be set before MLX and the tokenizers are imported: the BLAS, and how much they say."""
-    from aird_mlx.blas import use_openblas
-
-    use_openblas()
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("LMEVAL_LOG_LEVEL", "ERROR")
-    if not sys.stderr.isatty():
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; bad input is one line on stderr, never a traceback.
 
@@ -381,7 +319,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if getattr(sys, name) is None:  # closed by the caller; click and rich need something to write to
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     try:
-        with _termination():
+        with termination():
             code: int = aird_mlx.main(arguments, prog_name="aird-mlx", standalone_mode=False)
             sys.stdout.flush()
             return code or 0
@@ -400,46 +338,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         word, code = ("terminated", TERMINATED) if isinstance(cause, Terminated) else ("interrupted", INTERRUPTED)
         return fail(f"{word}: {cause}" if str(cause or "") else f"{word}.", code)
     except BrokenPipeError:
-        _drop_output()
+        drop_output()
         return 1
     except OSError as error:
         about = f": {error.filename}" if error.filename else ""
         return fail(f"system: {error.strerror or error}{about}. Free space or change permissions, then run again.", 1)
-
-
-def show(code: int, render: Callable[..., None], *arguments: object) -> int:
-    """Render a result and give ``code`` back: it is that of the work, even when whoever reads our output has left."""
-    try:
-        render(*arguments)
-        sys.stdout.flush()
-    except (BrokenPipeError, SystemExit):  # rich makes the one the other
-        _drop_output()
-    return code
-
-
-def _drop_output() -> None:
-    """Python flushes stdout again at exit: let that go nowhere."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-@contextmanager
-def _termination() -> Iterator[None]:
-    """While it lasts, SIGTERM raises `Terminated`; only the main thread may ask for signals."""
-
-    def stop(_signal: int, _frame: object) -> None:
-        raise Terminated
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def fail(message: str, code: int) -> int:
-    """Say in one line on stderr what went wrong; gives ``code`` back."""
-    click.echo(f"error: {' '.join(message.split())}", err=True)
-    return code

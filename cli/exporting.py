@@ -1,0 +1,57 @@
+"""Exporting: GGUF files with what goes beside them, or a repair as adapters."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from .boundary import show
+
+
+def export_files(
+    chosen: str,
+    outfile: str | None,
+    outtype: tuple[str, ...],
+    *,
+    dry_run: bool,
+    revision: str | None,
+    imatrix: str | None,
+    chat_apps: bool,
+    lm_studio: Path | None,
+    **how: Any,
+) -> int:
+    """Write MODEL as a GGUF file of each type."""
+    from aird_mlx.chat_apps import place_in_lm_studio, write_chat_apps
+    from aird_mlx.gguf_export import name_files, name_imatrix
+    from aird_mlx.guard.split import export_in_parts, plan_in_parts
+    from aird_mlx.importance import find_importance
+    from aird_mlx.model import find_folder
+
+    from . import render
+
+    folder = find_folder(chosen, revision=revision)
+    files = name_files(chosen, folder, outfile, outtype)
+    if dry_run:
+        return show(0, render.show_export_plans, [plan_in_parts(folder, kind, **how) for kind in files])
+    with render.StageProgress() as progress:
+        place = name_imatrix(chosen, folder, files)
+        how["imatrix"] = find_importance(imatrix, chosen, files, place, revision=revision, progress=progress)
+    for kind, path in files.items():
+        with render.StageProgress() as progress:
+            written = export_in_parts(folder, path, kind, progress=partial(progress, f"export {kind}"), **how)
+        beside = write_chat_apps(written.path, written.chat) if chat_apps else []
+        beside += [place_in_lm_studio(written.path, lm_studio, chosen)] if lm_studio else []
+        show(0, render.show_export, written, beside)
+    return 0
+
+
+def export_adapters(out: Path, as_json: bool, **options: Any) -> int:
+    """Write the repair in the folder OUT as adapters of the compressed model."""
+    from aird_mlx.pipeline.adapters import export_adapters
+
+    from . import render, render_compress
+
+    with render.StageProgress(quiet=as_json) as progress:
+        written = export_adapters(out, progress=progress, **options)
+    return show(0, render_compress.show_adapters, written, as_json)
