@@ -99,6 +99,7 @@ def test_base_model_is_an_ancestor_with_its_own(tmp_path: Path) -> None:
     }
     (source,) = component_of(write_sealed(tmp_path / "m.gguf", **parents))["pedigree"]["ancestors"]
     assert (source["group"], source["name"], source["version"]) == ("org", "Base 1", "0a1b2c")
+    assert source["purl"] == "pkg:huggingface/org/Base%201@0a1b2c"
     found = PackageURL.from_string(source["purl"])
     assert (found.type, found.namespace, found.version) == ("huggingface", "org", "0a1b2c")
     grand, somebody = source["pedigree"]["ancestors"]

@@ -169,13 +169,14 @@ def test_broken_signatures_fail_in_one_line(signed: tuple[Path, Path]) -> None:
             spoilt.append(json.dumps({**bundle, key: value}).encode())
     payload = base64.b64encode(json.dumps(forged).encode()).decode()
     spoilt.append(json.dumps({**bundle, "dsseEnvelope": {**bundle["dsseEnvelope"], "payload": payload}}).encode())
-    spoilt.append(b" " * (LONGEST_SIGNATURE + 1))
     for content in spoilt:
         signature_of(path).write_bytes(content)
         found = check_signature(path, signature_of(path), public)
         if found.status == "passed":  # a change of what nobody reads: the JSON means the same, or has one more key
             assert _meaning(content) == _meaning(whole)
         assert "\n" not in found.said and len(found.said) < 200
+    signature_of(path).write_bytes(whole + b" " * LONGEST_SIGNATURE)
+    assert "too long" in check_signature(path, signature_of(path), public).said
     assert check_signature(path, path.parent, public).status == "failed"
 
 
