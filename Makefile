@@ -69,7 +69,7 @@ $(VENV)/.installed: pyproject.toml $(SOURCES) | $(BIN)/python
 
 $(VENV)/.installed-dev: pyproject.toml | $(BIN)/python system-dev
 	@echo "installing for development; llama-cpp-python is compiled the first time (about 4 minutes on 2 cores)"
-	CMAKE_BUILD_PARALLEL_LEVEL=$${CMAKE_BUILD_PARALLEL_LEVEL:-2} $(PIP) --editable '.[llama,serve,dev]'
+	CMAKE_BUILD_PARALLEL_LEVEL=$${CMAKE_BUILD_PARALLEL_LEVEL:-2} $(PIP) --editable '.[llama,serve,sign,dev]'
 	@rm -f $(VENV)/.installed; touch $@
 
 clean:

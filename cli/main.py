@@ -29,6 +29,7 @@ from .option_sets import (
     quantize_options,
     repair_options,
     selftest_options,
+    sign_options,
     verify_options,
 )
 from .options import (
@@ -245,7 +246,7 @@ def verify(file: Path, as_json: bool, **options: Any) -> int:
     """Say whether FILE.gguf is what was written: its layout, every byte, its chat template.
 
     Runs nothing and needs no llama.cpp. Exit code 5 when a check fails; a file without a manifest is said to be
-    unknown. Hashes find damage and edits; only --root, from a source you trust, also says who wrote the file.
+    unknown. Hashes find damage and edits; only --root or --public-key, from a source you trust, also says who wrote it.
     """
     from aird_mlx.guard.verify import verify_file
 
@@ -254,6 +255,22 @@ def verify(file: Path, as_json: bool, **options: Any) -> int:
     with render.StageProgress(quiet=as_json) as progress:
         found = verify_file(file, progress=partial(progress, "hash"), **options)
     return show(found.exit_code, render_guard.show_verification, found, as_json)
+
+
+@aird_mlx.command()
+@sign_options
+def sign(file: Path, key: Path, out: Path | None, as_json: bool) -> int:
+    """Sign FILE.gguf with a local key, in the format of OpenSSF Model Signing; it must pass `verify`.
+
+    The signature is a file beside it, FILE.gguf.sig. Nothing is sent anywhere.
+    """
+    from aird_mlx.guard.sign import sign_file
+
+    from . import render, render_guard
+
+    with render.StageProgress(quiet=as_json) as progress:
+        written = sign_file(file, key, out=out, progress=partial(progress, "hash"))
+    return show(0, render_guard.show_signing, written, as_json)
 
 
 @aird_mlx.command()

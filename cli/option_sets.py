@@ -258,6 +258,15 @@ verify_options = with_options(
     click.option("--fast", is_flag=True, help="Hash keys and layout, but only a random sample of the tensors."),
     click.option("--root", metavar="SHA256", help="Root hash the file must have, known from elsewhere."),
     click.option("--require-manifest", is_flag=True, help="A file without a manifest fails."),
+    click.option("--public-key", type=FILE, metavar="KEY.pub", help="Whose signature it must have (PEM)."),
+    click.option("--signature", type=FILE, metavar="FILE.sig", help="The signature.  [default: FILE.gguf.sig]"),
+    json_option,
+)
+
+sign_options = with_options(
+    gguf_file_argument,
+    click.option("--key", type=FILE, metavar="KEY.pem", required=True, help="Private elliptic-curve key (PEM)."),
+    click.option("--out", type=FILE, metavar="FILE.sig", help="Where it goes.  [default: FILE.gguf.sig]"),
     json_option,
 )
 

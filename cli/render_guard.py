@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from aird_mlx.report import Check, SelfTest, Verification, to_json
+from aird_mlx.report import Check, SelfTest, Signing, Verification, to_json
 
 COLOURS = {"passed": "green", "failed": "red", "warned": "yellow", "skipped": None}
 
@@ -20,10 +20,21 @@ def show_verification(found: Verification, as_json: bool = False) -> None:
     if found.exit_code:
         said, colour = "This file failed: do not use it.", "red"
     elif found.known:
-        said, colour = "This file is what its manifest says.", "green"
+        said, colour = f"This file is what its manifest says{', and signed' * found.signed}.", "green"
+    elif found.signed:
+        said, colour = "This file is what was signed; it has no manifest.", "green"
     else:
         said, colour = "Nothing wrong was found, but the file is unknown: it has no manifest.", "yellow"
     click.secho(said, fg=colour)
+
+
+def show_signing(written: Signing, as_json: bool = False) -> None:
+    """Print what `sign` wrote, and how whoever gets the file checks it."""
+    if as_json:
+        sys.stdout.write(to_json(written))
+        return
+    click.secho(f"{printable(written.file)} is signed: {printable(written.signature)}", fg="green")
+    click.echo(f"key: sha256 {written.key} of the public key as PEM; `aird-mlx verify --public-key` checks it")
 
 
 def show_selftest(found: SelfTest, as_json: bool = False) -> None:

@@ -68,7 +68,8 @@ def test_only_render_modules_import_rich() -> None:
 
 def test_every_imported_package_is_declared() -> None:
     project = PYPROJECT["project"]
-    requirements = project["dependencies"] + project["optional-dependencies"]["serve"]
+    extras = project["optional-dependencies"]
+    requirements = project["dependencies"] + extras["serve"] + extras["sign"]
     declared = {re.split(r"[^a-z0-9_-]", name.lower())[0].replace("-", "_") for name in requirements}
     # sentencepiece comes with mlx-lm and is asked for only by models that need it.
     declared |= {"sentencepiece", "llama_cpp", "aird_mlx"}

@@ -95,7 +95,7 @@ def test_report_file_is_the_returned_report(full_run: tuple[Path, Report]) -> No
     out, report = full_run
     assert from_json(Report, (out / "report.json").read_text()) == report
     assert "repaired" in (out / "report.md").read_text()
-    names = ["demo-repaired-F16.gguf", "demo-repaired-F16.gguf.manifest"]
+    names = [f"demo-repaired-F16.gguf{ending}" for ending in ("", ".cdx.json", ".manifest")]
     assert sorted(path.name for path in (out / "gguf").iterdir()) == names
     left = {path.name for path in out.iterdir()}
     assert left == {"mlx", "gguf", "direction.safetensors", "patch.safetensors", "report.json", "report.md"}

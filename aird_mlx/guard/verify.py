@@ -1,4 +1,4 @@
-"""Is this the file that was written? Structure, hashes, sidecar, template: one verdict each, without running the model.
+"""Is this the file that was written? Structure, hashes, sidecar, signature, template: one verdict each; nothing is run.
 
 Needs neither MLX nor llama.cpp, reads tensor data only to hash it, and trusts nothing the file says about sizes.
 """
@@ -25,6 +25,7 @@ from aird_mlx.guard.hashes import (
 from aird_mlx.guard.manifest import TEMPLATE_KEY, Manifest, read_manifest, recorded_hashes
 from aird_mlx.guard.parts import Part, join, open_parts
 from aird_mlx.guard.seal import sidecar_of
+from aird_mlx.guard.signature import check_signature, signature_of
 from aird_mlx.guard.structure import Structure, Tensor, opened, parse
 from aird_mlx.guard.template import first_difference, lint_template
 from aird_mlx.report import Check, Verification
@@ -41,6 +42,8 @@ def verify_file(
     fast: bool = False,
     root: str | None = None,
     require_manifest: bool = False,
+    signature: Path | None = None,
+    public_key: Path | None = None,
     seed: int | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Verification:
@@ -51,27 +54,40 @@ def verify_file(
         fast: hash only a random sample of the tensors; keys and layout are checked as ever.
         root: the root hash it must have, known from elsewhere.
         require_manifest: a file without a manifest fails.
+        signature: of the file, ``NAME.gguf.sig`` beside it by default; looked at when there is a key to check it with.
+        public_key: whose signature it must have; the whole file is hashed for it, even if ``fast``.
         seed: of the sample; a new one each time by default, so that nobody can know which tensors are looked at.
         progress: called with (tensors hashed, tensors).
 
     Raises:
-        AirdError: the file cannot be opened. UsageError: ``root`` is no sha256.
+        AirdError: the file cannot be opened. UsageError: ``root`` is no sha256, or ``public_key`` no key.
+        DependencyError: there is a key, and model-signing is not installed.
     """
     wanted = None if root is None else root.strip().lower()
     if wanted is not None and (len(wanted) != DIGITS or set(wanted) - set("0123456789abcdef")):
         raise UsageError(
             f"verify: --root is {root!r:.80}; {DIGITS} hexadecimal digits are needed. Copy it from report.json."
         )
+    if signature is not None and public_key is None:
+        raise UsageError(
+            "verify: --signature is given; a key to check it with is needed. Add --public-key, from a source you trust."
+        )
     started = time.monotonic()
     with opened(path) as descriptor, ExitStack() as stack:
         run = _Run(path, descriptor, stack, fast=fast, seed=seed, progress=progress)
+        signed = None if public_key is None else check_signature(path, signature or signature_of(path), public_key)
         run.check(wanted, require_manifest)
+        if signed is not None:
+            run.checks.append(signed)
+        elif signature_of(path).exists():
+            run.say("signature", SKIPPED, f"{signature_of(path).name} is there; only --public-key can say whose it is")
         return Verification(
             file=str(path),
             size_bytes=run.size,
             checks=run.checks,
             root=run.root,
             known=run.known,
+            signed=signed is not None and signed.status == PASSED,
             hashed_bytes=run.hashed,
             seconds=round(time.monotonic() - started, 3),
         )

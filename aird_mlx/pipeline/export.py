@@ -1,4 +1,4 @@
-"""One exported file: written, run in llama.cpp, told how it was made, and sealed."""
+"""One exported file: written, run in llama.cpp, told how it was made, sealed, and given its bill of materials."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from aird_mlx.evaluation import decode, generate_answers, judge_answer
 from aird_mlx.gguf_export import export_gguf
 from aird_mlx.gguf_export.imatrix import read_imatrix, write_imatrix
 from aird_mlx.gguf_export.outtypes import find_outtype
+from aird_mlx.guard.bom import write_bom
 from aird_mlx.guard.canaries import read_canaries, render_canaries
 from aird_mlx.guard.record import PROBE_PROMPTS, CanarySet, file_facts, make_manifest
 from aird_mlx.guard.seal import seal
@@ -109,4 +110,6 @@ def export_stage(
     with workspace.guarding():
         final = gguf_path(workspace.out, stem_of(settings), outtype)
         write_chat_apps(exported.path, exported.chat, final=final)
-        return dataclasses.replace(stage, root=seal(exported.path, manifest))
+        root = seal(exported.path, manifest)
+        write_bom(exported.path)
+        return dataclasses.replace(stage, root=root)

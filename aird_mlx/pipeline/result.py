@@ -12,6 +12,7 @@ from aird_mlx.compress import NOT_FASTER, pruned_sizes, quantized_sizes
 from aird_mlx.direction import Direction
 from aird_mlx.environment import describe_environment
 from aird_mlx.gates import Limits, judge_gates
+from aird_mlx.guard.bom import bom_of
 from aird_mlx.guard.seal import sidecar_of
 from aird_mlx.inputs import Inputs
 from aird_mlx.model import ChatModel
@@ -52,7 +53,11 @@ def make_report(
     written = {"mlx": str(settings.mlx_path or out / "mlx"), "report": str(out / "report.json")}
     for kind in (stage.name.partition(":")[2] for stage in stages if stage.name.startswith("exported:")):
         path = gguf_path(out, stem_of(settings), kind)
-        written |= {f"gguf {kind}": str(path), f"hashes {kind}": str(sidecar_of(path))}
+        written |= {
+            f"gguf {kind}": str(path),
+            f"hashes {kind}": str(sidecar_of(path)),
+            f"bom {kind}": str(bom_of(path)),
+        }
     return Report(
         model=settings.model,
         settings=record,

@@ -18,7 +18,7 @@ from aird_mlx.report.evaluation import (
     TaskScore,
 )
 from aird_mlx.report.figures import SCHEMA, Estimate, Rate, RefusalRates, Utility
-from aird_mlx.report.guard import CanaryFigures, Check, SelfTest, Verification
+from aird_mlx.report.guard import CanaryFigures, Check, SelfTest, Signing, Verification
 from aird_mlx.report.inspection import BlockKind, Inspection, StageSupport
 from aird_mlx.report.pruning import PruningReport, TensorSparsity, zeros_among
 from aird_mlx.report.quantization import QuantizationReport, TensorQuantization
@@ -67,6 +67,7 @@ __all__ = [
     "ScoredDirection",
     "SelfTest",
     "SetChange",
+    "Signing",
     "Stage",
     "StageChange",
     "StageSupport",

@@ -25,6 +25,7 @@ class Verification:
     Attributes:
         root: the root hash computed from the file, "" when its structure cannot be read or it carries none.
         known: whether there was a manifest to compare with.
+        signed: whether it has the signature of the key that was given.
         hashed_bytes: how much tensor data was hashed.
     """
 
@@ -33,6 +34,7 @@ class Verification:
     checks: list[Check]
     root: str = ""
     known: bool = False
+    signed: bool = False
     hashed_bytes: int = 0
     seconds: float = 0.0
     schema: int = SCHEMA
@@ -41,6 +43,16 @@ class Verification:
     def exit_code(self) -> int:
         """5 when a check failed, else 0."""
         return 5 if any(check.status == FAILED for check in self.checks) else 0
+
+
+@dataclass(frozen=True)
+class Signing:
+    """What ``aird-mlx sign`` wrote. ``key``: sha256 of the public key as a PEM file."""
+
+    file: str
+    signature: str
+    key: str
+    schema: int = SCHEMA
 
 
 @dataclass(frozen=True)
