@@ -95,8 +95,8 @@ def test_report_file_is_the_returned_report(full_run: tuple[Path, Report]) -> No
     out, report = full_run
     assert from_json(Report, (out / "report.json").read_text()) == report
     assert "repaired" in (out / "report.md").read_text()
-    names = [f"demo-repaired-F16.gguf{ending}" for ending in ("", ".cdx.json", ".manifest")]
-    assert sorted(path.name for path in (out / "gguf").iterdir()) == names
+    endings = {"gguf", "gguf.cdx.json", "gguf.manifest", "Modelfile", "preset.ini", "run.sh"}
+    assert {path.name for path in (out / "gguf").iterdir()} == {f"demo-repaired-F16.{ending}" for ending in endings}
     left = {path.name for path in out.iterdir()}
     assert left == {"mlx", "gguf", "direction.safetensors", "patch.safetensors", "report.json", "report.md"}
 
