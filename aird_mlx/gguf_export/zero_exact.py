@@ -32,8 +32,9 @@ def quantize_zero_exact(values: np.ndarray, kind: Kind) -> np.ndarray:
         ShapeError: rows do not divide into blocks.
 
     >>> block = quantize_zero_exact(np.array([[0.0] * 30 + [1.0, -0.3]], dtype=np.float32), Kind.Q4_1)
-    >>> int(block[0, 4]) & 15  # the code of 0: minimum is that many scales below
-    4
+    >>> scale, minimum = block[0, :4].copy().view(np.float16)
+    >>> float(minimum + (int(block[0, 4]) & 15) * scale)  # what the first weight becomes
+    0.0
     """
     codes, scales, biases = quantize_with_zeros(mx.array(values), BLOCK, BITS[kind])
     return repack_affine(np.array(codes), np.array(scales), np.array(biases), bits=BITS[kind], group_size=BLOCK)
