@@ -469,7 +469,7 @@ def test_page_of_families_is_what_the_table_gives() -> None:
 
 def test_readme_counts_the_families() -> None:
     readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
-    assert f"Model families: {len(TABLE)} types of mlx-lm" in readme
+    assert f"Families: {len(TABLE)} types of mlx-lm" in readme
 
 
 def test_every_row_is_run() -> None:

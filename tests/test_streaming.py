@@ -301,7 +301,7 @@ def test_full_disk_is_said_before_the_work(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(OutputError, match=r"GB free; 1000000000\.0 GB are needed"):
         check_space(tmp_path / "not" / "there", 1e18, "--out")
     source = write_model(tmp_path / "source")
-    monkeypatch.setattr("aird_mlx.compress.loaded_bytes", lambda folder: 10**18)
+    monkeypatch.setattr("aird_mlx.compress.prune.loaded_bytes", lambda folder: 10**18)
     with pytest.raises(OutputError, match="are needed"):
         write_pruned(str(source), tmp_path / "out")
     assert not (tmp_path / "out.partial").exists()
