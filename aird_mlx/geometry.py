@@ -28,7 +28,7 @@ from aird_mlx.errors import ModelError, OutputError, UsageError
 from aird_mlx.inputs import Inputs, gather_inputs
 from aird_mlx.model import ChatModel, load
 from aird_mlx.prompts import render_prompt
-from aird_mlx.reference import MAX_NEW_TOKENS, Reference, ask_reference
+from aird_mlx.reference import Reference, ask_to_find
 from aird_mlx.report import ComparisonReport, DirectionReport, Estimate, PlaceFigures, ScoredDirection, to_json
 from aird_mlx.settings import Progress
 from aird_mlx.stages import DIRECTION_PROMPTS, measure_on_reference
@@ -177,16 +177,7 @@ def compare_models(
 
 def _ask(model: ChatModel, inputs: Inputs, progress: Progress) -> Reference:
     """The model as reference, with its answers to what its refusal tokens are found with."""
-    answers = ask_reference(
-        model,
-        inputs,
-        max_new_tokens=MAX_NEW_TOKENS,
-        batch_size=64,
-        kinds=("harmful", "harmless"),
-        parts=("find",),
-        progress=_step(progress, "answers"),
-    )
-    return Reference(model, inputs, answers)
+    return Reference(model, inputs, ask_to_find(model, inputs, ("harmful", "harmless"), _step(progress, "answers")))
 
 
 def _step(progress: Progress, stage: str) -> Callable[[int, int], None]:

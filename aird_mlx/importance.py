@@ -16,7 +16,7 @@ from aird_mlx.gguf_export.preparation import prepare
 from aird_mlx.inputs import gather_inputs
 from aird_mlx.model import ChatModel, load
 from aird_mlx.prompts import KINDS
-from aird_mlx.reference import MAX_NEW_TOKENS, Reference, ask_reference
+from aird_mlx.reference import Reference, ask_to_find
 from aird_mlx.settings import Progress
 
 
@@ -70,14 +70,7 @@ def measure_importance(
     """
     loaded = load(model, revision=revision, trust_remote_code=trust_remote_code)
     inputs = gather_inputs(model, seed, harmful=harmful, harmless=harmless, twins=twins, calibration=calibration)
-    answers = ask_reference(
-        loaded,
-        inputs,
-        max_new_tokens=MAX_NEW_TOKENS,
-        batch_size=64,
-        parts=("find",),
-        progress=partial(progress, "answers"),
-    )
+    answers = ask_to_find(loaded, inputs, progress=partial(progress, "answers"))
     return importance_on_reference(loaded, Reference(loaded, inputs, answers), progress)
 
 

@@ -12,7 +12,7 @@ from functools import cached_property
 from aird_mlx.activations import TokenBatch, batch_sequences
 from aird_mlx.direction import last_logits, refusal_tokens
 from aird_mlx.errors import DirectionError
-from aird_mlx.evaluation import REFUSAL, decode, generate_answers, judge_answer, utility_batch_tokens
+from aird_mlx.evaluation import BATCH_SIZE, REFUSAL, decode, generate_answers, judge_answer, utility_batch_tokens
 from aird_mlx.inputs import Inputs, held_out_sequences, text_sequences
 from aird_mlx.model import ChatModel
 from aird_mlx.prompts import KINDS, PARTS, check_context, render_dialogue, render_prompt
@@ -61,6 +61,24 @@ def ask_reference(
     for (kind, part, _), tokens in zip(asked, generated, strict=True):
         answers[kind][part].append(tokens)
     return answers
+
+
+def ask_to_find(
+    model: ChatModel,
+    inputs: Inputs,
+    kinds: Sequence[str] = KINDS,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Answers:
+    """The model's answers to find prompts alone: enough to calibrate on and to find a direction with."""
+    return ask_reference(
+        model,
+        inputs,
+        max_new_tokens=MAX_NEW_TOKENS,
+        batch_size=BATCH_SIZE,
+        kinds=kinds,
+        parts=("find",),
+        progress=progress,
+    )
 
 
 class Reference:

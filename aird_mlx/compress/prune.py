@@ -31,7 +31,7 @@ from aird_mlx.pruning import (
     drop_blocks,
     prune_model,
 )
-from aird_mlx.reference import MAX_NEW_TOKENS, Answers, Reference, ask_reference
+from aird_mlx.reference import Answers, Reference, ask_to_find
 from aird_mlx.report import PruningReport
 from aird_mlx.settings import Progress, PruningSettings
 from aird_mlx.stages import DIRECTION_PROMPTS, measure_on_reference
@@ -154,15 +154,8 @@ def write_pruned(
     inputs = gather_inputs(model, seed, harmful=harmful, harmless=harmless, calibration=calibration)
 
     def ask() -> Answers:
-        return ask_reference(
-            loaded,
-            inputs,
-            max_new_tokens=MAX_NEW_TOKENS,
-            batch_size=64,
-            kinds=KINDS if settings.allocation == "safety" else _calibration_kinds(settings),
-            parts=("find",),
-            progress=partial(progress, "answers"),
-        )
+        kinds = KINDS if settings.allocation == "safety" else _calibration_kinds(settings)
+        return ask_to_find(loaded, inputs, kinds, partial(progress, "answers"))
 
     def prune(answers: Answers | None, shards: ShardFolder | None) -> PruningReport:
         reference, direction = None, None

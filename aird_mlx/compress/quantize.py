@@ -34,7 +34,7 @@ from aird_mlx.quantization import (
     plan_modules,
     quantize_model,
 )
-from aird_mlx.reference import MAX_NEW_TOKENS, Reference, ask_reference
+from aird_mlx.reference import Reference, ask_to_find
 from aird_mlx.report import QuantizationReport
 from aird_mlx.settings import REFUSAL_RECIPE, Progress, QuantizationSettings, check_recipe
 from aird_mlx.stages import measure_on_reference
@@ -127,7 +127,8 @@ def write_quantized(
         seen = f"mode {mode}" if mode != "affine" else f"the recipe {mixed}"
         raise UsageError(f"quantize: {seen} with method {method}; it is affine and alike for all. Leave one out.")
     check_new_folder(out, "--out")
-    known = read_config(find_folder(model, revision=revision))
+    folder = find_folder(model, revision=revision)
+    known = read_config(folder)
     found = known.get("quantization") or known.get("quantization_config")
     if found is not None:
         raise ModelError(
@@ -136,7 +137,6 @@ def write_quantized(
         )
     if is_learned:
         check_learned(method, bits, group_size, str(known["model_type"]))
-    folder = find_folder(model, revision=revision)
     check_space(out, loaded_bytes(folder), "--out")
     if is_learned and streaming:
         raise UsageError(f"quantize: --streaming with method {method}; it learns on a whole model. Leave one out.")
@@ -146,14 +146,7 @@ def write_quantized(
     reference: Reference | None = None
     if is_learned or mixed == REFUSAL_RECIPE:
         inputs = gather_inputs(model, seed, harmful=harmful, harmless=harmless, calibration=calibration)
-        answers = ask_reference(
-            loaded,
-            inputs,
-            max_new_tokens=MAX_NEW_TOKENS,
-            batch_size=64,
-            parts=("find",),
-            progress=partial(progress, "answers"),
-        )
+        answers = ask_to_find(loaded, inputs, progress=partial(progress, "answers"))
         reference = Reference(loaded, inputs, answers)
     if is_learned:
         assert reference is not None

@@ -2,7 +2,7 @@
 
 from aird_mlx.evaluation.attacks import ATTACKS, Attack, plan_attacks
 from aird_mlx.evaluation.chat import MlxChat
-from aird_mlx.evaluation.generation import decode, generate_answers
+from aird_mlx.evaluation.generation import BATCH_SIZE, decode, generate_answers
 from aird_mlx.evaluation.judge import COMPLIANCE, INCOHERENT, REFUSAL, judge_answer
 from aird_mlx.evaluation.judge_model import ModelJudge, judge_figures
 from aird_mlx.evaluation.multiple_choice import answer_questions, read_questions
@@ -15,6 +15,7 @@ from aird_mlx.evaluation.utility import measure_utility, utility_batch_tokens
 
 __all__ = [
     "ATTACKS",
+    "BATCH_SIZE",
     "COMPLIANCE",
     "INCOHERENT",
     "REFUSAL",

@@ -14,6 +14,7 @@ import struct
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from aird_mlx.errors import IntegrityError
@@ -50,6 +51,11 @@ class Probe:
     threshold: float
     auc: float
     prompts: tuple[int, int, int]
+
+    @cached_property
+    def weights(self) -> array.array[float]:
+        """``weight`` as numbers side by side: made once, read for every prompt."""
+        return array.array("d", self.weight)
 
 
 @dataclass(frozen=True)

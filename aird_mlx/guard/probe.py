@@ -155,28 +155,22 @@ def _fit(find: Mapping[str, np.ndarray], ridges: Sequence[float]) -> list[np.nda
 
 def _scaled(layers: Sequence[int], weight: np.ndarray, validate: Mapping[str, np.ndarray]) -> Probe:
     """The probe with these weights, scaled so that benign validation prompts score 0 on average, give or take 1."""
-    benign = _flat(_benign(validate)) @ weight
-    spread = float(benign.std()) or 1.0
+    raw = _flat(_benign(validate)) @ weight
+    spread = float(raw.std()) or 1.0
+    weight, offset = (weight / spread).astype(np.float32), -float(raw.mean()) / spread
+    scores = {kind: _scores(rows, weight, offset) for kind, rows in validate.items()}
+    harmful, benign = scores["harmful"], _benign(scores)
     counts = [len(validate.get(kind, ())) for kind in ("harmful", "harmless", "twin")]
-    probe = Probe(
+    return Probe(
         layers=tuple(layers),
         tokens=validate["harmful"].shape[2],
-        weight=tuple(float(x) for x in (weight / spread).astype(np.float32)),
-        offset=-float(benign.mean()) / spread,
-        harmful=(0.0, 1.0),
-        benign=(0.0, 1.0),
-        threshold=0.0,
-        auc=0.5,
-        prompts=(counts[0], counts[1], counts[2]),
-    )
-    scores = {kind: project(rows, probe) for kind, rows in validate.items()}
-    harmful, benign = scores["harmful"], _benign(scores)
-    return replace(
-        probe,
+        weight=tuple(float(x) for x in weight),
+        offset=offset,
         harmful=(float(harmful.mean()), float(harmful.std())),
         benign=(float(benign.mean()), float(benign.std())),
         threshold=threshold(scores["harmless"], scores.get("twin")),
         auc=auc(harmful, benign),
+        prompts=(counts[0], counts[1], counts[2]),
     )
 
 
@@ -238,7 +232,11 @@ def fisher_weights(
 
 def project(streams: np.ndarray, probe: Probe) -> np.ndarray:
     """Scores ``[prompt]`` float64 of streams ``[prompt, layer, token, hidden]``."""
-    scores: np.ndarray = _flat(streams) @ np.asarray(probe.weight, dtype=np.float64) + probe.offset
+    return _scores(streams, np.asarray(probe.weights), probe.offset)
+
+
+def _scores(streams: np.ndarray, weight: np.ndarray, offset: float) -> np.ndarray:
+    scores: np.ndarray = _flat(streams) @ weight.astype(np.float64, copy=False) + offset
     return scores
 
 
