@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from aird_mlx.direction import Direction
 from aird_mlx.environment import resumable_facts
 from aird_mlx.errors import UsageError
 from aird_mlx.gguf_export.sizes import file_sizes, packed_bytes
-from aird_mlx.inputs import gather_inputs
+from aird_mlx.inputs import Inputs, gather_inputs
 from aird_mlx.model import (
     ChatModel,
     ShardFolder,
@@ -129,18 +130,12 @@ def write_pruned(
         AirdError: bad input; nothing is written.
     """
     settings = settings or PruningSettings()
-    is_dropping = settings.method == DROPPING
-    words = "magnitude" if is_dropping else settings.method, settings.sparsity
-    if is_dropping and (settings.pattern, settings.scope, settings.allocation) != ("unstructured", "row", "uniform"):
-        raise UsageError(
-            "prune: method blocks with a pattern, scope or allocation; it drops whole blocks. Leave these options out."
-        )
-    check_words(*words, settings.pattern, settings.scope, settings.allocation)
+    _check_settings(settings)
     check_new_folder(out, "--out")
     folder = find_folder(model, revision=revision)
     if streaming is None:
         streaming = resume or needs_streaming(folder)
-    if is_dropping and streaming:
+    if settings.method == DROPPING and streaming:
         raise UsageError(
             "prune: method blocks with --streaming; it writes a model that is in memory. Use another method, or a "
             "machine that holds the model."
@@ -150,41 +145,15 @@ def write_pruned(
     else:
         check_space(out, loaded_bytes(folder), "--out")
     loaded = load(model, revision=revision, trust_remote_code=trust_remote_code, streaming=streaming)
-    check_pruning(loaded, *words, settings.pattern, settings.scope, settings.allocation)
+    check_pruning(loaded, *_words(settings))
     inputs = gather_inputs(model, seed, harmful=harmful, harmless=harmless, calibration=calibration)
-
-    def ask() -> Answers:
-        kinds = KINDS if settings.allocation == "safety" else _calibration_kinds(settings)
-        return ask_to_find(loaded, inputs, kinds, partial(progress, "answers"))
-
-    def prune(answers: Answers | None, shards: ShardFolder | None) -> PruningReport:
-        reference, direction = None, None
-        if answers is not None:
-            reference = Reference(loaded, inputs, answers)
-            if settings.allocation == "safety":
-                direction = measure_on_reference(loaded, reference, partial(progress, "direction")).direction
-        if is_dropping:
-            assert reference is not None
-            calibration = reference.calibration(_calibration_kinds(settings))
-            return drop_blocks(loaded, calibration, settings.sparsity, progress=partial(progress, "prune"))
-        return prune_on_reference(
-            loaded, reference, settings, direction, seed=seed, shards=shards, progress=partial(progress, "prune")
-        )
-
-    is_asked = is_dropping or settings.method in CALIBRATED or settings.allocation != "uniform"
+    job = _Pruning(loaded, inputs, settings, seed, progress)
     if streaming:
         files = {"harmful": harmful, "harmless": harmless, "calibration": calibration}
         facts = dataclasses.asdict(settings) | {"model": model, "seed": seed}
-        workspace = Workspace(out, resumable_facts(facts, files, folder), resume=resume)
-        with workspace.working():
-            answers = workspace.stage("answers", "answers.json", ask, write_json, read_json) if is_asked else None
-            shards = ShardFolder(workspace.folder, loaded)
-            with workspace.block_stage("prune"):
-                report = prune(answers, shards)
-                shards.finish()
-            workspace.finish(leave_out=("answers.json",))
+        report = _prune_by_block(job, Workspace(out, resumable_facts(facts, files, folder), resume=resume))
     else:
-        report = prune(ask() if is_asked else None, None)
+        report = job.prune(job.ask() if job.is_asked else None)
         save(loaded, out)
     return dataclasses.replace(
         report,
@@ -193,6 +162,68 @@ def write_pruned(
         sizes=pruned_sizes(out, report),
         notes=[*loaded.notes, *report.notes, *([NOT_FASTER] if report.tensors else [])],
     )
+
+
+@dataclass(frozen=True)
+class _Pruning:
+    """A model about to be pruned, and what with."""
+
+    model: ChatModel
+    inputs: Inputs
+    settings: PruningSettings
+    seed: int
+    progress: Progress
+
+    @property
+    def is_asked(self) -> bool:
+        """Whether the model's answers are needed."""
+        method = self.settings.method
+        return method == DROPPING or method in CALIBRATED or self.settings.allocation != "uniform"
+
+    def ask(self) -> Answers:
+        kinds = KINDS if self.settings.allocation == "safety" else _calibration_kinds(self.settings)
+        return ask_to_find(self.model, self.inputs, kinds, partial(self.progress, "answers"))
+
+    def prune(self, answers: Answers | None, shards: ShardFolder | None = None) -> PruningReport:
+        reference = None if answers is None else Reference(self.model, self.inputs, answers)
+        pruned = partial(self.progress, "prune")
+        if self.settings.method == DROPPING:
+            assert reference is not None
+            calibration = reference.calibration(_calibration_kinds(self.settings))
+            return drop_blocks(self.model, calibration, self.settings.sparsity, progress=pruned)
+        direction = None
+        if reference is not None and self.settings.allocation == "safety":
+            direction = measure_on_reference(self.model, reference, partial(self.progress, "direction")).direction
+        return prune_on_reference(
+            self.model, reference, self.settings, direction, seed=self.seed, shards=shards, progress=pruned
+        )
+
+
+def _prune_by_block(job: _Pruning, workspace: Workspace) -> PruningReport:
+    """Write each block as it is done; what is finished outlives an interruption."""
+    with workspace.working():
+        answers = workspace.stage("answers", "answers.json", job.ask, write_json, read_json) if job.is_asked else None
+        shards = ShardFolder(workspace.folder, job.model)
+        with workspace.block_stage("prune"):
+            report = job.prune(answers, shards)
+            shards.finish()
+        workspace.finish(leave_out=("answers.json",))
+    return report
+
+
+def _words(settings: PruningSettings) -> tuple[str, float, str, str, str]:
+    """Method, sparsity, pattern, scope and allocation as the checks take them."""
+    method = "magnitude" if settings.method == DROPPING else settings.method
+    return method, settings.sparsity, settings.pattern, settings.scope, settings.allocation
+
+
+def _check_settings(settings: PruningSettings) -> None:
+    given = settings.pattern, settings.scope, settings.allocation
+    if settings.method == DROPPING and given != ("unstructured", "row", "uniform"):
+        raise UsageError(
+            "prune: method blocks with a pattern, scope or allocation; it drops whole blocks. Leave these options out."
+        )
+    check_words(*_words(settings))
 
 
 def pruned_sizes(folder: Path, pruned: PruningReport) -> dict[str, int]:

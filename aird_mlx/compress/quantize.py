@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
@@ -128,15 +128,10 @@ def write_quantized(
         raise UsageError(f"quantize: {seen} with method {method}; it is affine and alike for all. Leave one out.")
     check_new_folder(out, "--out")
     folder = find_folder(model, revision=revision)
-    known = read_config(folder)
-    found = known.get("quantization") or known.get("quantization_config")
-    if found is not None:
-        raise ModelError(
-            f"quantize: {model} is quantized already ({_quantization_words(found)}); a model that is not quantized is "
-            "needed, since rounding twice loses twice. Quantize the original."
-        )
+    config = read_config(folder)
+    _check_not_quantized(model, config)
     if is_learned:
-        check_learned(method, bits, group_size, str(known["model_type"]))
+        check_learned(method, bits, group_size, str(config["model_type"]))
     check_space(out, loaded_bytes(folder), "--out")
     if is_learned and streaming:
         raise UsageError(f"quantize: --streaming with method {method}; it learns on a whole model. Leave one out.")
@@ -146,17 +141,10 @@ def write_quantized(
     reference: Reference | None = None
     if is_learned or mixed == REFUSAL_RECIPE:
         inputs = gather_inputs(model, seed, harmful=harmful, harmless=harmless, calibration=calibration)
-        answers = ask_to_find(loaded, inputs, progress=partial(progress, "answers"))
-        reference = Reference(loaded, inputs, answers)
+        reference = Reference(loaded, inputs, ask_to_find(loaded, inputs, progress=partial(progress, "answers")))
     if is_learned:
         assert reference is not None
-        chats = [ids for ids, _ in reference.dialogues(KINDS)] + text_sequences(
-            loaded.tokenizer, reference.inputs.texts
-        )
-        random.Random(seed).shuffle(chats)
-        progress(method, 0, 1)
-        report = learn_quantization(loaded, method, chats, bits=bits, group_size=group_size, seed=seed)
-        progress(method, 1, 1)
+        report = _learn(reference, method, bits, group_size, seed, progress)
     else:
         layer = None
         if reference is not None:
@@ -172,6 +160,28 @@ def write_quantized(
         sizes=quantized_sizes(out, report),
         notes=[*loaded.notes, *report.notes],
     )
+
+
+def _learn(
+    reference: Reference, method: str, bits: int | None, group_size: int | None, seed: int, progress: Progress
+) -> QuantizationReport:
+    """Quantize the reference's model by a method that learns on its own dialogues and the calibration texts."""
+    model = reference.model
+    chats = [ids for ids, _ in reference.dialogues(KINDS)] + text_sequences(model.tokenizer, reference.inputs.texts)
+    random.Random(seed).shuffle(chats)
+    progress(method, 0, 1)
+    report = learn_quantization(model, method, chats, bits=bits, group_size=group_size, seed=seed)
+    progress(method, 1, 1)
+    return report
+
+
+def _check_not_quantized(model: str, config: Mapping[str, Any]) -> None:
+    found = config.get("quantization") or config.get("quantization_config")
+    if found is not None:
+        raise ModelError(
+            f"quantize: {model} is quantized already ({_quantization_words(found)}); a model that is not quantized is "
+            "needed, since rounding twice loses twice. Quantize the original."
+        )
 
 
 def quantized_sizes(folder: Path, quantized: QuantizationReport) -> dict[str, int]:
