@@ -17,6 +17,7 @@ def export_files(
     dry_run: bool,
     revision: str | None,
     imatrix: str | None,
+    max_size: str | None,
     chat_apps: bool,
     lm_studio: Path | None,
     **how: Any,
@@ -24,12 +25,13 @@ def export_files(
     """Write MODEL as a GGUF file of each type."""
     from aird_mlx.chat_apps import place_in_lm_studio, write_chat_apps
     from aird_mlx.gguf_export import name_files, name_imatrix
-    from aird_mlx.guard.split import export_in_parts, plan_in_parts
+    from aird_mlx.guard.split import export_in_parts, plan_in_parts, read_split_size
     from aird_mlx.importance import find_importance
     from aird_mlx.model import find_folder
 
     from . import render
 
+    how["max_size"] = None if max_size is None else read_split_size(max_size)
     folder = find_folder(chosen, revision=revision)
     files = name_files(chosen, folder, outfile, outtype)
     if dry_run:

@@ -12,7 +12,6 @@ from .options import (
     calibration_option,
     choose_gguf_types,
     choose_outtypes,
-    choose_split_size,
     config_option,
     contrast_options,
     json_option,
@@ -113,7 +112,6 @@ export_options = with_options(
         "--split-max-size",
         "max_size",
         metavar="N(K|M|G)",
-        callback=choose_split_size,
         help="Most bytes of tensors in a file: NAME-00001-of-00003.gguf.",
     ),
     click.option(

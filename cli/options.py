@@ -124,17 +124,6 @@ def choose_outtypes(context: click.Context, parameter: click.Parameter, text: st
     return chosen
 
 
-def choose_split_size(_context: click.Context, _parameter: click.Parameter, text: str | None) -> int | None:
-    """Bytes of ``2G``.
-
-    Raises:
-        UsageError: it is no such text.
-    """
-    from aird_mlx.guard.split import read_split_size
-
-    return None if text is None else read_split_size(text)
-
-
 def choose_model(context: click.Context, argument: str | None, option: str | None) -> str:
     """The model from the argument or from ``--model``.
 
@@ -151,25 +140,24 @@ def choose_model(context: click.Context, argument: str | None, option: str | Non
     return model
 
 
+# Parameters of `export` for files of both kinds, and those for adapters only.
+_FILES = ("model_argument", "model", "outfile", "as_lora")
+_OF_LORA = ("lora_rank", "base", "control_vector", "as_json")
+
+
 def check_lora_options(context: click.Context) -> None:
     """Refuse options of `export` that do nothing together.
 
     Raises:
         click.UsageError: one that goes only with ``--as-lora``, or never with it.
     """
-    given = {
-        name for name in context.params if context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
-    }
-    words = {"lora_rank": "--lora-rank", "base": "--base", "control_vector": "--control-vector", "as_json": "--json"}
-    if "as_lora" in given:
-        words = {"outtype": "--outtype", "embedding_type": "--embedding-type", "output_type": "--output-type"}
-        words |= {"dry_run": "--dry-run", "revision": "--revision"}
-        words |= {"chat_apps": "--chat-apps", "lm_studio": "--lm-studio", "imatrix": "--imatrix"}
-        words |= {"zero_exact": "--zero-exact", "max_size": "--split-max-size"}
-        words |= {"max_tensors": "--split-max-tensors"}
-    for name in words.keys() & given:
-        clash = "does not go with --as-lora" if "as_lora" in given else "goes only with --as-lora"
-        raise click.UsageError(f"{words[name]} {clash}.", context)
+    as_lora = bool(context.params["as_lora"])
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        is_given = context.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE
+        if is_given and name not in _FILES and as_lora == (name not in _OF_LORA):
+            clash = "does not go with --as-lora" if as_lora else "goes only with --as-lora"
+            raise click.UsageError(f"{parameter.opts[0]} {clash}.", context)
 
 
 def with_options(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:

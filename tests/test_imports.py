@@ -101,6 +101,19 @@ def heavy_after(code: str) -> list[str]:
     return done.stdout.splitlines()[-1].split()
 
 
+def test_options_are_parsed_before_the_library_is_imported() -> None:
+    """Else MLX would be there before `start_library` gives it its BLAS."""
+    lines = {
+        "export": ["demo", "--split-max-size", "2G", "--imatrix", "measure", "--outtype", "f16,q4_k_m"],
+        "repair": ["demo", "-q", "--gguf", "q8_0", "--pattern", "2:4"],
+        "prune": ["demo", "--prune-method", "sparsegpt", "--out", "x"],
+        "quantize": ["demo", "--method", "gptq", "--out", "x"],
+        "eval": ["demo", "--attack", "system"],
+    }
+    parsed = f"[aird_mlx.commands[name].make_context(name, given) for name, given in {lines!r}.items()]"
+    assert heavy_after(f"from aird_mlx_cli.main import aird_mlx; {parsed}") == []
+
+
 def test_packaging_lists_every_package() -> None:
     folders = {path.parent.relative_to(ROOT) for path in PACKAGE.rglob("__init__.py")}
     # Folders of data files are packages to setuptools.
