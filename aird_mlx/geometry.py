@@ -194,7 +194,7 @@ def _check_file(path: Path | None, suffix: str) -> None:
 
 
 def _check_shapes(dense: ChatModel, other: ChatModel) -> None:
-    seen, wanted = ((model.hidden_size, len(model.blocks), int(model.config["vocab_size"])) for model in (other, dense))
+    seen, wanted = ((model.hidden_size, len(model.blocks), model.vocabulary) for model in (other, dense))
     if seen != wanted:
         raise ModelError(
             f"compare: {other.name} has width, blocks and vocabulary {seen}, {dense.name} has {wanted}; two versions "

@@ -8,6 +8,7 @@ a patch was found.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -193,19 +194,17 @@ def changed_weight(model: ChatModel, part: LinearPatch) -> mx.array:
 
 def sparsity_lost(model: ChatModel, patch: Patch) -> float:
     """Share of all prunable weights that were pruned and would not be zero with ``patch`` folded in."""
-    back = sum(
-        int((~model.kept(part.block, part.name) & (changed_weight(model, part) != 0)).sum().item())
-        for part in patch.parts
-    )
-    return back / sum(linear.weight.size for _, _, linear in model.linears())
+    return _share_back(model, ((part.block, part.name, changed_weight(model, part)) for part in patch.parts))
 
 
 def pruned_weights_back(model: ChatModel) -> float:
     """Share of all prunable weights that were pruned and are not zero, of a model that has them set aside."""
-    back = sum(
-        int((~model.kept(block, name) & (linear.weight != 0)).sum().item()) for block, name, linear in model.linears()
-    )
-    return back / sum(linear.weight.size for _, _, linear in model.linears())
+    return _share_back(model, ((block, name, linear.weight) for block, name, linear in model.linears()))
+
+
+def _share_back(model: ChatModel, weights: Iterable[tuple[int, str, mx.array]]) -> float:
+    back = sum(int((~model.kept(block, name) & (weight != 0)).sum().item()) for block, name, weight in weights)
+    return back / model.prunable_weights
 
 
 class patched:

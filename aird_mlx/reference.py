@@ -169,5 +169,5 @@ class Reference:
         return batch_sequences(
             [ids for ids, _ in sequences],
             first_counted=[first for _, first in sequences],
-            tokens_per_batch=utility_batch_tokens(int(self.model.config["vocab_size"])),
+            tokens_per_batch=utility_batch_tokens(self.model.vocabulary),
         )

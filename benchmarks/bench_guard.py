@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import dataclasses
 import multiprocessing
 import statistics
 import tempfile
@@ -134,7 +135,10 @@ def measure_guard(checked: CheckedFile, prompts: dict[str, list[str]]) -> None:
 @contextmanager
 def serving(checked: CheckedFile, probe: bool) -> Iterator[str]:
     """A server on a free port, with its probe or without."""
-    service = Service(checked, ServiceSettings(policy=LOG), probe=probe)
+    assert checked.manifest is not None
+    without = dataclasses.replace(checked.manifest, probe=None, no_probe="it was left out")
+    served = checked if probe else dataclasses.replace(checked, manifest=without)
+    service = Service(served, ServiceSettings(policy=LOG))
     with closing(service):
         server = uvicorn.Server(uvicorn.Config(make_app(service), port=0, log_level="error", lifespan="off"))
         thread = threading.Thread(target=server.run, daemon=True)

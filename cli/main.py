@@ -304,9 +304,8 @@ def serve(file: Path, root: str | None, canary_set: str | None, allow_unverified
     from . import serving
 
     check_packages()
-    settings = ServiceSettings(**options)
-    checked = serving.check(file, root=root, canary_set=canary_set, allow_unverified=allow_unverified)
-    return serving.run_server(checked, settings) if checked.is_allowed else checked.exit_code
+    how = {"root": root, "canary_set": canary_set, "allow_unverified": allow_unverified}
+    return serving.check_then(serving.run_server, file, ServiceSettings(**options), **how)
 
 
 @aird_mlx.command()
@@ -318,9 +317,8 @@ def chat(file: Path, root: str | None, canary_set: str | None, allow_unverified:
 
     from . import serving
 
-    settings = ServiceSettings(parallel=1, queue=0, **options)
-    checked = serving.check(file, root=root, canary_set=canary_set, allow_unverified=allow_unverified)
-    return serving.run_chat(checked, settings) if checked.is_allowed else checked.exit_code
+    how = {"root": root, "canary_set": canary_set, "allow_unverified": allow_unverified}
+    return serving.check_then(serving.run_chat, file, ServiceSettings(parallel=1, queue=0, **options), **how)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections.abc import Callable
 from contextlib import aclosing, closing
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from . import render, render_guard
+from .boundary import fail
 
 if TYPE_CHECKING:
     from aird_mlx.server.checks import CheckedFile
@@ -31,6 +33,14 @@ def check(file: Path, **options: Any) -> CheckedFile:
     if checked.selftest is not None:
         render_guard.show_selftest(checked.selftest)
     return checked
+
+
+def check_then(
+    run: Callable[[CheckedFile, ServiceSettings], int], file: Path, settings: ServiceSettings, **options: Any
+) -> int:
+    """Check a file, and ``run`` it if it may be; else the exit code of what it failed."""
+    checked = check(file, **options)
+    return run(checked, settings) if checked.is_allowed else checked.exit_code
 
 
 def run_server(checked: CheckedFile, settings: ServiceSettings) -> int:
@@ -74,7 +84,8 @@ def _exchange(guard: Guard, settings: ServiceSettings, messages: list[dict[str, 
         asyncio.run(_answer(guard, settings, messages, said))
     except AirdError as error:
         messages.pop()
-        click.echo(f"\nerror: {' '.join(str(error).split())}", err=True)
+        click.echo(err=True)
+        fail(str(error), error.exit_code)
         return
     except KeyboardInterrupt as stopped:
         click.echo()

@@ -21,8 +21,6 @@ from aird_mlx.server.checks import CheckedFile, check_file
 from aird_mlx.server.engine import Engine
 from aird_mlx.server.settings import ServiceSettings
 
-DEMO_LENGTH = 64
-
 
 def sealed_demo(folder: Path, model: ChatModel | None = None) -> Path:
     """The demo, or what was made of it, as a GGUF file with a probe and canaries fitted on itself."""

@@ -68,7 +68,7 @@ def with_message(**changes: Any) -> dict[str, Any]:
         (with_message(content=None), 400, "messages.0.content", "string"),
         (with_message(content=[{"type": "image_url"}]), 400, "messages.0.content", "type text"),
         (with_message(content="\ud800"), 400, "messages.0.content", "half of a character"),
-        (with_message(content="word " * 700), 400, "messages", "the context 512"),
+        (with_message(content="word " * 700), 400, None, "the context 512"),
         (HI | {"model": "gpt-4"}, 404, "model", "'demo' is served"),
         (HI | {"max_tokens": -1}, 400, "max_tokens", "greater than or equal to 1"),
         (HI | {"max_tokens": 1.5}, 400, "max_tokens", "integer"),
@@ -97,7 +97,7 @@ def test_bad_body_is_openais_error(
     error = response.json()["error"]
     assert error.keys() == {"message", "type", "param", "code"} and error["type"] == "invalid_request_error"
     assert said in error["message"] and "Traceback" not in response.text and "\n" not in error["message"]
-    assert error["param"] == param or (status == 400 and error["code"] == "context_length_exceeded")
+    assert error["param"] == param
 
 
 def test_other_methods_paths_and_types_are_errors_too(http: httpx.Client) -> None:
@@ -144,7 +144,7 @@ def test_full_queue_is_503_with_retry_after(http: httpx.Client, server: Running)
     assert all(one.status_code in (200, 503) for one in found)
     assert all(int(one.headers["retry-after"]) >= 1 for one in full)
     assert full[0].json()["error"]["code"] == "queue_full"
-    assert len({one.text.split('"message"')[1] for one in found if one.status_code == 200}) >= 1
+    assert len({one.text.split('"message"')[1] for one in found if one.status_code == 200}) == 1
 
 
 @pytest.mark.parametrize("stream", [True, False])
@@ -245,7 +245,7 @@ def test_stopped_server_ends_its_streams_and_exits_with_0(demo_gguf: Path) -> No
             assert next(lines).startswith("data: ")
             process.send_signal(signal.SIGTERM)
             rest = [line for line in lines if line]
-        assert rest[-1] == "data: [DONE]" or "finish_reason" in rest[-1]
+        assert rest[-1] == "data: [DONE]"
         assert process.wait(60) == 0
         assert process.stderr is not None
         said = process.stderr.read()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -69,7 +69,7 @@ def prune_on_reference(
         direction: the dense model's refusal direction; needed to allocate by safety.
         seed, shards, progress: see `prune_model`.
     """
-    calibration = [] if reference is None else reference.calibration(_calibration_kinds(settings))
+    calibration = [] if reference is None else reference.calibration(calibration_kinds(settings))
     allocation: Allocation | None = None
     if settings.allocation != "uniform":
         assert reference is not None
@@ -181,7 +181,7 @@ class _Pruning:
         return method == DROPPING or method in CALIBRATED or self.settings.allocation != "uniform"
 
     def ask(self) -> Answers:
-        kinds = KINDS if self.settings.allocation == "safety" else _calibration_kinds(self.settings)
+        kinds = KINDS if self.settings.allocation == "safety" else calibration_kinds(self.settings)
         return ask_to_find(self.model, self.inputs, kinds, partial(self.progress, "answers"))
 
     def prune(self, answers: Answers | None, shards: ShardFolder | None = None) -> PruningReport:
@@ -189,7 +189,7 @@ class _Pruning:
         pruned = partial(self.progress, "prune")
         if self.settings.method == DROPPING:
             assert reference is not None
-            calibration = reference.calibration(_calibration_kinds(self.settings))
+            calibration = reference.calibration(calibration_kinds(self.settings))
             return drop_blocks(self.model, calibration, self.settings.sparsity, progress=pruned)
         direction = None
         if reference is not None and self.settings.allocation == "safety":
@@ -233,5 +233,6 @@ def pruned_sizes(folder: Path, pruned: PruningReport) -> dict[str, int]:
     return sizes | {"packed": packed_bytes(sizes["mlx"], zeros)}
 
 
-def _calibration_kinds(settings: PruningSettings) -> Sequence[str]:
+def calibration_kinds(settings: PruningSettings) -> tuple[str, ...]:
+    """The kinds of prompts whose dialogues pruning is calibrated on."""
     return KINDS if settings.calibration_kinds == "all" else ("harmless",)

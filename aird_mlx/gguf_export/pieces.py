@@ -51,11 +51,6 @@ class Draft:
         """The stored tensor that it begins with."""
         return self.pieces[0].source
 
-    @property
-    def is_weight(self) -> bool:
-        """Whether it is what a linear multiplies with, and not its bias."""
-        return not self.name.endswith("bias")
-
 
 Drafts = Sequence[Draft]
 Operation = Callable[[Drafts, Any], Drafts]  # the second argument: `hyperparameters.Hyperparameters`

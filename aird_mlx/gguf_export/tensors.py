@@ -44,6 +44,9 @@ EVERYWHERE = (
 )
 
 
+_ARCHITECTURES = {name: architecture for architecture, name in gguf.MODEL_ARCH_NAMES.items()}
+
+
 @dataclass(frozen=True)
 class PlannedTensor:
     """One tensor of the GGUF file to be.
@@ -161,8 +164,7 @@ def plan_tensors(
 
 def _name_drafts(drafts: Drafts, hyperparameters: Hyperparameters) -> dict[str, Draft]:
     """GGUF name to draft."""
-    architectures = {name: architecture for architecture, name in gguf.MODEL_ARCH_NAMES.items()}
-    names = gguf.get_tensor_name_map(architectures[hyperparameters.architecture], hyperparameters.blocks)
+    names = gguf.get_tensor_name_map(_ARCHITECTURES[hyperparameters.architecture], hyperparameters.blocks)
     named: dict[str, Draft] = {}
     left_over = []
     for draft in drafts:
@@ -177,8 +179,7 @@ def _name_drafts(drafts: Drafts, hyperparameters: Hyperparameters) -> dict[str, 
 
 def _names_of(architecture: str) -> list[str]:
     """All tensors of an architecture in gguf's order, ``blk.{bid}.attn_norm``."""
-    architectures = {name: one for one, name in gguf.MODEL_ARCH_NAMES.items()}
-    return [gguf.TENSOR_NAMES[tensor] for tensor in gguf.MODEL_TENSORS[architectures[architecture]]]
+    return [gguf.TENSOR_NAMES[tensor] for tensor in gguf.MODEL_TENSORS[_ARCHITECTURES[architecture]]]
 
 
 def _place_of(name: str, order: Mapping[str, int]) -> tuple[int, int, int, str]:

@@ -276,7 +276,7 @@ def encode_keys(keys: Mapping[str, Scalar]) -> bytes:
     """Keys as they stand in a GGUF file: text, whole numbers and floats of 64 bit, booleans."""
     parts = []
     for name, value in keys.items():
-        parts.append(_encode_text(name))
+        parts.append(encode_text(name))
         if isinstance(value, bool):
             parts.append(struct.pack("<I?", 7, value))
         elif isinstance(value, int):
@@ -284,10 +284,11 @@ def encode_keys(keys: Mapping[str, Scalar]) -> bytes:
         elif isinstance(value, float):
             parts.append(struct.pack("<Id", 12, value))
         else:
-            parts += [struct.pack("<I", STRING), _encode_text(value)]
+            parts += [struct.pack("<I", STRING), encode_text(value)]
     return b"".join(parts)
 
 
-def _encode_text(text: str) -> bytes:
+def encode_text(text: str) -> bytes:
+    """A text as it stands in a GGUF file: its length in bytes, then these."""
     encoded = text.encode("utf-8")
     return struct.pack("<Q", len(encoded)) + encoded

@@ -7,6 +7,7 @@ Source: ``tools/gguf-split`` of llama.cpp.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import re
 import shutil
@@ -20,9 +21,10 @@ from aird_mlx.errors import ExportError, UsageError
 from aird_mlx.gguf_export import ExportPlan, GgufFile, export_gguf, plan_export
 from aird_mlx.gguf_export.stream import hash_file
 from aird_mlx.guard.hashes import ROOT_KEY, read_range
+from aird_mlx.guard.manifest import encode_text
 from aird_mlx.guard.parts import MOST_PARTS, SPLIT_COUNT, SPLIT_NUMBER, SPLIT_TENSORS, part_path
 from aird_mlx.guard.seal import write_root
-from aird_mlx.guard.structure import DEFAULT_ALIGNMENT, Structure, Tensor, opened, parse
+from aird_mlx.guard.structure import DEFAULT_ALIGNMENT, Structure, Tensor, opened, padded, parse
 from aird_mlx.workspace import partial_of
 
 KEYS_START = 24  # magic, version, and how many tensors and keys
@@ -61,7 +63,7 @@ def export_in_parts(
     if max_size is None and max_tensors is None:
         return export_gguf(folder, outfile, outtype, **how)
     check_no_parts(outfile)
-    existed = outfile.parent.is_dir()
+    made = [folder for folder in outfile.parents if not folder.exists()]
     try:
         outfile.parent.mkdir(parents=True, exist_ok=True)
         temporary = tempfile.mkdtemp(prefix=f".{outfile.name}.", dir=outfile.parent)
@@ -78,8 +80,9 @@ def export_in_parts(
         )  # fmt: skip
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        if not existed and outfile.parent.is_dir() and not any(outfile.parent.iterdir()):
-            outfile.parent.rmdir()
+        with contextlib.suppress(OSError):  # the first that is not empty ends it
+            for parent in made:
+                parent.rmdir()
 
 
 def plan_in_parts(
@@ -173,13 +176,13 @@ def group_tensors(tensors: Sequence[Tensor], max_size: int | None, max_tensors: 
     groups: list[list[Tensor]] = [[]]
     size = 0
     for tensor in tensors:
-        padded = tensor.size + -tensor.size % DEFAULT_ALIGNMENT
-        is_full = max_size is not None and size + padded > max_size
+        taken = padded(tensor.size, DEFAULT_ALIGNMENT)
+        is_full = max_size is not None and size + taken > max_size
         if groups[-1] and (is_full or len(groups[-1]) == max_tensors):
             groups.append([])
             size = 0
         groups[-1].append(tensor)
-        size += padded
+        size += taken
     return groups
 
 
@@ -201,8 +204,8 @@ def _write_part(
         offset = 0
         for tensor in tensors:
             shape = struct.pack(f"<I{len(tensor.shape)}Q", len(tensor.shape), *tensor.shape)
-            out.write(_text(tensor.name) + shape + struct.pack("<IQ", tensor.type, offset))
-            offset += tensor.size + -tensor.size % DEFAULT_ALIGNMENT
+            out.write(encode_text(tensor.name) + shape + struct.pack("<IQ", tensor.type, offset))
+            offset += padded(tensor.size, DEFAULT_ALIGNMENT)
         out.write(bytes(-out.tell() % DEFAULT_ALIGNMENT))
         for tensor in tensors:
             for chunk in read_range(descriptor, tensor.start, tensor.size):
@@ -211,9 +214,4 @@ def _write_part(
 
 
 def _key(name: str, kind: int, form: str, value: int) -> bytes:
-    return _text(name) + struct.pack("<I", kind) + struct.pack(form, value)
-
-
-def _text(text: str) -> bytes:
-    encoded = text.encode("utf-8")
-    return struct.pack("<Q", len(encoded)) + encoded
+    return encode_text(name) + struct.pack("<I", kind) + struct.pack(form, value)

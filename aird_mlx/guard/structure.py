@@ -139,7 +139,7 @@ def parse(descriptor: int) -> Structure:
     keys_end = cursor.at
     alignment = _alignment(cursor, keys)
     tensors, infos_end = _tensors(cursor, tensor_count, alignment)
-    data_start = _padded(infos_end, alignment) if tensors else infos_end
+    data_start = padded(infos_end, alignment) if tensors else infos_end
     placed = tuple(replace(one, start=data_start + one.start) for one in tensors)
     end = placed[-1].end if placed else infos_end
     if end > cursor.size:
@@ -192,7 +192,7 @@ def _tensors(cursor: Cursor, count: int, alignment: int) -> tuple[list[Tensor], 
         if offset != expected:
             cursor.fail(f"the tensor {name!r} is at offset {offset}; {expected}, behind the one before, is needed")
         tensors.append(Tensor(name, shape, kind, offset, size))
-        expected = _padded(offset + size, alignment)
+        expected = padded(offset + size, alignment)
     return tensors, cursor.at
 
 
@@ -204,5 +204,6 @@ def tensor_types() -> dict[int, tuple[int, int]]:
     return {int(kind): sizes for kind, sizes in GGML_QUANT_SIZES.items()}
 
 
-def _padded(at: int, alignment: int) -> int:
+def padded(at: int, alignment: int) -> int:
+    """The next multiple of ``alignment`` from ``at`` on."""
     return -(-at // alignment) * alignment

@@ -201,9 +201,10 @@ class _Run:
     def _sample(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         shuffled = self.random.sample(tensors, len(tensors))
         chosen: list[Tensor] = []
+        size = 0
         for tensor in shuffled:
-            enough = sum(one.size for one in chosen) + tensor.size > FAST_BYTES
-            if enough and len(chosen) >= FAST_TENSORS:
+            size += tensor.size
+            if size > FAST_BYTES and len(chosen) >= FAST_TENSORS:
                 break
             chosen.append(tensor)
         return chosen

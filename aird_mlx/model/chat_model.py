@@ -160,6 +160,16 @@ class ChatModel:
         return int(writer.weight.shape[-2])
 
     @property
+    def size_bytes(self) -> int:
+        """Of the weights, as the network has them."""
+        return sum(array.nbytes for _, array in tree_flatten(self.network.parameters()))
+
+    @property
+    def prunable_weights(self) -> int:
+        """How many weights the prunable linears have."""
+        return sum(linear.weight.size for _, _, linear in self.linears())
+
+    @property
     def vocabulary(self) -> int:
         """How many tokens it has an embedding for."""
         return int(submodule(self.network, self.architecture.embedding).weight.shape[0])

@@ -16,9 +16,12 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from aird_mlx.activations import Walk, batch_sequences
+from aird_mlx.compress import calibration_kinds
 from aird_mlx.inputs import Inputs, held_out_sequences, text_sequences
 from aird_mlx.model import ChatModel
+from aird_mlx.pipeline.streaming import STREAMED_RULE
 from aird_mlx.prompts import KINDS, PARTS, post_instruction_tokens, render_prompt
+from aird_mlx.pruning import CALIBRATED
 from aird_mlx.reference import MAX_NEW_TOKENS
 from aird_mlx.repair import RepairPlan, fits_in_memory, needed_bytes
 from aird_mlx.repair.closed_form import REFIT_ITERATIONS
@@ -101,25 +104,23 @@ def disk_bytes(settings: RepairSettings, model: ChatModel) -> int:
 
     A GGUF file counts as two bytes a weight; most types take less.
     """
-    stored = sum(array.nbytes for _, array in tree_flatten(model.network.parameters()))
     folders = 2 if model.stream is not None else 3
-    return folders * stored + 2 * len(settings.gguf) * model.parameters
+    return folders * model.size_bytes + 2 * len(settings.gguf) * model.parameters
 
 
 class _Estimator:
     def __init__(self, settings: RepairSettings, model: ChatModel, inputs: Inputs, speed: Speed) -> None:
         self.settings, self.model, self.inputs, self.speed = settings, model, inputs, speed
-        sizes = [array for _, array in tree_flatten(model.network.parameters())]
-        self.stored = sum(array.nbytes for array in sizes)
+        self.stored = model.size_bytes
         inside = [array for block in model.blocks for _, array in tree_flatten(block.parameters())]
         self.weights, self.block_bytes = sum(array.size for array in inside), sum(array.nbytes for array in inside)
-        self.head = model.hidden_size * int(model.config.get("vocab_size", 0))
+        self.head = model.hidden_size * model.vocabulary
         self.widths = {linear.weight.shape[-1] for _, _, linear in model.linears()}
         self.answer = settings.max_new_tokens or MAX_NEW_TOKENS
         prompts = [prompt for kind in KINDS for prompt in inputs.contrast.part(kind, "find")[:PROMPTS_SAMPLED]]
         self.prompt = sum(len(render_prompt(model.tokenizer, one)) for one in prompts) / len(prompts)
         texts = sum(map(len, text_sequences(model.tokenizer, inputs.texts)))
-        self.calibration = {
+        self.calibration: dict[tuple[str, ...], float] = {
             kinds: texts + self.prompts("find", kinds) * (self.prompt + self.answer) for kinds in (KINDS, ("harmless",))
         }
         self.held_out = sum(len(ids) for ids, _ in held_out_sequences(model.tokenizer, inputs))
@@ -129,7 +130,7 @@ class _Estimator:
 
     def estimate(self) -> Estimate:
         settings = self.settings
-        kinds = KINDS if settings.calibration_kinds == "all" else ("harmless",)
+        kinds = calibration_kinds(settings.pruning)
         evaluated = self.answers(self.prompts("test")) + self.utility() + self.direction()
         stages = [
             StageEstimate("dense answers", self.answers(sum(self.prompts(part) for part in PARTS))),
@@ -168,7 +169,7 @@ class _Estimator:
         return len(self.model.blocks) * each / self.speed.flops
 
     def compression(self, tokens: float) -> float:
-        if self.settings.prune_method not in ("wanda", "sparsegpt"):
+        if self.settings.prune_method not in CALIBRATED:
             return self.speed.pass_seconds
         solved = 0.0
         if self.settings.prune_method == "sparsegpt":
@@ -181,7 +182,7 @@ class _Estimator:
         What is pruned and quantized is searched for twice.
         """
         streaming = self.model.stream is not None
-        rule = "reconstruct" if streaming and self.settings.rule == "auto" else self.settings.rule
+        rule = STREAMED_RULE if streaming and self.settings.rule == "auto" else self.settings.rule
         halves = 2 if self.settings.quantize and self.settings.prune_method != "none" else 1
         spaces = spaces_for(
             rule, source_layer=len(self.model.blocks) // 2, blocks=len(self.model.blocks), inside_mask=True,

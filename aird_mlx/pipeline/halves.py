@@ -13,6 +13,7 @@ from functools import cached_property
 
 import mlx.core as mx
 
+from aird_mlx.activations import TokenBatch
 from aird_mlx.direction import Direction
 from aird_mlx.model import ChatModel
 from aird_mlx.patch import LinearPatch, Patch
@@ -48,12 +49,20 @@ class Search:
                 inside_mask=not self._settings.allow_dense,
                 distillable=self.is_distillable and not distilled_later,
             ),
-            calibrations(self._reference),
-            refusal_directions(self._reference, self._direction),
+            self._calibrations,
+            self._directions,
             self._validation,
             limits=limits_of(self._settings),
             progress=progress,
         )
+
+    @cached_property
+    def _calibrations(self) -> dict[str, list[TokenBatch]]:
+        return calibrations(self._reference)
+
+    @cached_property
+    def _directions(self) -> mx.array:
+        return refusal_directions(self._reference, self._direction)
 
     @cached_property
     def _validation(self) -> Validation:

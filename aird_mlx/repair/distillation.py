@@ -15,7 +15,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 import mlx.core as mx
 import numpy as np
-from mlx.utils import tree_flatten
 
 from aird_mlx.activations import TokenBatch, Walk, run_head, spread_rows
 from aird_mlx.direction import kl_divergence
@@ -31,8 +30,7 @@ OPENING_WEIGHT = 30.0
 
 def needed_bytes(model: ChatModel) -> int:
     """Memory distillation takes beside activations: two models, and float32 change, gradient and moments."""
-    stored = sum(array.nbytes for _, array in tree_flatten(model.network.parameters()))
-    return 2 * stored + 20 * sum(linear.weight.size for _, _, linear in model.linears())
+    return 2 * model.size_bytes + 20 * model.prunable_weights
 
 
 def fits_in_memory(model: ChatModel) -> bool:

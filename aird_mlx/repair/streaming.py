@@ -81,8 +81,7 @@ def repair_blocks(
         take(block)
         write(block)
         model.release(block)
-    weights = sum(linear.weight.size for _, _, linear in model.linears())
-    return FoldResult(*(sum(column) / weights for column in zip(*counts, strict=True)))
+    return FoldResult(*(sum(column) / model.prunable_weights for column in zip(*counts, strict=True)))
 
 
 def _zeros(model: ChatModel, block: int) -> dict[str, mx.array]:

@@ -89,7 +89,7 @@ class Validation:
             _predict(dense, batch, [chosen[index] for index in batch.order])
             for batch in batch_sequences(
                 [ids for _, ids, _ in chosen],
-                tokens_per_batch=min(TOKENS_PER_BATCH, utility_batch_tokens(int(dense.config["vocab_size"]))),
+                tokens_per_batch=min(TOKENS_PER_BATCH, utility_batch_tokens(dense.vocabulary)),
             )
         ]
         self.dense = self.foresee(dense)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from aird_mlx.evaluation import judge_answer
 from aird_mlx.evaluation.judge import OPENING_CHARACTERS, REFUSAL
 from aird_mlx.server.engine import Engine, Event, Finished, Piece, Request, Started
-from aird_mlx.server.second_opinion import UNSAFE, SecondOpinion
+from aird_mlx.server.second_opinion import SAFE, UNSAFE, SecondOpinion
 
 LOG, WARN, REFUSE = "log", "warn", "refuse"
 POLICIES = (LOG, WARN, REFUSE)  # from the weakest to the strictest
@@ -141,8 +141,8 @@ class Guard:
             opinion = await self.second_opinion.ask(messages)
             if opinion == UNSAFE:
                 alarm = True
-            elif self.when == "alarm" and opinion is not None and reading is not None:
-                alarm = alarm and opinion != "safe"
+            elif self.when == "alarm" and opinion == SAFE:
+                alarm = False
         known = reading is not None or opinion is not None
         decision = PASSED if known else UNSCORED
         if alarm:

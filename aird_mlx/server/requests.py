@@ -1,7 +1,7 @@
 """What a client sends: the part of OpenAI's protocol that is answered, checked by pydantic.
 
-Options that would change an answer and are not supported are errors; others that are not known are passed over, as
-clients send many. Knows no model: lengths and names are checked where they are known.
+OpenAI's options that would change an answer and are not supported are errors; names that are not known are passed over,
+as clients send many. Knows no model: lengths and names are checked where they are known.
 Source: the API reference of OpenAI (chat completions, completions).
 """
 

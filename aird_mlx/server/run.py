@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import ipaddress
 import logging
 import socket
 from collections.abc import Callable
 
 import uvicorn
 
-from aird_mlx.errors import AirdError, UsageError
+from aird_mlx.errors import AirdError
 from aird_mlx.server.app import make_app
 from aird_mlx.server.checks import CheckedFile
 from aird_mlx.server.observe import log_line, log_stream
@@ -29,14 +28,9 @@ def serve(checked: CheckedFile, settings: ServiceSettings, ready: Callable[[str]
         ready: called with the address once requests are taken.
 
     Raises:
-        UsageError: a host that others reach, and no API key; or a policy that nothing can carry out.
+        UsageError: a policy that nothing can carry out.
         AirdError: the address is not to be had, or llama.cpp cannot run the file.
     """
-    if settings.api_key is None and not _is_loopback(settings.host):
-        raise UsageError(
-            f"serve: host {settings.host!r} is reached by others; an API key is needed. Set AIRD_API_KEY, or listen on "
-            "127.0.0.1."
-        )
     listener = _listen(settings.host, settings.port)
     try:
         # asyncio warns of each write to a client that has just left.
@@ -68,17 +62,8 @@ def serve(checked: CheckedFile, settings: ServiceSettings, ready: Callable[[str]
         listener.close()
 
 
-def _is_loopback(host: str) -> bool:
-    if host.lower() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 def _listen(host: str, port: int) -> socket.socket:
-    """A listening socket, before the file is opened: a taken port should not cost that."""
+    """A listening socket, before llama.cpp opens the file: a taken port should not cost that."""
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)

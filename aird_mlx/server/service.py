@@ -27,21 +27,18 @@ class Service:
         checked: the file, and what its checks said.
         settings: how it is served.
         log: where a line per request goes, None for nowhere.
-        probe: False leaves the probe out, to measure what it costs.
 
     Raises:
         UsageError: a policy that nothing can carry out. AirdError: llama.cpp cannot run a file.
     """
 
-    def __init__(
-        self, checked: CheckedFile, settings: ServiceSettings, log: TextIO | None = None, *, probe: bool = True
-    ) -> None:
+    def __init__(self, checked: CheckedFile, settings: ServiceSettings, log: TextIO | None = None) -> None:
         self.checked, self.settings, self.log = checked, settings, log
         self.name = settings.alias or checked.path.stem
         self.started_at = time.time()
         self.metrics = Metrics()
         self._mean_seconds = 1.0
-        self.guard = open_guard(checked, settings, probe=probe)
+        self.guard = open_guard(checked, settings)
         self.engine = self.guard.engine
         self.metrics.watch(lambda: self.engine.load)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +33,9 @@ class ServiceSettings:
         host: where it listens; without an API key only a loopback address.
         grace: seconds that answers may still take when the server is told to stop.
         log_prompts: the log holds prompts and answers, not only figures.
+
+    Raises:
+        UsageError: a host that others reach, and no API key.
     """
 
     alias: str | None = None
@@ -51,24 +55,40 @@ class ServiceSettings:
     grace: int = 10
     log_prompts: bool = False
 
+    def __post_init__(self) -> None:
+        """Refuse before any file is read what no file could make right."""
+        if self.api_key is None and not _is_loopback(self.host):
+            raise UsageError(
+                f"serve: host {self.host!r} is reached by others; an API key is needed. Set AIRD_API_KEY, or listen on "
+                "127.0.0.1."
+            )
 
-def open_guard(checked: CheckedFile, settings: ServiceSettings, *, probe: bool = True) -> Guard:
+
+def _is_loopback(host: str) -> bool:
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def open_guard(checked: CheckedFile, settings: ServiceSettings) -> Guard:
     """Open a file in llama.cpp behind its guard; `Guard.close` frees it.
 
     Args:
         checked: the file, found fit to be used.
         settings: how.
-        probe: False leaves the probe out, to measure what it costs.
 
     Raises:
         UsageError: a policy that nothing can carry out. AirdError: llama.cpp cannot run a file.
     """
     manifest = checked.manifest
-    found = manifest.probe if manifest is not None and probe else None
+    found = None if manifest is None else manifest.probe
     can_judge = found is not None or settings.guard_model is not None
     policy = settings.policy or (REFUSE if can_judge else LOG)
     if policy != LOG and not can_judge:
-        why = "the file has no manifest" if manifest is None else manifest.no_probe or "it was left out"
+        why = "the file has no manifest" if manifest is None else manifest.no_probe
         raise UsageError(
             f"serve: policy {policy!r} and no probe ({why}); a probe or a guard model is needed. Use --policy log or "
             "--guard-model."

@@ -7,6 +7,7 @@ that fits none is refused.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -74,7 +75,7 @@ def identify_pre_tokenizer(content: Mapping[str, Any]) -> tuple[str, list[str]]:
             "would get other ids. Use a model whose tokenizer has add_prefix_space false."
         )
     own = _split_probes(_load_pre_tokenizer(definition))
-    done = {name: _split_probes(build_pre_tokenizer(known.expressions)) for name, known in PRE_TOKENIZERS.items()}
+    done = _known_splits()
     same = [name for name, pieces in done.items() if pieces == own]
     if same:
         return _with_merges(same, content), []
@@ -91,6 +92,12 @@ def identify_pre_tokenizer(content: Mapping[str, Any]) -> tuple[str, list[str]]:
         f"llama.cpp's pre-tokenizer for this kind of model, {name}, splits some unusual text otherwise, for example "
         f"{theirs} for {ours}: such words get other ids"
     ]
+
+
+@functools.cache
+def _known_splits() -> dict[str, list[list[str]]]:
+    """How each of llama.cpp's pre-tokenizers splits the probes: the same for every model, so worked out once."""
+    return {name: _split_probes(build_pre_tokenizer(known.expressions)) for name, known in PRE_TOKENIZERS.items()}
 
 
 def build_pre_tokenizer(expressions: Iterable[str]) -> pre_tokenizers.PreTokenizer:

@@ -15,7 +15,7 @@ from aird_mlx.gguf_export.tokenizer.added import Added, read_added
 from aird_mlx.gguf_export.tokenizer.byte_level import read_byte_level
 from aird_mlx.gguf_export.tokenizer.sentencepiece_bpe import read_sentencepiece_json
 from aird_mlx.gguf_export.tokenizer.sentencepiece_model import read_sentencepiece_model
-from aird_mlx.gguf_export.tokenizer.special import find_added_around, find_special_ids
+from aird_mlx.gguf_export.tokenizer.special import find_added_around, find_special_ids, token_text
 from aird_mlx.gguf_export.tokenizer.templates import chat_begins_with, read_chat_templates
 from aird_mlx.gguf_export.tokenizer.unigram import read_unigram_json
 from aird_mlx.gguf_export.tokenizer.vocabulary import Vocabulary
@@ -41,11 +41,12 @@ def read_vocabulary(folder: Path, vocab_size: int) -> Vocabulary:
             f"tokenizer: {folder} has neither tokenizer.json nor tokenizer.model; one is needed. "
             "Copy the tokenizer files into the folder."
         )
+    templates = read_chat_templates(folder)
     try:
         if content:
             around = _template_ids(folder / "tokenizer.json")
             added = read_added(content, settings, {})
-            vocabulary = _read_json(folder, content, added, vocab_size)
+            vocabulary = _read_json(content, added, vocab_size, settings, templates.get("default"))
         else:
             around = None
             others = read_json(folder / "added_tokens.json")
@@ -61,20 +62,25 @@ def read_vocabulary(folder: Path, vocab_size: int) -> Vocabulary:
         special_ids=ids,
         add_bos=add_bos,
         add_eos=add_eos,
-        chat_templates=read_chat_templates(folder),
+        chat_templates=templates,
         notes=[*vocabulary.notes, *missed, *unlike],
     )
 
 
-def _read_json(folder: Path, content: Mapping[str, Any], added: Mapping[int, Added], vocab_size: int) -> Vocabulary:
+def _read_json(
+    content: Mapping[str, Any],
+    added: Mapping[int, Added],
+    vocab_size: int,
+    settings: Mapping[str, Any],
+    template: str | None,
+) -> Vocabulary:
     model = content.get("model") or {}
     kind = model.get("type") or ("BPE" if "merges" in model else None)  # early files do not say
     if kind == "BPE":
         if not model.get("byte_fallback"):
             return read_byte_level(content, added, vocab_size)
-        bos = read_json(folder / "tokenizer_config.json").get("bos_token")
-        bos = bos.get("content") if isinstance(bos, Mapping) else bos
-        begins = chat_begins_with(folder, [one.text for one in added.values()], str(bos or ""))
+        bos = token_text(settings, "bos") or ""
+        begins = chat_begins_with(template, [one.text for one in added.values()], bos)
         return read_sentencepiece_json(content, added, vocab_size, chat_begins_with_token=begins)
     if kind == "Unigram":
         return read_unigram_json(content, added, vocab_size)

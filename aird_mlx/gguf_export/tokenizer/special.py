@@ -34,6 +34,13 @@ _FILL_IN = {
 _ENDS_OF_TEXT = ("<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "<eos>", "</s>")
 
 
+def token_text(settings: Mapping[str, Any], role: str) -> str | None:
+    """How ``tokenizer_config.json`` writes the token of a role, a text or an object with its content."""
+    entry = settings.get(f"{role}_token")
+    text = entry.get("content") if isinstance(entry, Mapping) else entry
+    return text if isinstance(text, str) else None
+
+
 def find_special_ids(
     folder: Path, settings: Mapping[str, Any], tokens: Sequence[str], known: Mapping[str, int]
 ) -> tuple[dict[str, int], list[str]]:
@@ -53,9 +60,8 @@ def find_special_ids(
     configs.insert(1, configs[0].get("text_config") or {})
     ids: dict[str, int] = dict(known)
     for role in ("bos", "eos", "unk", "sep", "pad", "mask"):
-        entry = settings.get(f"{role}_token")
-        text = entry.get("content") if isinstance(entry, Mapping) else entry
-        if isinstance(text, str) and text in at:
+        text = token_text(settings, role)
+        if text in at:
             ids[role] = at[text]
             continue
         for config in configs:

@@ -31,20 +31,19 @@ def read_chat_templates(folder: Path) -> dict[str, str]:
         ) from error
 
 
-def chat_begins_with(folder: Path, tokens: Collection[str], bos: str) -> bool:
+def chat_begins_with(template: str | None, tokens: Collection[str], bos: str) -> bool:
     """Whether a rendered chat begins with one of these tokens; False without a template that renders.
 
     Args:
-        folder: the model's.
+        template: the model's.
         tokens: texts of its added tokens.
         bos: how the template's ``bos_token`` is written.
     """
-    template = read_chat_templates(folder).get("default")
     if not template:
         return False
     try:
         said = [{"role": "user", "content": "a"}]
-        text = compile_template(template, str(folder)).render(messages=said, bos_token=bos, add_generation_prompt=True)
+        text = compile_template(template, "the model").render(messages=said, bos_token=bos, add_generation_prompt=True)
     except (PromptError, jinja2.TemplateError, *TEMPLATE_ERRORS):
         return False
     return text.startswith(tuple(tokens))
