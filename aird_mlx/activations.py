@@ -188,21 +188,26 @@ class Walk:
 
     def inputs_of(self, index: int, names: Sequence[str]) -> dict[str, mx.array]:
         """Run the current block on batch ``index``; the inputs ``[batch, token, in]`` of the named linears."""
-        inputs: dict[str, mx.array] = {}
-        with self.model.linear_taps(self.layer, {name: _keep_input(inputs, name) for name in names}):
-            self.run_block(index)
-        return inputs
+        return self.all_inputs_of(index, names, ())[0]
 
     def routed_inputs_of(self, index: int, names: Sequence[str]) -> dict[str, Routed]:
         """Run the current block on batch ``index``; the inputs of the named linears of fused experts, by token."""
+        return self.all_inputs_of(index, (), names)[1]
+
+    def all_inputs_of(
+        self, index: int, plain: Sequence[str], fused: Sequence[str]
+    ) -> tuple[dict[str, mx.array], dict[str, Routed]]:
+        """Run the current block once on batch ``index``; `inputs_of` some linears and `routed_inputs_of` others."""
+        inputs: dict[str, mx.array] = {}
         choices: dict[str, mx.array] = {}
-        inputs: dict[str, tuple[mx.array, mx.array]] = {}
-        owners = {name: name.rpartition(".")[0] for name in names}
-        taps = {owner: _keep_choice(choices, owner) for owner in owners.values()}
-        taps |= {name: _keep_routed_input(inputs, name) for name in names}
+        routed: dict[str, tuple[mx.array, mx.array]] = {}
+        owners = {name: name.rpartition(".")[0] for name in fused}
+        taps = {name: _keep_input(inputs, name) for name in plain}
+        taps |= {owner: _keep_choice(choices, owner) for owner in owners.values()}
+        taps |= {name: _keep_routed_input(routed, name) for name in fused}
         with self.model.linear_taps(self.layer, taps):
             self.run_block(index)
-        return {name: _by_token(*inputs[name], choices[owner]) for name, owner in owners.items()}
+        return inputs, {name: _by_token(*routed[name], choices[owner]) for name, owner in owners.items()}
 
     def advance(self) -> None:
         """Carry every batch through the current block."""

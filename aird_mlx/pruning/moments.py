@@ -60,25 +60,21 @@ def second_moments(walk: Walk, names: Sequence[str]) -> InputStatistics:
 
 def _over_batches(walk: Walk, names: Sequence[str], statistic: Callable[[mx.array], mx.array]) -> InputStatistics:
     """The sum over batches of a statistic of rows ``[row, in]``, taken once per group that shares its input."""
-    firsts = [group[0] for group in _groups(walk, names)]
-    fused = [first for first in firsts if walk.layout.is_expert(first)]
-    plain = [first for first in firsts if first not in fused]
+    groups = {group[0]: group for group in _groups(walk, names)}
+    fused = [first for first in groups if walk.layout.is_expert(first)]
+    plain = [first for first in groups if first not in fused]
     sums: dict[str, mx.array] = {}
     tokens: dict[str, mx.array] = {}
     for index, batch in enumerate(walk.batches):
-        found: dict[str, mx.array] = {}
-        if plain:
-            inputs = walk.inputs_of(index, plain)
-            found |= {first: statistic(flatten_counted(inputs[first], batch.counted)) for first in plain}
-        if fused:
-            for first, routed in walk.routed_inputs_of(index, fused).items():
-                rows = routed.by_expert(batch.counted, walk.model.linear(walk.layer, first).weight.shape[0])
-                found[first] = mx.stack([statistic(routed.rows(own)) for own in rows])
-                seen = mx.array([float(len(own)) for own in rows])
-                tokens[first] = tokens[first] + seen if first in tokens else seen
+        inputs, routed = walk.all_inputs_of(index, plain, fused)
+        found = {first: statistic(flatten_counted(values, batch.counted)) for first, values in inputs.items()}
+        for first, one in routed.items():
+            rows = one.by_expert(batch.counted, walk.model.linear(walk.layer, first).weight.shape[0])
+            found[first] = mx.stack([statistic(one.rows(own)) for own in rows])
+            seen = mx.array([float(len(own)) for own in rows])
+            tokens[first] = tokens[first] + seen if first in tokens else seen
         sums = {first: sums[first] + own if first in sums else own for first, own in found.items()}
         mx.eval(sums, tokens)
-    groups = {group[0]: group for group in _groups(walk, names)}
     counts = {name: tokens[first] for first in tokens for name in groups[first]}
     return InputStatistics({name: sums[first] for first in sums for name in groups[first]}, counts)
 
