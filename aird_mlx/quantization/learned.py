@@ -13,6 +13,7 @@ import contextlib
 import copy
 import io
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import mlx.core as mx
@@ -24,8 +25,13 @@ from mlx.utils import tree_flatten
 from aird_mlx.errors import PromptError, UsageError
 from aird_mlx.model import ChatModel
 from aird_mlx.quantization.affine import BITS
-from aird_mlx.quantization.quantize import check_quantization
-from aird_mlx.report import QuantizationReport, TensorQuantization
+from aird_mlx.quantization.quantize import (
+    check_quantization,
+    describe_quantization,
+    leaf_modules,
+    tensor_figures,
+)
+from aird_mlx.report import QuantizationReport
 
 LEARNED = ("gptq", "awq", "dwq", "dynamic")
 # What packs whole numbers of codes into a word, in mlx-lm's GPTQ.
@@ -86,11 +92,7 @@ def learn_quantization(
         PromptError: too few tokens.
     """
     bits, group_size = check_learned(method, bits, group_size, str(model.config["model_type"]))
-    modules = {
-        path: module
-        for path, module in tree_flatten(model.network.leaf_modules(), is_leaf=nn.Module.is_module)
-        if hasattr(module, "to_quantized")
-    }
+    modules = {path: module for path, module in leaf_modules(model.network).items() if hasattr(module, "to_quantized")}
     for path, module in modules.items():
         if module.weight.shape[-1] % group_size:
             raise UsageError(
@@ -106,7 +108,7 @@ def learn_quantization(
     default = {"group_size": group_size, "bits": bits, "mode": "affine"}
     tensors, skipped = [], []
     layers: dict[str, Any] = {}
-    for path, module in tree_flatten(model.network.leaf_modules(), is_leaf=nn.Module.is_module):
+    for path, module in leaf_modules(model.network).items():
         if path not in originals:
             continue
         if not hasattr(module, "bits"):
@@ -116,9 +118,9 @@ def learn_quantization(
         own = {"group_size": module.group_size, "bits": module.bits, "mode": module.mode}
         if own != default:
             layers[path] = own
-        tensors.append(_figures(path, module, originals[path], rescaled=method == "awq"))
-    model.config["quantization"] = default | layers
-    model.config["quantization_config"] = default | layers
+        figures = tensor_figures(path, module, originals[path])
+        tensors.append(replace(figures, error=None) if method == "awq" else figures)  # whose weights are rescaled
+    describe_quantization(model, default | layers)
     report = QuantizationReport(method, bits, group_size, model.bits_per_weight, tensors, skipped)
     zeros = sum(one.zeros * one.weights for one in tensors)
     if zeros > 0.01 * sum(one.weights for one in tensors):
@@ -208,23 +210,3 @@ _METHODS: dict[str, Callable[[ChatModel, mx.array, Sequences, int, int, int], No
     "dwq": _dwq,
     "dynamic": _dynamic,
 }
-
-
-def _figures(path: str, module: nn.Module, original: mx.array, *, rescaled: bool) -> TensorQuantization:
-    stored = mx.dequantize(
-        module.weight, module.scales, module.biases, group_size=module.group_size, bits=module.bits, mode=module.mode
-    ).astype(mx.float32)
-    is_zero = original == 0
-    zeros = is_zero.sum().item()
-    wanted = original.astype(mx.float32)
-    error = mx.square((stored - wanted) * (~is_zero)).sum().item()
-    return TensorQuantization(
-        name=path,
-        mode=module.mode,
-        bits=module.bits,
-        group_size=module.group_size,
-        weights=original.size,
-        zeros=zeros / original.size,
-        zeros_kept=(is_zero & (stored == 0)).sum().item() / zeros if zeros else 1.0,
-        error=None if rescaled else (error / max(mx.square(wanted).sum().item(), 1e-30)) ** 0.5,
-    )

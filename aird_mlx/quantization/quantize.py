@@ -93,9 +93,7 @@ def quantize_model(
         progress(done, len(plan))
     layers: dict[str, Any] = {path: own for path, own in plan.items() if own != default}
     layers |= dict.fromkeys(skipped, False)
-    # mlx-lm reads the first; the second is what the hub shows.
-    model.config["quantization"] = default | layers
-    model.config["quantization_config"] = default | layers
+    describe_quantization(model, default | layers)
     return QuantizationReport(mode, default["bits"], default["group_size"], model.bits_per_weight, tensors, skipped)
 
 
@@ -121,7 +119,7 @@ def plan_modules(
         for part in model.layout(block).parts
         for name in part.kept
     }
-    for path, module in tree_flatten(model.network.leaf_modules(), is_leaf=nn.Module.is_module):
+    for path, module in leaf_modules(model.network).items():
         if isinstance(module, (nn.QuantizedLinear, nn.QuantizedEmbedding)):
             raise ModelError(
                 f"quantize: {path} of {model.name} is quantized already ({module.bits} bits, group "
@@ -148,6 +146,17 @@ def plan_modules(
     return default, plan, skipped
 
 
+def leaf_modules(network: nn.Module) -> dict[str, nn.Module]:
+    """The modules that hold weights, by dotted path."""
+    return dict(tree_flatten(network.leaf_modules(), is_leaf=nn.Module.is_module))
+
+
+def describe_quantization(model: ChatModel, how: Mapping[str, Any]) -> None:
+    """Write into the model's config how it is quantized: mlx-lm reads the first place, the hub shows the second."""
+    model.config["quantization"] = dict(how)
+    model.config["quantization_config"] = dict(how)
+
+
 def find_module(network: nn.Module, path: str) -> tuple[Any, Any, nn.Module]:
     """What holds the module at a dotted path, under which key, and the module."""
     *steps, last = path.split(".")
@@ -162,32 +171,42 @@ def _quantize_module(
     path: str, module: nn.Module, mode: str, bits: int, group_size: int
 ) -> tuple[nn.Module, TensorQuantization]:
     weight = module.weight
-    is_zero = weight == 0
-    zeros = is_zero.sum().item()
     quantized = module.to_quantized(group_size, bits, mode=mode)
-    if mode == "affine" and zeros:
+    if mode == "affine" and (weight == 0).any().item():
         rows = quantize_with_zeros(weight.reshape(-1, weight.shape[-1]), group_size, bits)
         quantized.weight, quantized.scales, quantized.biases = (one.reshape(*weight.shape[:-1], -1) for one in rows)
-    stored = mx.dequantize(
-        quantized.weight,
-        quantized.scales,
-        quantized.get("biases"),
-        group_size=group_size,
-        bits=bits,
-        mode=mode,
-    )
-    original = weight.astype(mx.float32)
-    error = mx.square((stored.astype(mx.float32) - original) * (~is_zero)).sum().item()
-    kept = (is_zero & (stored == 0)).sum().item()
-    figures = TensorQuantization(
-        name=path,
-        mode=mode,
-        bits=bits,
-        group_size=group_size,
-        weights=weight.size,
-        zeros=zeros / weight.size,
-        zeros_kept=kept / zeros if zeros else 1.0,
-        error=(error / max(mx.square(original).sum().item(), 1e-30)) ** 0.5,
-    )
+    figures = tensor_figures(path, quantized, weight)
     mx.eval(quantized.parameters())
     return quantized, figures
+
+
+def tensor_figures(path: str, module: nn.Module, original: mx.array) -> TensorQuantization:
+    """What a quantized module kept of its weight: zeros, and how far the others are off, relative to the weight.
+
+    Args:
+        path: of the module.
+        module: quantized.
+        original: ``[..., out, in]`` floating, the weight it was made from.
+    """
+    stored = mx.dequantize(
+        module.weight,
+        module.scales,
+        module.get("biases"),
+        group_size=module.group_size,
+        bits=module.bits,
+        mode=module.mode,
+    ).astype(mx.float32)
+    is_zero = original == 0
+    zeros = is_zero.sum().item()
+    wanted = original.astype(mx.float32)
+    error = mx.square((stored - wanted) * (~is_zero)).sum().item()
+    return TensorQuantization(
+        name=path,
+        mode=module.mode,
+        bits=module.bits,
+        group_size=module.group_size,
+        weights=original.size,
+        zeros=zeros / original.size,
+        zeros_kept=(is_zero & (stored == 0)).sum().item() / zeros if zeros else 1.0,
+        error=(error / max(mx.square(wanted).sum().item(), 1e-30)) ** 0.5,
+    )

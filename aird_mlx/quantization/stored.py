@@ -15,12 +15,11 @@ from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten
 from mlx_lm.utils import dequantize_model
 
 from aird_mlx.model import ChatModel, read_config, read_network
 from aird_mlx.quantization.affine import pack_codes
-from aird_mlx.quantization.quantize import find_module
+from aird_mlx.quantization.quantize import find_module, leaf_modules
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,7 @@ def set_aside_modules(
     """
     quantized = {
         path: module
-        for path, module in tree_flatten(model.network.leaf_modules(), is_leaf=nn.Module.is_module)
+        for path, module in leaf_modules(model.network).items()
         if isinstance(module, (nn.QuantizedLinear, nn.QuantizedEmbedding))
     }
     dequantize_model(model.network)
