@@ -17,8 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
-import resource
 import shutil
 import subprocess
 import sys
@@ -31,7 +29,7 @@ import mlx.core as mx
 import numpy as np
 
 from aird_mlx.gguf_export import export_gguf
-from aird_mlx.model.find import DEMO_FOLDER
+from aird_mlx.model import DEMO_FOLDER, peak_memory
 
 HIDDEN, VOCABULARY = 2048, 32768
 PER_BLOCK = 4 * HIDDEN**2 + 3 * HIDDEN * 4 * HIDDEN
@@ -98,14 +96,6 @@ def run_export(folder: str, outfile: str, outtype: str) -> dict[str, float]:
     written = export_gguf(Path(folder), Path(outfile), outtype)
     seconds, cpu = time.perf_counter() - began, time.process_time() - cpu
     return {"export": seconds, "export cpu": cpu, "bytes": written.size_bytes, "peak": peak_memory()}
-
-
-def peak_memory() -> int:
-    """Bytes; from /proc where there is one, since getrusage begins with what the parent process had."""
-    status = Path("/proc/self/status")
-    if status.is_file():
-        return 1024 * int(re.findall(r"VmHWM:\s*(\d+) kB", status.read_text())[0])
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def write_llama(folder: Path, size: int, stored: str) -> int:

@@ -1,7 +1,7 @@
 """How much memory does a model take that is pruned and repaired block by block?
 
 Writes random llama checkpoints of two sizes, then prunes and repairs each in a process of its own, streaming: dense
-weights are read block by block, each block is written when it is done. Prints the peak resident memory (ru_maxrss)
+weights are read block by block, each block is written when it is done. Prints the peak resident memory (VmHWM)
 beside the checkpoint's size and beside that of a process which has only imported the libraries, the seconds per stage
 (of the CPU, which other work on the machine does not change), and how they grew with the number of blocks. Weights are
 float32, which Linux CPUs are quick at.
@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import resource
 import subprocess
 import sys
 import tempfile
@@ -29,7 +28,7 @@ use_openblas()
 import mlx.core as mx  # noqa: E402
 
 from aird_mlx.activations import batch_sequences  # noqa: E402
-from aird_mlx.model import DEMO_FOLDER, ShardFolder, load  # noqa: E402
+from aird_mlx.model import DEMO_FOLDER, ShardFolder, load, peak_memory  # noqa: E402
 from aird_mlx.model.files import copy_companions  # noqa: E402
 from aird_mlx.pruning import prune_model  # noqa: E402
 from aird_mlx.repair import RepairPlan, repair_blocks  # noqa: E402
@@ -117,7 +116,7 @@ def _write_checkpoint(folder: Path, blocks: int, hidden: int, intermediate: int)
 
 def _work(source: Path, options: argparse.Namespace) -> None:
     """Prune and repair; prints the figures as JSON."""
-    imported = _peak()
+    imported = peak_memory()
     generator = random.Random(0)
     length = 256
     sequences = [[generator.randrange(4096) for _ in range(length)] for _ in range(max(1, options.tokens // length))]
@@ -136,12 +135,9 @@ def _work(source: Path, options: argparse.Namespace) -> None:
     repair_blocks(model, dense, calibration, direction / mx.linalg.norm(direction), plan, shards)
     shards.finish()
     repaired = time.process_time()
-    print(json.dumps({"peak": _peak(), "imported": imported, "prune": pruned - began, "repair": repaired - pruned}))
-
-
-def _peak() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
+    print(
+        json.dumps({"peak": peak_memory(), "imported": imported, "prune": pruned - began, "repair": repaired - pruned})
+    )
 
 
 if __name__ == "__main__":

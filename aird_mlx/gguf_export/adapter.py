@@ -7,6 +7,7 @@ that holds what the patch was made for. Source: ``src/llama-adapter.cpp`` of lla
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -92,7 +93,7 @@ def export_lora(
         digest = hash_file(base)
     ranks = [_rank(part, rank) for part, _, _ in places]
     alpha = max(ranks, default=1)
-    header = _describe(prepared, places, ranks, name, {**(extra_metadata or {}), **_base_facts(base, digest)})
+    header = _describe(prepared, places, ranks, alpha, name, {**(extra_metadata or {}), **_base_facts(base, digest)})
     lost = _Lost()
     size = sum(4 * own * sum(planned.shape) for own, (_, planned, _) in zip(ranks, places, strict=True))
     with whole_file(outfile, size + (1 << 16)) as partial:
@@ -149,13 +150,14 @@ def _describe(
     prepared: Prepared,
     places: list[Place],
     ranks: list[int],
+    alpha: int,
     name: str,
     extra: Mapping[str, Value],
 ) -> gguf.GGUFWriter:
     writer = gguf.GGUFWriter(None, prepared.hyperparameters.architecture)
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
-    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(max(ranks, default=1)))
+    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(alpha))
     writer.add_name(name)
     if licence := read_licence(prepared.folder):
         writer.add_license(licence)
@@ -171,14 +173,17 @@ def _describe(
 
 def _tensors(places: list[Place], rank: int | None, alpha: int, lost: _Lost) -> Iterator[list[np.ndarray]]:
     """A and B of every part; llama.cpp multiplies with alpha / rank, which B therefore lacks."""
-    for part, _, rows in places:
+    for _, cut in itertools.groupby(places, key=lambda place: id(place[0])):  # one part may become several tensors
+        own = list(cut)
+        part = own[0][0]
         left, right = factor_change(part, rank)
-        change, order = part.change().astype(mx.float32), mx.array(rows)
-        if rank is not None:
-            lost.left_out += mx.square((change - left @ right)[order]).sum().item()
-        lost.whole += mx.square(change[order]).sum().item()
-        yield [np.array(right)]
-        yield [np.array(left)[rows] * np.float32(left.shape[1] / alpha)]
+        for _, _, rows in own:
+            if rank is not None:
+                change, order = part.change().astype(mx.float32), mx.array(rows)
+                lost.left_out += mx.square((change - left @ right)[order]).sum().item()
+                lost.whole += mx.square(change[order]).sum().item()
+            yield [np.array(right)]
+            yield [np.array(left)[rows] * np.float32(left.shape[1] / alpha)]
 
 
 def _check_base(base: Path, prepared: Prepared, places: list[Place]) -> float:

@@ -85,7 +85,7 @@ def check_parity(
             agreed += int((ours.argmax(axis=-1) == theirs.argmax(axis=-1)).sum())
             compared += len(ids)
             largest = max(largest, float(np.abs(ours - theirs).max()))
-            log_ours, log_theirs = _log_softmax(ours), _log_softmax(theirs)
+            log_ours, log_theirs = log_softmax(ours), log_softmax(theirs)
             divergence += float((np.exp(log_ours) * (log_ours - log_theirs)).sum())
     return Parity(
         tokens_compared=compared,
@@ -110,7 +110,7 @@ def _describe_difference(index: int, expected: list[int], found: list[int]) -> s
     )
 
 
-def _log_softmax(logits: np.ndarray) -> np.ndarray:
+def log_softmax(logits: np.ndarray) -> np.ndarray:
     """Row-wise, float64."""
     shifted: np.ndarray = logits - logits.max(axis=-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))

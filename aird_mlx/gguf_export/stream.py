@@ -60,16 +60,19 @@ def whole_file(outfile: Path, needed: int) -> Iterator[Path]:
                 created.rmdir()  # fails, and ends this, where the file was written
 
 
-def write_tensors(writer: gguf.GGUFWriter, path: Path, tensors: Iterable[Iterable[np.ndarray]]) -> str:
+def write_tensors(
+    writer: gguf.GGUFWriter, path: Path, tensors: Iterable[Iterable[np.ndarray]], *, hashed: bool = True
+) -> str:
     """Write header, keys and tensors to ``path``.
 
     Args:
         writer: with every key and tensor header, nothing written yet; closed at the end, come what may.
         path: of the file.
         tensors: for each header, in order, the bytes in pieces; asked for the next when one is written.
+        hashed: False for a file that nobody is told the hash of: that is half of the work.
 
     Returns:
-        The sha256 of the file, hexadecimal.
+        The sha256 of the file, hexadecimal; of nothing where it is not hashed.
 
     Raises:
         OSError: what writing raises, and whatever the pieces raise.
@@ -79,11 +82,13 @@ def write_tensors(writer: gguf.GGUFWriter, path: Path, tensors: Iterable[Iterabl
     try:
         with ThreadPoolExecutor(1) as pool:  # hashing is half of the work, and lets go of the interpreter
             file = _write_header(writer, path)
-            with path.open("rb") as header:
-                digest.update(header.read(file.tell()))
+            if hashed:
+                with path.open("rb") as header:
+                    digest.update(header.read(file.tell()))
 
             def put(data: memoryview) -> None:
-                waiting.append(pool.submit(digest.update, data))
+                if hashed:
+                    waiting.append(pool.submit(digest.update, data))
                 file.write(data)
                 while len(waiting) > CHUNKS_AHEAD:
                     waiting.popleft().result()
@@ -97,8 +102,8 @@ def write_tensors(writer: gguf.GGUFWriter, path: Path, tensors: Iterable[Iterabl
                 for piece in pieces:
                     put(np.ascontiguousarray(piece).data.cast("B"))
                 align()
-            for hashed in waiting:
-                hashed.result()
+            for future in waiting:
+                future.result()
         writer.close()
         return digest.hexdigest()
     finally:

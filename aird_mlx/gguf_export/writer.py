@@ -236,7 +236,7 @@ def _write(
     with whole_file(outfile, 2 * prepared.size_bytes) as partial:  # an upper bound of both
         exact = outfile.with_name(outfile.name + ".exact.partial")
         try:
-            write_tensors(header, exact, tensors_of_file)
+            write_tensors(header, exact, tensors_of_file, hashed=False)
             quantize_file(exact, partial, order)
         finally:
             exact.unlink(missing_ok=True)

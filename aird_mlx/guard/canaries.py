@@ -19,6 +19,7 @@ from aird_mlx.errors import UsageError
 from aird_mlx.evaluation import judge_answer
 from aird_mlx.gguf_export import LlamaRuntime
 from aird_mlx.gguf_export.chat import compile_template
+from aird_mlx.gguf_export.parity import log_softmax
 from aird_mlx.guard.manifest import CanaryRecord, Probe
 from aird_mlx.guard.probe import project, read_residuals
 from aird_mlx.prompts import DATA_FOLDER, render_messages
@@ -66,6 +67,11 @@ def read_canaries(name: str) -> list[Canary]:
         lines = (DATA_FOLDER / "canaries.jsonl").read_text(encoding="utf-8").splitlines()
         return [Canary(row["kind"], row["prompt"]) for row in map(json.loads, lines)]
     raise UsageError(f"canaries: the set is {name!r:.40}; {' or '.join(SETS)} is needed. Choose one.")
+
+
+def set_of(model: str) -> str:
+    """The set that goes with a model, by what the user called it."""
+    return "demo" if model == "demo" else "built-in"
 
 
 def _demo_prompts(kind: str, count: int) -> list[str]:
@@ -123,12 +129,11 @@ def ask_canaries(
     logits, streams = read_residuals(runtime, rendered, 0 if probe is None else probe.tokens)
     generated = runtime.generate(rendered, max_new_tokens, runtime.end_tokens)
     answers = [runtime.detokenize(ids) for ids in generated]
-    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
     scores = None if probe is None else project(streams, probe)
     return CanaryAnswers(
         answers,
         "".join(judge_answer(answer)[0] for answer in answers),
-        shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True)),
+        log_softmax(logits.astype(np.float64)),
         scores,
         "" if scores is None or probe is None else "".join("-a"[int(score > probe.threshold)] for score in scores),
     )

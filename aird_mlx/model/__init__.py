@@ -8,7 +8,7 @@ from aird_mlx.model.calls import BlockCall, record_calls
 from aird_mlx.model.chat_model import ChatModel, StoredWeight, Tap, is_linear, submodule
 from aird_mlx.model.files import COMPANION_FILES, load, read_network, save
 from aird_mlx.model.find import DEMO_FOLDER, find_folder, network_error, read_config
-from aird_mlx.model.memory import loaded_bytes, needs_streaming, usable_memory
+from aird_mlx.model.memory import loaded_bytes, needs_streaming, peak_memory, usable_memory
 from aird_mlx.model.shards import ShardFolder
 from aird_mlx.model.stream import BlockStream
 from aird_mlx.model.writers import check_writers, first_of_each_kind
@@ -31,6 +31,7 @@ __all__ = [
     "loaded_bytes",
     "needs_streaming",
     "network_error",
+    "peak_memory",
     "read_config",
     "read_network",
     "record_calls",

@@ -20,7 +20,7 @@ from aird_mlx.architectures import Architecture, Experts, Part
 from aird_mlx.errors import ModelError
 from aird_mlx.model.calls import BlockCall, record_calls
 from aird_mlx.model.chat_model import ChatModel, is_linear
-from aird_mlx.model.writers import TOKENS, first_of_each_kind
+from aird_mlx.model.writers import first_of_each_kind, probe_ids
 
 # What running a network in an unforeseen way raises.
 SURPRISES = (ValueError, TypeError, LookupError, AttributeError, AssertionError, CycleError)
@@ -47,8 +47,7 @@ def discover(network: nn.Module, config: Mapping[str, Any]) -> Architecture:
     row = Architecture(blocks, embedding, (), head=heads[-1] if heads else "lm_head", origin="discovered")
     model = ChatModel(network, None, dict(config), model_type, Path(), row)
     try:
-        ids = (mx.arange(TOKENS)[None] * 7 + 3) % min(model.vocabulary, 300)
-        hidden, calls = record_calls(model, ids)
+        hidden, calls = record_calls(model, probe_ids(model))
         found = _merged([_Probe(model, block, calls[block], hidden).parts() for block in first_of_each_kind(model)])
     except SURPRISES as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]

@@ -1,8 +1,11 @@
-"""How much memory there is, and whether a model fits."""
+"""How much memory there is, how much was taken, and whether a model fits."""
 
 from __future__ import annotations
 
 import os
+import re
+import resource
+import sys
 from pathlib import Path
 
 import mlx.core as mx
@@ -37,3 +40,12 @@ def loaded_bytes(folder: Path) -> int:
 def needs_streaming(folder: Path, copies: int = 1) -> bool:
     """Whether so many copies of the model in ``folder`` are too much for the memory that a job may plan with."""
     return copies * loaded_bytes(folder) > usable_memory()
+
+
+def peak_memory() -> int:
+    """The most bytes this process had in memory; from /proc where there is one: getrusage begins with its parent's."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        return 1024 * int(re.findall(r"VmHWM:\s*(\d+) kB", status.read_text())[0])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak if sys.platform == "darwin" else peak * 1024)

@@ -37,8 +37,7 @@ def check_writers(model: ChatModel, blocks: Sequence[int] | None = None) -> floa
     Raises:
         ModelError: a block changes the stream other than through its writers; the message names the block.
     """
-    ids = (mx.arange(TOKENS)[None] * 7 + 3) % min(model.vocabulary, 300)
-    hidden, calls = record_calls(model, ids)
+    hidden, calls = record_calls(model, probe_ids(model))
     carried: tuple[Any, ...] = (None,) * model.architecture.carried
     wanted = first_of_each_kind(model) if blocks is None else sorted(blocks)
     worst = 0.0
@@ -50,6 +49,11 @@ def check_writers(model: ChatModel, blocks: Sequence[int] | None = None) -> floa
         if model.architecture.carried and not block:
             _, carried = calls[block].run(model.blocks[block], hidden, carried)
     return worst
+
+
+def probe_ids(model: ChatModel) -> mx.array:
+    """``[1, token]``: the tokens that blocks are looked at with; what is discovered is proven on the same."""
+    return (mx.arange(TOKENS)[None] * 7 + 3) % min(model.vocabulary, 300)
 
 
 def first_of_each_kind(model: ChatModel) -> list[int]:

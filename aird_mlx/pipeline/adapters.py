@@ -26,7 +26,7 @@ from aird_mlx.gguf_export.adapter import LoraFile, export_lora
 from aird_mlx.gguf_export.control_vector import export_control_vector
 from aird_mlx.gguf_export.header import Value
 from aird_mlx.gguf_export.stored import read_stored_tensors
-from aird_mlx.guard.canaries import read_canaries, render_canaries
+from aird_mlx.guard.canaries import read_canaries, render_canaries, set_of
 from aird_mlx.model import ChatModel, load, read_config
 from aird_mlx.patch import Patch, factor_change, load_patch
 from aird_mlx.reference import MAX_NEW_TOKENS
@@ -202,7 +202,7 @@ def _blocks_of(model: Path) -> str:
 
 def _check(model: str, repaired: ChatModel, base: Path, lora: Path, progress: Progress) -> AdapterCheck:
     """Canaries in llama.cpp with and without the adapter, and in MLX."""
-    canaries = read_canaries("demo" if model == "demo" else "built-in")
+    canaries = read_canaries(set_of(model))
     rendered = render_canaries(repaired.tokenizer, [one.prompt for one in canaries])
     kinds = [one.kind for one in canaries]
 

@@ -14,7 +14,7 @@ from aird_mlx.gguf_export import export_gguf
 from aird_mlx.gguf_export.imatrix import read_imatrix, write_imatrix
 from aird_mlx.gguf_export.outtypes import find_outtype
 from aird_mlx.guard.bom import write_bom
-from aird_mlx.guard.canaries import read_canaries, render_canaries
+from aird_mlx.guard.canaries import read_canaries, render_canaries, set_of
 from aird_mlx.guard.record import PROBE_PROMPTS, CanarySet, file_facts, make_manifest
 from aird_mlx.guard.seal import seal
 from aird_mlx.importance import importance_on_reference
@@ -38,7 +38,7 @@ def canary_set(model: str, dense: ChatModel, max_new_tokens: int) -> CanarySet:
     Raises:
         PromptError: one with its answer is longer than the model's context.
     """
-    name = "demo" if model == "demo" else "built-in"
+    name = set_of(model)
     prompts = [one.prompt for one in read_canaries(name)]
     rendered = render_canaries(dense.tokenizer, prompts)
     length = min(max_new_tokens, MAX_NEW_TOKENS)

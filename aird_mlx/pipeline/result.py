@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -15,7 +13,7 @@ from aird_mlx.gates import Limits, judge_gates
 from aird_mlx.guard.bom import bom_of
 from aird_mlx.guard.seal import sidecar_of
 from aird_mlx.inputs import Inputs
-from aird_mlx.model import ChatModel
+from aird_mlx.model import ChatModel, peak_memory
 from aird_mlx.pipeline.export import stem_of
 from aird_mlx.report import Control, PruningReport, QuantizationReport, RepairFigures, Report, Stage, to_json
 from aird_mlx.report_page import percent, to_markdown, to_model_card
@@ -80,7 +78,7 @@ def make_report(
             *dict.fromkeys(exported),
         ],
         timings=workspace.timings,
-        peak_memory_bytes=_peak_memory(),
+        peak_memory_bytes=peak_memory(),
     )
 
 
@@ -125,8 +123,3 @@ def finish(settings: RepairSettings, workspace: Workspace, report: Report, sourc
 def _quantization_notes(quantized: QuantizationReport) -> list[str]:
     kept = [] if quantized.zeros_kept == 1 else [f"{percent(quantized.zeros_kept)} of the zeros survived quantization"]
     return [*quantized.notes, *kept]
-
-
-def _peak_memory() -> int:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(peak if sys.platform == "darwin" else peak * 1024)
