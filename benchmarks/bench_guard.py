@@ -28,6 +28,7 @@ from aird_mlx.blas import use_openblas
 use_openblas()
 
 import httpx  # noqa: E402
+import numpy as np  # noqa: E402
 import uvicorn  # noqa: E402
 
 from aird_mlx.evaluation import judge_answer, wilson_rate  # noqa: E402
@@ -183,14 +184,21 @@ def measure_cost(checked: CheckedFile, prompts: list[str], rounds: int) -> None:
                 if turn >= 2:
                     speeds[url].append(tokens / seconds)
                     costs[url].append(1000 * (time.process_time() - busy) / tokens)
-            for words, found, best in (("tokens/s", speeds, max), ("ms of processor time per token", costs, min)):
+            for words, found in (("tokens/s", speeds), ("ms of processor time per token", costs)):
                 middle = [statistics.median(found[url]) for url in (on, off)]
-                top = [best(found[url]) for url in (on, off)]
+                ratio, low, high = paired_ratio(found[on], found[off])
                 print(
                     f"{clients} client{'s' * (clients > 1)}, {words}: {middle[0]:.2f} with the probe, {middle[1]:.2f} "
-                    f"without ({100 * (middle[0] / middle[1] - 1):+.1f} %); best {top[0]:.2f} and {top[1]:.2f} "
-                    f"({100 * (top[0] / top[1] - 1):+.1f} %); {rounds} rounds"
+                    f"without; {ratio - 1:+.1%} [{low - 1:+.1%}, {high - 1:+.1%}] over {rounds} pairs of rounds"
                 )
+
+
+def paired_ratio(one: list[float], other: list[float]) -> tuple[float, float, float]:
+    """The median of the ratios of rounds that followed each other, with its bootstrap interval of 95 %."""
+    ratios = np.array(one) / np.array(other)
+    draws = np.random.default_rng(0).choice(ratios, (10_000, len(ratios)))
+    low, high = np.quantile(np.median(draws, axis=1), (0.025, 0.975))
+    return float(np.median(ratios)), float(low), float(high)
 
 
 def main() -> None:
@@ -200,7 +208,7 @@ def main() -> None:
     for kind in ("harmful", "harmless", "twins"):
         parser.add_argument(f"--{kind}", type=Path)
     parser.add_argument("--limit", type=int, default=300, help="prompts of each kind")
-    parser.add_argument("--rounds", type=int, default=40, help="of the timing, each 16 prompts")
+    parser.add_argument("--rounds", type=int, default=80, help="of the timing, each 16 prompts")
     parser.add_argument("--only-cost", action="store_true", help="measure no guard")
     options = parser.parse_args()
     from aird_mlx.demo.language import prompts as demo_prompts

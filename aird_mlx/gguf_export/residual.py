@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +37,12 @@ class ResidualTap:
         self.layers = frozenset(layers)
         self._wanted = {NODE + str(layer - 1).encode(): layer for layer in layers}
         self._rows: dict[int, list[np.ndarray]] = {}
-        ggml, name_of = _load_ggml(str(Path(library.__file__).parent / "lib"))
+        ggml = _load_ggml(str(Path(library.__file__).parent / "lib"))
+        name_of, layer_of = ggml.ggml_get_name, self._wanted.get
 
         @library.llama_cpp.ggml_backend_sched_eval_callback  # type: ignore[untyped-decorator]
         def look(tensor: int, asks: bool, _: int) -> bool:
-            layer = self._wanted.get(name_of(tensor))
+            layer = layer_of(name_of(tensor))
             if asks:
                 return layer is not None
             if layer is not None:
@@ -62,25 +63,24 @@ class ResidualTap:
 
 
 @functools.cache
-def _load_ggml(folder: str) -> tuple[ctypes.CDLL, Callable[[int], bytes]]:
-    """The library that llama.cpp's tensors belong to, loaded already under the same name; and a tensor's name.
+def _load_ggml(folder: str) -> ctypes.PyDLL:
+    """The library that llama.cpp's tensors belong to, loaded already under the same name.
 
-    The name is asked for at every node, so that call keeps the interpreter's lock: giving it up and waiting for it
-    again would cost a busy server more than the rest of the callback.
+    It is called at every node, so calls keep the interpreter's lock: giving it up and waiting for it again would cost
+    a busy server more than the rest of the callback.
     """
     for name in ("libggml-base.so", "libggml-base.dylib", "ggml-base.dll"):
         path = Path(folder) / name
         if path.exists():
-            ggml = ctypes.CDLL(str(path))
+            ggml = ctypes.PyDLL(str(path))
             break
     else:
         raise DependencyError(
             f"llama.cpp: there is no libggml-base in {folder}; the residual stream is read through it. "
             "Install llama-cpp-python again."
         )
-    name_of = ctypes.PyDLL(str(path)).ggml_get_name
-    name_of.restype, name_of.argtypes = ctypes.c_char_p, [ctypes.c_void_p]
+    ggml.ggml_get_name.restype, ggml.ggml_get_name.argtypes = ctypes.c_char_p, [ctypes.c_void_p]
     ggml.ggml_nbytes.restype, ggml.ggml_nbytes.argtypes = ctypes.c_size_t, [ctypes.c_void_p]
     ggml.ggml_backend_tensor_get.restype = None
     ggml.ggml_backend_tensor_get.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t]
-    return ggml, name_of
+    return ggml
