@@ -1,14 +1,14 @@
 """How fast is an export beside copying a file, and how much memory does it take?
 
-Writes a random llama of the given size into a temporary folder: float16, bfloat16, and quantized by MLX (affine, 4
-bits, groups of 64; mxfp4). Exports each in a process of its own: float16 and bfloat16 as f16, the quantized ones as
-q4_1 and mxfp4 with their codes and scales. Beside each it copies the file that came out. Prints seconds (the best of
-``--repeat``), the throughput as a share of the copy's, seconds of processor time of both (with other jobs on the
-machine only these mean something: an export keeps two cores busy, a copy one), and the peak memory beside 3 times the
-largest tensor + 300 MB.
+Writes random llamas whose weights take the given size into a temporary folder: float16, bfloat16, and quantized by MLX
+(affine, 4 bits, groups of 64; mxfp4), which holds about 3.5 times as many. Exports each in a process of its own:
+float16 and bfloat16 as f16, the quantized ones as q4_1 and mxfp4 with their codes and scales. Beside each it copies the
+file that came out. Prints seconds (the best of ``--repeat``), the throughput as a share of the copy's, seconds of
+processor time of both (with other jobs on the machine only these mean something: an export keeps two cores busy, a
+copy one), and the peak memory beside 3 times the largest tensor + 300 MB.
 
 Both end where the operating system has the bytes, not the disk. A copy within the page cache never leaves the
-kernel; the export reads, converts and hashes each byte as well.
+kernel; the export converts each byte as well.
 
     python benchmarks/bench_export.py --gigabytes 1
 """
@@ -38,6 +38,7 @@ SCHEMES: dict[str, dict[str, Any]] = {
     "affine": {"group_size": 64, "bits": 4},
     "mxfp4": {"group_size": 32, "bits": 4, "mode": "mxfp4"},
 }
+BITS = {"affine": 4 + 32 / 64, "mxfp4": 4 + 8 / 32}  # of a weight, with its share of scales and biases
 CASES = {
     "float16 as f16": ("float16", "f16"),
     "bfloat16 as f16": ("bfloat16", "f16"),
@@ -49,7 +50,7 @@ CASES = {
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--gigabytes", type=float, default=1.0, help="of the 16-bit model")
+    parser.add_argument("--gigabytes", type=float, default=1.0, help="of the weights as stored")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--folder", type=Path, help="where the temporary files go")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
@@ -103,7 +104,8 @@ def write_llama(folder: Path, size: int, stored: str) -> int:
     folder.mkdir()
     for file in DEMO_FOLDER.glob("*token*"):
         shutil.copy(file, folder / file.name)
-    blocks = max(1, round((size / 2 - VOCABULARY * HIDDEN) / PER_BLOCK))
+    weights_of_size = size * 8 / (16 if stored not in SCHEMES else BITS[stored])
+    blocks = max(1, round((weights_of_size - VOCABULARY * HIDDEN) / PER_BLOCK))
     config: dict[str, Any] = {
         "model_type": "llama",
         "hidden_size": HIDDEN,
@@ -119,7 +121,7 @@ def write_llama(folder: Path, size: int, stored: str) -> int:
     if stored in SCHEMES:
         config["quantization"] = SCHEMES[stored]
     (folder / "config.json").write_text(json.dumps(config))
-    largest, names = 0, {}
+    names: dict[str, str] = {}
     parts = {"model": {"model.embed_tokens": (VOCABULARY, HIDDEN), "model.norm": (HIDDEN,)}}
     for block in range(blocks):
         prefix = f"model.layers.{block}"
@@ -129,22 +131,23 @@ def write_llama(folder: Path, size: int, stored: str) -> int:
             f"{prefix}.mlp.down_proj": (HIDDEN, 4 * HIDDEN),
             **{f"{prefix}.{name}_layernorm": (HIDDEN,) for name in ("input", "post_attention")},
         }
+    arrays = {shape: random_arrays(shape, stored) for shapes in parts.values() for shape in shapes.values()}
     for prefix, shapes in parts.items():  # one file for each block, so that this takes little memory too
-        weights = {}
-        for name, shape in shapes.items():
-            values = mx.array(np.random.default_rng(0).standard_normal(shape, dtype=np.float32) * 0.02)
-            if stored in SCHEMES and len(shape) == 2:
-                quantized = mx.quantize(values.astype(mx.bfloat16), **SCHEMES[stored])
-                found = dict(zip(("weight", "scales", "biases"), quantized, strict=False))
-            else:
-                found = {"weight": values.astype(mx.bfloat16 if stored == "bfloat16" else mx.float16)}
-            weights |= {f"{name}.{part}": array for part, array in found.items()}
-            largest = max(largest, sum(array.nbytes for array in found.values()))
+        weights = {f"{name}.{part}": array for name, shape in shapes.items() for part, array in arrays[shape].items()}
         file = f"{prefix}.safetensors"
         mx.save_safetensors(str(folder / file), weights)
         names |= dict.fromkeys(weights, file)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": names}))
-    return largest
+    return max(sum(array.nbytes for array in found.values()) for found in arrays.values())
+
+
+def random_arrays(shape: tuple[int, ...], stored: str) -> dict[str, mx.array]:
+    """A weight by its parts; the same for the same shape."""
+    values = mx.array(np.random.default_rng(0).standard_normal(shape, dtype=np.float32) * 0.02)
+    if stored in SCHEMES and len(shape) == 2:
+        quantized = mx.quantize(values.astype(mx.bfloat16), **SCHEMES[stored])
+        return dict(zip(("weight", "scales", "biases"), quantized, strict=False))
+    return {"weight": values.astype(mx.bfloat16 if stored == "bfloat16" else mx.float16)}
 
 
 if __name__ == "__main__":

@@ -120,8 +120,8 @@ def caption(text: str) -> Text:
 def show_export(written: GgufFile, beside: Sequence[Path] = ()) -> None:
     """Print which file was written, what for chat programs, and where llama.cpp will differ from MLX."""
     zeros = f"{100 * written.sparsity:.1f} % of the linears' weights, {100 * written.sparsity_before:.1f} % before"
-    for path, sha256 in written.parts or ((written.path, written.sha256),):
-        show_files({"gguf": str(path), "sha256": sha256})
+    for path in written.parts or (written.path,):
+        show_files({"gguf": str(path)})
     show_files({"size": size(written.size_bytes), "zeros": zeros})
     show_files({path.name.removeprefix(written.path.stem + "."): str(path) for path in beside})
     show_notes(written.notes)

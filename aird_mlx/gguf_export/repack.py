@@ -143,10 +143,16 @@ def _interleave(packed: np.ndarray) -> np.ndarray:
     Returns:
         ``[block, 2]`` uint64: byte i holds code i low and code i + 16 high.
     """
-    words = np.ascontiguousarray(packed).view(np.uint64).reshape(-1, 2)  # of a block
-    first, second = words[:, 0], words[:, 1]  # codes 0-15 and 16-31
-    even = (first & LOW) | ((second & LOW) << np.uint64(4))  # bytes 0, 2, 4, ... of the result
-    odd = ((first >> np.uint64(4)) & LOW) | (second & ~LOW)
+    # Codes 0-15 and 16-31 of each block, side by side: numpy is several times faster on what is contiguous.
+    first, second = np.ascontiguousarray(packed).view(np.uint64).reshape(-1, 2).T.copy()
+    even = second & LOW  # bytes 0, 2, 4, ... of the result
+    even <<= np.uint64(4)
+    even |= first & LOW
+    odd = first
+    odd >>= np.uint64(4)
+    odd &= LOW
+    second &= ~LOW
+    odd |= second
     result = odd.view(np.uint8).astype(np.uint16)
     result <<= np.uint16(8)
     result |= even.view(np.uint8)

@@ -1,4 +1,4 @@
-"""Writing a GGUF file: whole under its name or not there at all, tensor by tensor, hashed on the way.
+"""Writing a GGUF file: whole under its name or not there at all, tensor by tensor.
 
 Knows no model: it gets a `gguf.GGUFWriter` whose keys and tensor headers are complete, and the bytes of the tensors.
 """
@@ -9,19 +9,17 @@ import contextlib
 import errno
 import hashlib
 import shutil
-from collections import deque
 from collections.abc import Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
 import gguf
 import numpy as np
+from gguf.gguf_writer import WriterState
 
 from aird_mlx.errors import ExportError
+from aird_mlx.gguf_export.keys import encode_keys
 from aird_mlx.workspace import partial_of
-
-CHUNKS_AHEAD = 1  # that may wait for the hash; with more they fall out of the cache, and all is slower
 
 
 @contextlib.contextmanager
@@ -60,55 +58,32 @@ def whole_file(outfile: Path, needed: int) -> Iterator[Path]:
                 created.rmdir()  # fails, and ends this, where the file was written
 
 
-def write_tensors(
-    writer: gguf.GGUFWriter, path: Path, tensors: Iterable[Iterable[np.ndarray]], *, hashed: bool = True
-) -> str:
+def write_tensors(writer: gguf.GGUFWriter, path: Path, tensors: Iterable[Iterable[np.ndarray]]) -> None:
     """Write header, keys and tensors to ``path``.
 
     Args:
         writer: with every key and tensor header, nothing written yet; closed at the end, come what may.
         path: of the file.
         tensors: for each header, in order, the bytes in pieces; asked for the next when one is written.
-        hashed: False for a file that nobody is told the hash of: that is half of the work.
-
-    Returns:
-        The sha256 of the file, hexadecimal; of nothing where it is not hashed.
 
     Raises:
         OSError: what writing raises, and whatever the pieces raise.
     """
-    digest = hashlib.sha256()
-    waiting: deque[Future[None]] = deque()
     try:
-        with ThreadPoolExecutor(1) as pool:  # hashing is half of the work, and lets go of the interpreter
-            file = _write_header(writer, path)
-            if hashed:
-                with path.open("rb") as header:
-                    digest.update(header.read(file.tell()))
-
-            def put(data: memoryview) -> None:
-                if hashed:
-                    waiting.append(pool.submit(digest.update, data))
-                file.write(data)
-                while len(waiting) > CHUNKS_AHEAD:
-                    waiting.popleft().result()
-
-            def align() -> None:
-                if gap := -file.tell() % writer.data_alignment:
-                    put(memoryview(bytes(gap)))
-
-            align()
-            for pieces in tensors:
-                for piece in pieces:
-                    put(np.ascontiguousarray(piece).data.cast("B"))
-                align()
-            for future in waiting:
-                future.result()
+        file = _write_header(writer, path)
+        _align(file, writer.data_alignment)
+        for pieces in tensors:
+            for piece in pieces:
+                file.write(np.ascontiguousarray(piece).data.cast("B"))
+            _align(file, writer.data_alignment)
         writer.close()
-        return digest.hexdigest()
     finally:
         with contextlib.suppress(OSError):  # closing flushes, which fails again on a full disk
             writer.close()
+
+
+def _align(file: BinaryIO, alignment: int) -> None:
+    file.write(bytes(-file.tell() % alignment))
 
 
 def write_outline(writer: gguf.GGUFWriter, path: Path, size: int) -> None:
@@ -122,10 +97,11 @@ def write_outline(writer: gguf.GGUFWriter, path: Path, size: int) -> None:
 
 def _write_header(writer: gguf.GGUFWriter, path: Path) -> BinaryIO:
     writer.write_header_to_file(path)
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
     assert writer.fout is not None
     file: BinaryIO = writer.fout[0]
+    file.write(encode_keys(writer.kv_data[0]))
+    writer.state = WriterState.KV_DATA
+    writer.write_ti_data_to_file()
     return file
 
 

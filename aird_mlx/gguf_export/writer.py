@@ -29,10 +29,10 @@ from aird_mlx.gguf_export.llama_quantizer import Order, find_mixture, quantize_f
 from aird_mlx.gguf_export.notes import notes_on_writing
 from aird_mlx.gguf_export.outtypes import Kind, check_zero_exact
 from aird_mlx.gguf_export.preparation import Prepared, prepare
-from aird_mlx.gguf_export.stream import hash_file, whole_file, write_outline, write_tensors
+from aird_mlx.gguf_export.stream import whole_file, write_outline, write_tensors
 from aird_mlx.gguf_export.tensors import PlannedTensor, is_block_linear
 
-MOST_WORKERS = 4  # that encode; hashing and writing are one thread each
+MOST_WORKERS = 4  # that encode; writing waits for them more than for the disk
 BYTES_KEPT = 1 << 24
 SEAL_KEY = "aird.hash.root"  # of a file whose manifest has been written
 
@@ -71,7 +71,6 @@ class GgufFile:
         tensors: how many it holds.
         parameters: how many weights they hold together.
         size_bytes: of the file.
-        sha256: of the whole file, hexadecimal.
         chat: what chat programs need to know of it.
         sparsity: share of exact zeros among the weights of the blocks' linears, counted in what was written.
         sparsity_before: the same in what the folder holds.
@@ -79,7 +78,7 @@ class GgufFile:
             not taken over exactly.
         pre_tokenizer: llama.cpp's name for it, None for sentencepiece.
         notes: where llama.cpp will differ from MLX, one sentence each; empty when nothing is known.
-        parts: path and sha256 of each, where it was split; ``path`` and ``sha256`` are then those of the first.
+        parts: the paths, where it was split; ``path`` is then the first.
     """
 
     path: Path
@@ -87,14 +86,13 @@ class GgufFile:
     tensors: int
     parameters: int
     size_bytes: int
-    sha256: str
     chat: ChatFacts
     sparsity: float
     sparsity_before: float = 0.0
     dequantized: bool = False
     pre_tokenizer: str | None = None
     notes: tuple[str, ...] = ()
-    parts: tuple[tuple[Path, str], ...] = ()
+    parts: tuple[Path, ...] = ()
 
 
 def export_gguf(
@@ -142,7 +140,7 @@ def export_gguf(
         check_zero_exact(prepared.wanted)
     header = describe(prepared, name, extra_metadata or {})
     tally = Tally()
-    sha256 = _write(prepared, header, outfile, _encode(prepared, tally, zero_exact, progress), order)
+    _write(prepared, header, outfile, _encode(prepared, tally, zero_exact, progress), order)
     if not prepared.wanted.native:
         tally.zeros = _count_zeros(outfile)
     return GgufFile(
@@ -151,7 +149,6 @@ def export_gguf(
         tensors=len(prepared.plan) + len(prepared.extra),
         parameters=prepared.parameters,
         size_bytes=outfile.stat().st_size,
-        sha256=sha256,
         sparsity=tally.sparsity,
         sparsity_before=tally.sparsity_before,
         dequantized=any(tensor.quantization is not None and not tensor.is_exact for tensor in prepared.plan),
@@ -201,7 +198,7 @@ def _encode(
         yield [values]
     jobs = (job for planned in prepared.plan for job in jobs_of(planned))
     ahead: deque[Future[tuple[np.ndarray, Tally]]] = deque()
-    workers = max(1, min(MOST_WORKERS, (os.cpu_count() or 1) - 1))
+    workers = max(1, min(MOST_WORKERS, os.cpu_count() or 1))
     np.empty(BYTES_KEPT, dtype=np.uint8)  # glibc then keeps as much of what is freed, and need not ask for it again
     with ThreadPoolExecutor(workers) as pool:
 
@@ -228,19 +225,19 @@ def _write(
     outfile: Path,
     tensors_of_file: Iterable[Iterable[np.ndarray]],
     order: Order,
-) -> str:
-    """Write the file, if need be by way of one that llama.cpp's quantizer reads; its sha256."""
+) -> None:
+    """Write the file, if need be by way of one that llama.cpp's quantizer reads."""
     if prepared.wanted.native:
         with whole_file(outfile, prepared.size_bytes) as partial:
-            return write_tensors(header, partial, tensors_of_file)
+            write_tensors(header, partial, tensors_of_file)
+        return
     with whole_file(outfile, 2 * prepared.size_bytes) as partial:  # an upper bound of both
         exact = outfile.with_name(outfile.name + ".exact.partial")
         try:
-            write_tensors(header, exact, tensors_of_file, hashed=False)
+            write_tensors(header, exact, tensors_of_file)
             quantize_file(exact, partial, order)
         finally:
             exact.unlink(missing_ok=True)
-    return hash_file(outfile)
 
 
 def _order(prepared: Prepared, imatrix: Imatrix | None) -> tuple[Order, list[str]]:

@@ -19,7 +19,6 @@ from typing import Any
 
 from aird_mlx.errors import ExportError, UsageError
 from aird_mlx.gguf_export import ExportPlan, GgufFile, export_gguf, plan_export
-from aird_mlx.gguf_export.stream import hash_file
 from aird_mlx.guard.hashes import ROOT_KEY, read_range
 from aird_mlx.guard.manifest import encode_text
 from aird_mlx.guard.parts import MOST_PARTS, SPLIT_COUNT, SPLIT_NUMBER, SPLIT_TENSORS, part_path
@@ -74,10 +73,8 @@ def export_in_parts(
     try:
         written = export_gguf(folder, Path(temporary) / outfile.name, outtype, **how)
         parts = split_file(written.path, outfile, max_size=max_size, max_tensors=max_tensors)
-        size = sum(part.stat().st_size for part, _ in parts)
-        return dataclasses.replace(
-            written, path=parts[0][0], size_bytes=size, sha256=parts[0][1], parts=tuple(parts)
-        )  # fmt: skip
+        size = sum(part.stat().st_size for part in parts)
+        return dataclasses.replace(written, path=parts[0], size_bytes=size, parts=tuple(parts))
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         with contextlib.suppress(OSError):  # the first that is not empty ends it
@@ -119,7 +116,7 @@ def check_no_parts(outfile: Path) -> None:
 
 def split_file(
     source: Path, outfile: Path, *, max_size: int | None = None, max_tensors: int | None = None
-) -> list[tuple[Path, str]]:
+) -> list[Path]:
     """Write a GGUF file once more, in parts.
 
     Args:
@@ -129,7 +126,7 @@ def split_file(
         max_tensors: most tensors in a part.
 
     Returns:
-        Paths and sha256 of the parts, in order.
+        The parts, in order.
 
     Raises:
         IntegrityError: ``source`` is damaged. UsageError: there would be too many parts.
@@ -156,7 +153,6 @@ def split_file(
                 _write_part(descriptor, structure, partial_of(path), number, len(groups), tensors)
             if ROOT_KEY in structure.keys:
                 write_root([partial_of(path) for path in paths])
-            hashes = [hash_file(partial_of(path)) for path in paths]
             for path in paths:
                 partial_of(path).replace(path)
                 renamed.append(path)
@@ -168,7 +164,7 @@ def split_file(
         finally:  # also after KeyboardInterrupt
             for path in [*map(partial_of, paths), *([] if len(renamed) == len(paths) else renamed)]:
                 path.unlink(missing_ok=True)
-    return list(zip(paths, hashes, strict=True))
+    return paths
 
 
 def group_tensors(tensors: Sequence[Tensor], max_size: int | None, max_tensors: int | None) -> list[list[Tensor]]:
