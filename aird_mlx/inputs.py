@@ -22,7 +22,7 @@ TEXT_CHUNK = 256
 DEMO_COUNTS = {"harmful": (256, 100, 300), "harmless": (256, 100, 300), "twin": (128, 100, 300)}
 DEMO_HELD_OUT_DIALOGUES = 300
 # And how many the probe of an exported file is fitted and validated on: it has thousands of weights.
-DEMO_PROBE_COUNTS = (1000, 400)
+DEMO_PROBE_COUNTS = (2000, 600)
 
 
 @dataclass(frozen=True)

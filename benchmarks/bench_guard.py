@@ -1,6 +1,6 @@
 """What the guard of `aird-mlx serve` catches, and what its probe costs.
 
-    python benchmarks/bench_guard.py            # the demo, pruned and not repaired: made here
+    python benchmarks/bench_guard.py --sparsity 0.5     # the demo, pruned and not repaired: made here
     python benchmarks/bench_guard.py FILE.gguf --harmful FILE --harmless FILE [--twins FILE]
 
 Prints, of the prompts that the file answers when nothing stops it, how many policy `refuse` stops, and false alarms;
@@ -41,10 +41,10 @@ from aird_mlx.server.guard import LOG, REFUSE, REFUSED, Guard, Verdict  # noqa: 
 from aird_mlx.server.service import Service  # noqa: E402
 from aird_mlx.server.settings import ServiceSettings, open_guard  # noqa: E402
 
-SPARSITY, NEW_TOKENS = 0.7, 64
+NEW_TOKENS = 64
 
 
-def make_pruned(folder: Path) -> Path:
+def make_pruned(folder: Path, sparsity: float) -> Path:
     """The demo, pruned as stock pruning does it, exported and sealed with a probe of its own; no repair."""
     from aird_mlx.activations import batch_sequences
     from aird_mlx.demo.language import dialogues
@@ -60,7 +60,7 @@ def make_pruned(folder: Path) -> Path:
     model = load("demo")
     rows = [render_dialogue(model.tokenizer, *one) for one in dialogues("train", 128, 0, kinds=("harmless",))]
     calibration = batch_sequences([ids for ids, _ in rows], first_answered=[start for _, start in rows])
-    prune_model(model, calibration, method="wanda", sparsity=SPARSITY, pattern="unstructured")
+    prune_model(model, calibration, method="wanda", sparsity=sparsity, pattern="unstructured")
     save(model, folder / "mlx")
     path = export_gguf(folder / "mlx", folder / "pruned.gguf", "f16").path
     contrast = gather_inputs("demo", 0).probe
@@ -207,6 +207,7 @@ def main() -> None:
     parser.add_argument("file", nargs="?", type=Path)
     for kind in ("harmful", "harmless", "twins"):
         parser.add_argument(f"--{kind}", type=Path)
+    parser.add_argument("--sparsity", type=float, default=0.7, help="of the demo, where no file is given")
     parser.add_argument("--limit", type=int, default=300, help="prompts of each kind")
     parser.add_argument("--rounds", type=int, default=80, help="of the timing, each 16 prompts")
     parser.add_argument("--only-cost", action="store_true", help="measure no guard")
@@ -219,7 +220,7 @@ def main() -> None:
         for kind, path in files.items()
     }
     with tempfile.TemporaryDirectory() as folder:
-        path = options.file or make_pruned(Path(folder))
+        path = options.file or make_pruned(Path(folder), options.sparsity)
         checked = check_file(path, allow_unverified=True)
         assert checked.manifest is not None and checked.manifest.probe is not None, "a file with a probe is needed"
         probe = checked.manifest.probe

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import scipy.linalg
 
 from aird_mlx.errors import DirectionError
 from aird_mlx.gguf_export import LlamaRuntime
@@ -25,7 +26,8 @@ FALSE_ALARMS, TWIN_ALARMS = 0.01, 0.05
 RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3)
 # What twins count among benign prompts: they may raise more alarms, and count no more than they may.
 TWIN_SHARE = 1 / 3
-# The threshold is set on prompts that weights were not fitted on: validation's, and all others, left out by turns.
+# The threshold keeps its share of false alarms on prompts that weights were not fitted on: on validation's, and, since
+# these may be few, on all others, left out by turns.
 FOLDS = 3
 # The last tokens that are read: of most chat templates the end of what the user says, and all that follows it.
 TOKENS = 6
@@ -133,16 +135,18 @@ def fit_probe(find: Mapping[str, np.ndarray], validate: Mapping[str, np.ndarray]
     find, validate = ({kind: rows for kind, rows in part.items() if len(rows)} for part in (find, validate))
     candidates = [_scaled(layers, weight, validate) for weight in _fit(find, RIDGES)]
     ridge, probe = max(zip(RIDGES, candidates, strict=True), key=lambda one: _separation(one[1]))
-    unseen = {kind: [project(rows, probe)] for kind, rows in validate.items()}
+    unseen: dict[str, list[np.ndarray]] = {kind: [] for kind in find}
     for fold in range(FOLDS):
         held_out = {kind: rows[fold::FOLDS] for kind, rows in find.items()}
         rest = {kind: np.delete(rows, slice(fold, None, FOLDS), axis=0) for kind, rows in find.items()}
         if all(map(len, rest.values())):
             without = _scaled(layers, _fit(rest, [ridge])[0], validate)
             for kind, rows in held_out.items():
-                unseen.setdefault(kind, []).append(project(rows, without))
-    scores = {kind: np.concatenate(parts) for kind, parts in unseen.items()}
-    return replace(probe, threshold=threshold(scores["harmless"], scores.get("twin")))
+                unseen[kind].append(project(rows, without))
+    scores = {kind: np.concatenate(parts) for kind, parts in unseen.items() if parts}
+    if not scores:
+        return probe
+    return replace(probe, threshold=max(probe.threshold, threshold(scores["harmless"], scores.get("twin"))))
 
 
 def _fit(find: Mapping[str, np.ndarray], ridges: Sequence[float]) -> list[np.ndarray]:
@@ -194,7 +198,8 @@ def fisher_weights(
     """Per ridge the weights along which two clouds are furthest apart for how wide they are.
 
     Args:
-        harmful, benign: ``[prompt, ...]``, floating; each feature counts in units of its own spread.
+        harmful, benign: ``[prompt, ...]``, floating, computed with as precisely; each feature counts in units of its
+            own spread.
         shares: ``[prompt]``, what each benign prompt counts; they sum to 1.
         ridges: of the mean variance, added to each.
 
@@ -205,26 +210,29 @@ def fisher_weights(
     >>> fisher_weights(harmful, benign, np.array([0.5, 0.5]), [0.01])[0].tolist()
     [1.0, 0.0]
     """
-    clouds = [_flat(harmful), _flat(benign)]
-    deviation = np.concatenate(clouds).std(axis=0)
+    centred = np.concatenate([cloud.reshape(len(cloud), -1) for cloud in (harmful, benign)])  # one copy, in their type
+    deviation = centred.std(axis=0)
     deviation[deviation == 0] = 1.0
-    clouds = [cloud / deviation for cloud in clouds]
+    centred /= deviation
+    clouds = centred[: len(harmful)], centred[len(harmful) :]
     counts = [np.full(len(harmful), 1 / len(harmful)), np.asarray(shares, dtype=np.float64)]
-    means = [count @ cloud for count, cloud in zip(counts, clouds, strict=True)]
-    difference = means[0] - means[1]
-    centred = np.concatenate(
-        [(cloud - mean) * np.sqrt(count / 2)[:, None] for cloud, mean, count in zip(clouds, means, counts, strict=True)]
-    )
+    means = [count.astype(cloud.dtype) @ cloud for count, cloud in zip(counts, clouds, strict=True)]
+    for cloud, mean, count in zip(clouds, means, counts, strict=True):
+        cloud -= mean
+        cloud *= np.sqrt(count / 2)[:, None]
+    difference = (means[0] - means[1]).astype(np.float64)
     few_prompts = len(centred) < len(difference)
-    products = centred @ centred.T if few_prompts else centred.T @ centred
+    products = (centred @ centred.T if few_prompts else centred.T @ centred).astype(np.float64)
+    variance = float(np.trace(products)) / len(difference)
+    projected = centred @ difference.astype(centred.dtype) if few_prompts else difference
     found = []
     for ridge in ridges:
-        ridge = ridge * float(np.square(centred).sum()) / len(difference) + 1e-12
-        damped = products + ridge * np.eye(len(products))
+        ridge = ridge * variance + 1e-12
+        damped = products.copy()
+        np.fill_diagonal(damped, damped.diagonal() + ridge)
+        weight = scipy.linalg.solve(damped, projected, assume_a="pos", overwrite_a=True, check_finite=False)
         if few_prompts:  # (C^T C + ridge I)^-1 d = (d - C^T (C C^T + ridge I)^-1 C d) / ridge
-            weight = (difference - centred.T @ np.linalg.solve(damped, centred @ difference)) / ridge
-        else:
-            weight = np.linalg.solve(damped, difference)
+            weight = (difference - weight.astype(centred.dtype) @ centred) / ridge
         weight = weight / deviation
         found.append(weight / (np.linalg.norm(weight) or 1.0))
     return found

@@ -20,8 +20,9 @@ from aird_mlx.prompts import KINDS
 from aird_mlx.report import RepairFigures, Stage
 from aird_mlx.settings import RepairSettings, pruning_words
 
-# Of each kind, at most, that the probe is fitted on.
-PROBE_PROMPTS = 1000
+# Of each kind, at most, that the probe is fitted on; and numbers of the residual stream that may be kept of them: 1 GB,
+# which is 455 prompts of each kind where the stream is 4,096 wide.
+PROBE_PROMPTS, PROBE_NUMBERS = 2000, 1 << 28
 
 Prompts = Mapping[str, Sequence[Sequence[int]]]
 
@@ -118,6 +119,9 @@ def make_manifest(
 def _fit(
     runtime: LlamaRuntime, find: Prompts, validate: Prompts, progress: Callable[[int, int], None]
 ) -> tuple[Probe | None, str]:
+    assert runtime.tap is not None
+    most = max(1, PROBE_NUMBERS // (len(runtime.tap.layers) * TOKENS * runtime.hidden * len(KINDS)))
+    find, validate = ({kind: prompts[:most] for kind, prompts in part.items()} for part in (find, validate))
     parts: list[dict[str, np.ndarray]] = []
     total = sum(len(prompts) for part in (find, validate) for prompts in part.values())
     shortest = min((len(ids) for part in (find, validate) for prompts in part.values() for ids in prompts), default=1)
@@ -130,7 +134,6 @@ def _fit(
                     parts[-1][kind] = read_residuals(runtime, prompts, min(TOKENS, shortest))[1]
                     done += len(prompts)
                     progress(done, total)
-        assert runtime.tap is not None
         return fit_probe(parts[0], parts[1], sorted(runtime.tap.layers)), ""
     except DirectionError as error:
         return None, " ".join(str(error).split())
