@@ -557,6 +557,25 @@ def test_no_plan_is_solved_again_for_another_strength(
     assert [strength for rule, strength in tried if rule == "distill"] == [1.0, 0.8]
 
 
+@pytest.mark.parametrize(("behind", "harmful", "varied"), [(1e9, 0.0, True), (0.0, 0.0, False), (0.0, 1.0, True)])
+def test_rules_far_behind_one_that_lacks_nothing_are_not_varied(
+    pair: tuple[ChatModel, ChatModel],
+    monkeypatch: pytest.MonkeyPatch,
+    behind: float,
+    harmful: float,
+    varied: bool,
+) -> None:
+    monkeypatch.setattr(choosing, "BEHIND", behind)
+    validation = make_validation(pair[1])
+    foresee = validation.foresee
+    monkeypatch.setattr(Validation, "foresee", lambda self, model: replace(foresee(model), harmful=0.0))
+    validation.dense = replace(validation.dense, harmful=harmful)
+    choice = choose_repair(*pair, SPACES, calibration(), DIRECTIONS, validation)
+    restored = [trial.plan for trial in choice.trials if trial.plan.rule == "restore"]
+    assert [plan.strength for plan in restored][-1] == 2.0, "strengths cost no solving"
+    assert (len(restored) == 4) == varied and len(restored) in (2, 4)
+
+
 @pytest.mark.parametrize(
     "spaces",
     [

@@ -2,7 +2,8 @@
 
 Coarse: closed-form rules are solved on a part of the calibration tokens, axis by axis, and judged by one forward pass
 over validation dialogues; a solved change is tried at several strengths without being solved again. Rules that descend
-take their time once and go on from one another. Fine: the best plan of each rule, if no other rule's best beats it, is
+take their time once and go on from one another; where they left nothing to be wished for, a rule whose first plan is
+far behind is not varied further. Fine: the best plan of each rule, if no other rule's best beats it, is
 solved on all tokens and judged on the answers it generates. Test prompts are never seen here.
 """
 
@@ -27,6 +28,9 @@ from aird_mlx.search.validation import Validation
 COARSE_TOKENS = 4096
 # At most so many plans answer; their foreseen refusals are within so many standard errors of the most.
 FINALISTS, FAR = 3, 2.0
+# Nothing is gained by varying a plan this many times as far from the dense model as one that lacks no refusals: what
+# another block, ridge or beta changes of the distance is a small part of it.
+BEHIND = 2.0
 # Rules whose solving is long and is done once, on all tokens, with its share of the work for the progress shown.
 DESCENDING = {"reconstruct": 12, "distill": 12}
 STEPS = 100
@@ -151,7 +155,7 @@ class _Search:
     def explore(self, space: PlanSpace) -> Trial:
         """The best foreseen trial of a space: neighbours along each axis in turn, then other strengths."""
         best = self.tried(space.first)
-        for axis in range(len(space.axes)):
+        for axis in range(0 if self.is_behind(best[0].foreseen) else len(space.axes)):
             for plan in list(space.neighbours(best[0].plan, axis)):
                 best = self.better(best, self.tried(plan))
         trial, patch = best
@@ -159,6 +163,16 @@ class _Search:
             if strength != trial.plan.strength:
                 best = self.better(best, self.tried(replace(trial.plan, strength=strength), scaled(patch, strength)))
         return best[0]
+
+    def is_behind(self, figures: TrialFigures) -> bool:
+        """Whether a plan within the limits, with all refusals but for chance, is much nearer to the dense model."""
+        bars = self.foreseen
+        return any(
+            bars.broken(other) == 0
+            and bars.rivals(other, [bars.dense])
+            and figures.kl_to_dense > BEHIND * other.kl_to_dense
+            for other in (trial.foreseen for trial in self.trials)
+        )
 
     def better(self, one: tuple[Trial, Patch], other: tuple[Trial, Patch]) -> tuple[Trial, Patch]:
         return (one, other)[self.foreseen.best([one[0].foreseen, other[0].foreseen])]
