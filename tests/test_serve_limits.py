@@ -19,7 +19,7 @@ import httpx
 import openai
 import pytest
 
-from aird_mlx.errors import AirdError, UsageError
+from aird_mlx.errors import AirdError, ParityError, UsageError
 from aird_mlx.gguf_export import is_available
 from aird_mlx.server.checks import CheckedFile, check_file
 from aird_mlx.server.run import serve
@@ -129,6 +129,12 @@ def metric(http: httpx.Client, name: str) -> float:
     return 0.0 if found is None else float(found[1])
 
 
+def requests(server: Running) -> list[dict[str, Any]]:
+    """What was logged of requests so far."""
+    lines = [json.loads(line) for line in server.log.getvalue().splitlines()]
+    return [line for line in lines if line["event"] == "request" and "decision" in line]
+
+
 def wait_until(condition: Any, seconds: float = 20) -> None:
     limit = time.monotonic() + seconds
     while not condition():
@@ -151,6 +157,7 @@ def test_full_queue_is_503_with_retry_after(http: httpx.Client, server: Running)
 def test_client_that_leaves_stops_its_generation(http: httpx.Client, server: Running, stream: bool) -> None:
     whole = http.post(CHAT, json=LONG).json()["usage"]["completion_tokens"]
     cancelled, written = metric(http, "aird_cancelled_total"), server.engine.written
+    logged, failed = len(requests(server)), metric(http, "aird_failed_total")
     body = json.dumps(LONG | {"stream": stream}).encode()
     head = (
         f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
@@ -163,7 +170,31 @@ def test_client_that_leaves_stops_its_generation(http: httpx.Client, server: Run
     wait_until(lambda: metric(http, "aird_cancelled_total") == cancelled + 1)
     wait_until(lambda: metric(http, "aird_active_answers") == 0)
     assert server.engine.written - written < whole, "it was never finished"
+    wait_until(lambda: len(requests(server)) > logged)
+    line = requests(server)[-1]
+    assert (line["status"], line["finish_reason"]) == (200 if stream else 499, "cancelled")
+    assert line["decision"] == "passed" and metric(http, "aird_failed_total") == failed
     assert http.post(CHAT, json=HI | {"max_tokens": 2}).status_code == 200
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_answer_that_breaks_off_is_failed_and_not_cancelled(
+    http: httpx.Client, server: Running, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
+    def fail(_: Any) -> Any:
+        raise ParityError("gguf: llama.cpp could not evaluate")
+
+    counters = [f"aird_{name}_total" for name in ("failed", "cancelled")]
+    failed, cancelled = (metric(http, name) for name in counters)
+    monkeypatch.setattr(server.engine._sequences, "step", fail)
+    response = http.post(CHAT, json=LONG | {"stream": stream})
+    assert response.status_code == (200 if stream else 500)
+    said = response.text.strip().splitlines()[-1].removeprefix("data: ")
+    assert json.loads(said)["error"]["code"] == "generation_failed", "the last that the client hears"
+    assert [metric(http, name) for name in counters] == [failed + 1, cancelled]
+    line = requests(server)[-1]
+    assert (line["status"], line["finish_reason"]) == (response.status_code, "failed")
+    assert "could not evaluate" in line["error"] and line["decision"] == "passed"
 
 
 def test_key_is_asked_for(checked: CheckedFile) -> None:

@@ -146,7 +146,7 @@ class _Api:
         assert isinstance(verdict, Verdict), "the verdict comes first"
         service.metrics.first.observe(time.monotonic() - request.state.started)
         answer = Answer(service.name, verdict, isinstance(body, ChatCompletion), len(ids))
-        record = Record(service, request, answer, messages)
+        record = Record(service, request, answer, messages, bool(body.stream))
         if body.stream:
             with_usage = body.stream_options is not None and body.stream_options.include_usage
             return EventStream(send_chunks(record, stream, with_usage), headers=answer.headers())

@@ -28,10 +28,17 @@ class GoneError(Exception):
 
 
 class Record:
-    """What is counted and logged of one answer: a context manager around its delivery."""
+    """What is counted and logged of one answer: a context manager around its delivery.
 
-    def __init__(self, service: Service, request: Request, answer: Answer, messages: list[dict[str, str]]) -> None:
+    An answer that was streamed has status 200 whatever became of it: that was sent before its first word. Otherwise
+    the status is the client's: 499 if it left, the error's if the answer failed.
+    """
+
+    def __init__(
+        self, service: Service, request: Request, answer: Answer, messages: list[dict[str, str]], is_streamed: bool
+    ) -> None:
         self.service, self.request, self.answer, self.messages = service, request, answer, messages
+        self.is_streamed = is_streamed
         self.text: list[str] = []
         self.end: Finished | None = None
 
@@ -50,26 +57,33 @@ class Record:
     def __enter__(self) -> Record:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         metrics, verdict = self.service.metrics, self.answer.verdict
-        seconds = time.monotonic() - self.request.state.started
-        new_tokens = 0 if self.end is None else self.end.new_tokens
-        metrics.decisions.labels(verdict.decision).inc()
-        metrics.tokens.labels("prompt").inc(self.answer.prompt_tokens)
-        metrics.tokens.labels("answer").inc(new_tokens)
-        if self.end is None:
-            metrics.cancelled.inc()
-        else:
-            metrics.seconds.observe(seconds)
-            self.service.note_seconds(seconds)
         values: dict[str, Any] = dataclasses.asdict(verdict) | {
             "prompt_tokens": self.answer.prompt_tokens,
-            "answer_tokens": new_tokens,
-            "finish_reason": "cancelled" if self.end is None else self.end.reason,
+            "answer_tokens": 0 if self.end is None else self.end.new_tokens,
         }
+        metrics.decisions.labels(verdict.decision).inc()
+        metrics.tokens.labels("prompt").inc(self.answer.prompt_tokens)
+        metrics.tokens.labels("answer").inc(values["answer_tokens"])
+        status = 200
+        if self.end is not None:
+            seconds = time.monotonic() - self.request.state.started
+            metrics.seconds.observe(seconds)
+            self.service.note_seconds(seconds)
+            values["finish_reason"] = self.end.reason
+        elif isinstance(error, Exception):
+            metrics.failed.inc()
+            status = self.service.as_request_error(error).status if isinstance(error, AirdError) else 500
+            values |= {"finish_reason": "failed", "error": str(error)}
+        else:  # its task was cancelled, or its generator closed
+            metrics.cancelled.inc()
+            status = 499
+            values["finish_reason"] = "cancelled"
         if self.service.settings.log_prompts:
             values |= {"messages": self.messages, "answer": "".join(self.text)}
-        self.service.log_request(self.request, "chat" if self.answer.is_chat else "completions", 200, **values)
+        endpoint = "chat" if self.answer.is_chat else "completions"
+        self.service.log_request(self.request, endpoint, 200 if self.is_streamed else status, **values)
 
 
 class EventStream(StreamingResponse):
@@ -100,22 +114,21 @@ async def collect(record: Record, stream: Stream) -> None:
 async def send_chunks(record: Record, stream: Stream, with_usage: bool) -> AsyncGenerator[bytes, None]:
     """An answer as events, each as soon as there is text."""
     answer = record.answer
-    with record:
-        async with aclosing(stream):
-            try:
+    try:
+        with record:
+            async with aclosing(stream):
                 yield answer.first_chunk()
                 async for event in stream:
                     record.note(event)
                     if isinstance(event, Piece):
                         yield answer.piece(event.text)
-            except AirdError as error:
-                yield error_event(record.service.as_request_error(error))
-                return
-        assert record.end is not None
-        yield answer.last_chunk(record.end.reason)
-        if with_usage:
-            yield answer.usage_chunk(record.end.new_tokens)
-        yield DONE
+            assert record.end is not None
+            yield answer.last_chunk(record.end.reason)
+            if with_usage:
+                yield answer.usage_chunk(record.end.new_tokens)
+            yield DONE
+    except AirdError as error:
+        yield error_event(record.service.as_request_error(error))
 
 
 async def unless_gone(request: Request, work: Awaitable[Result]) -> Result:

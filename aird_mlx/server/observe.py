@@ -32,6 +32,7 @@ class Metrics:
         self.requests = counter("requests", "Requests by endpoint and HTTP status.", "endpoint", "status")
         self.decisions = counter("decisions", "Answers by what the guard decided.", "decision")
         self.cancelled = counter("cancelled", "Answers that nobody waited for to the end.")
+        self.failed = counter("failed", "Answers that an error ended.")
         self.tokens = counter("tokens", "Tokens of prompts and answers.", "kind")
         self.seconds = histogram("answer_seconds", "From request to the answer's end.")
         self.first = histogram("verdict_seconds", "From request to verdict, queue included.")
