@@ -14,7 +14,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -151,9 +151,9 @@ class Workspace:
         self.timings[name] = round(self.timings.get(name, 0.0) + time.monotonic() - started, 3)
         self.write("timings.json", self.timings, write_json)
 
-    def guarding(self) -> _Guard:
+    def guarding(self) -> AbstractContextManager[None]:
         """Context in which a full disk or a forbidden folder becomes one clear `OutputError`."""
-        return _Guard(self.folder, "--out; --resume then goes on" if self.has_finished_stages() else "--out")
+        return writing_to(self.folder, "--out; --resume then goes on" if self.has_finished_stages() else "--out")
 
     def finish(self, leave_out: tuple[str, ...], *, elsewhere: Mapping[str, Path] | None = None) -> None:
         """Give the folder its final name, then drop the files only a resumed run needs.
@@ -173,13 +173,13 @@ class Workspace:
         copies = {name: partial_of(path) for name, path in (elsewhere or {}).items()}
         try:
             for name, copy in copies.items():
-                with _Guard(copy, "--mlx-path; --resume then goes on"):
+                with writing_to(copy, "--mlx-path; --resume then goes on"):
                     shutil.rmtree(copy, ignore_errors=True)
                     shutil.copytree(self.folder / name, copy, copy_function=_link_or_copy)
             with self.guarding():
                 self.folder.rename(self.out)
             for name, path in (elsewhere or {}).items():
-                with _Guard(path, f"place for it: it is in {self.out / name}"):
+                with writing_to(path, f"place for it: it is in {self.out / name}"):
                     copies[name].rename(path)
         finally:
             for copy in copies.values():
@@ -201,25 +201,29 @@ class Workspace:
         self.close()
 
 
-class _Guard:
-    def __init__(self, place: Path, choose: str) -> None:
-        self._place = place
-        self._choose = choose
+@contextmanager
+def writing_to(place: Path, choose: str) -> Iterator[None]:
+    """Context in which a full disk or a forbidden folder becomes one clear error.
 
-    def __enter__(self) -> None:
-        return None
+    Args:
+        place: what is written.
+        choose: another one of which may help: an option, say.
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
-        # mx.save_safetensors reports a failed write as RuntimeError.
+    Raises:
+        OutputError: it cannot be written.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
         if isinstance(error, OSError):
             reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
-        elif isinstance(error, RuntimeError) and "write" in str(error).lower():
+        elif any(word in str(error).lower() for word in ("write", "[save_")):  # what MLX says of a safetensors file
             reason = str(error).splitlines()[0]
         else:
-            return
+            raise
         raise OutputError(
-            f"output: {self._place} cannot be written ({reason}); a writable place with free space is needed. "
-            f"Free space or choose another {self._choose}."
+            f"output: {place} cannot be written ({reason}); a writable place with free space is needed. "
+            f"Free space or choose another {choose}."
         ) from error
 
 
@@ -378,21 +382,27 @@ def whole_file(path: Path) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
 
 
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """`whole_file` for a folder: a new and empty one to write in."""
+    partial = path.with_name("writing-" + path.name)
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir(parents=True)
+        yield partial
+        partial.rename(path)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` make a file that is whole or not there.
 
     Raises:
         OutputError: it cannot be written.
     """
-    try:
-        with whole_file(path) as partial:
-            write(partial)
-    except (OSError, RuntimeError) as error:  # a safetensors file that cannot be written is a RuntimeError
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise OutputError(
-            f"output: {path} cannot be written ({reason}); a writable place with free space is needed. Choose another "
-            "name."
-        ) from error
+    with writing_to(path, "name"), whole_file(path) as partial:
+        write(partial)
 
 
 def write_text(path: Path, text: str) -> None:

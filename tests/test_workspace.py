@@ -15,7 +15,7 @@ import mlx.core as mx
 import pytest
 
 from aird_mlx.errors import OutputError, ResumeError
-from aird_mlx.workspace import Workspace, read_json, write_json
+from aird_mlx.workspace import Workspace, read_json, whole_folder, write_json, writing_to
 
 SETTINGS = {"model": "demo", "seed": 0}
 
@@ -295,11 +295,9 @@ def test_interrupted_folder_stage_is_made_again_when_its_maker_writes_beside(tmp
 
     def make(path: Path) -> None:
         made.append(path)
-        partial = path.with_name(path.name + ".writing")
-        partial.mkdir(exist_ok=True)
-        if len(made) == 1:
-            raise KeyboardInterrupt
-        partial.rename(path)
+        with whole_folder(path):
+            if len(made) == 1:
+                raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         workspace.folder_stage("write", "mlx", make)
@@ -355,6 +353,38 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def write_arrays(arrays: dict[str, mx.array], path: Path) -> None:
     mx.save_safetensors(str(path), arrays)
+
+
+def test_folder_is_whole_or_not_there(tmp_path: Path) -> None:
+    (tmp_path / "new" / "writing-model").mkdir(parents=True)
+    (tmp_path / "new" / "writing-model" / "of a killed run").write_text("")
+    path = tmp_path / "new" / "model"
+
+    def half(folder: Path) -> None:
+        (folder / "half").write_text("")
+        raise MemoryError
+
+    with pytest.raises(MemoryError), whole_folder(path) as partial:
+        half(partial)
+    assert list((tmp_path / "new").iterdir()) == []
+    with whole_folder(path) as partial:
+        (partial / "config.json").write_text("{}")
+        assert not path.exists()
+    assert [one.name for one in path.iterdir()] == ["config.json"]
+    assert [one.name for one in path.parent.iterdir()] == ["model"]
+    with pytest.raises(OSError, match="not empty"), whole_folder(path) as partial:
+        (partial / "other").write_text("")
+    assert [one.name for one in path.parent.rglob("*")] == ["model", "config.json"], "what is there stays as it was"
+
+
+def test_arrays_that_cannot_be_written_are_one_line_naming_the_place(tmp_path: Path) -> None:
+    path = tmp_path / "gone" / "a.safetensors"
+    expected = r"gone cannot be written \(.*Failed to open.*another --out"
+    with pytest.raises(OutputError, match=expected) as raised, writing_to(path.parent, "--out"):
+        write_arrays({"a": mx.zeros(4)}, path)
+    assert "\n" not in str(raised.value)
+    with pytest.raises(RuntimeError, match="of another kind"), writing_to(path, "--out"):
+        raise RuntimeError("a failure of another kind")
 
 
 def test_full_disk_is_one_clear_error_and_the_run_can_go_on(small_disk: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import random
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -13,7 +12,7 @@ from typing import Any
 
 from mlx_lm.convert import mixed_quant_predicate_builder
 
-from aird_mlx.errors import ModelError, OutputError, UsageError
+from aird_mlx.errors import ModelError, UsageError
 from aird_mlx.gguf_export.sizes import file_sizes, packed_bytes
 from aird_mlx.inputs import gather_inputs, text_sequences
 from aird_mlx.model import (
@@ -38,11 +37,7 @@ from aird_mlx.reference import Reference, ask_to_find
 from aird_mlx.report import QuantizationReport
 from aird_mlx.settings import REFUSAL_RECIPE, Progress, QuantizationSettings, check_recipe
 from aird_mlx.stages import measure_on_reference
-from aird_mlx.workspace import (
-    check_new_folder,
-    check_space,
-    partial_of,
-)
+from aird_mlx.workspace import check_new_folder, check_space, whole_folder, writing_to
 
 
 def quantize_as(
@@ -194,19 +189,10 @@ def quantized_sizes(folder: Path, quantized: QuantizationReport) -> dict[str, in
 @contextmanager
 def _save_blocks(model: ChatModel, out: Path) -> Iterator[ShardFolder]:
     """The folder to write the blocks of a streamed model to: whole at the end, or not there at all."""
-    partial_folder = partial_of(out)
-    try:
+    with writing_to(out, "--out"), whole_folder(out) as partial_folder:
         shards = ShardFolder(partial_folder, model)
         yield shards
         shards.finish()
-        partial_folder.rename(out)
-    except OSError as error:
-        raise OutputError(
-            f"output: {out} cannot be written ({error.strerror or error}); a writable place with free space is needed. "
-            "Free space or choose another --out."
-        ) from error
-    finally:
-        shutil.rmtree(partial_folder, ignore_errors=True)
 
 
 def _quantization_words(found: object) -> str:

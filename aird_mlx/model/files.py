@@ -23,6 +23,7 @@ from aird_mlx.model.discovery import discover
 from aird_mlx.model.find import find_folder, read_config
 from aird_mlx.model.stream import BlockStream
 from aird_mlx.model.writers import check_writers, first_of_each_kind
+from aird_mlx.workspace import whole_folder
 
 # What a tokenizer or a chat app reads beside the weights; copied byte for byte, since a re-serialized tokenizer
 # is a different tokenizer until proven otherwise.
@@ -256,30 +257,25 @@ def _widen_experts(loaded: ChatModel) -> None:
 def save(model: ChatModel, folder: Path, *, card: str = "") -> None:
     """Write an MLX folder that ``mlx_lm.load`` reads: weights, config, tokenizer, template, generation config, card.
 
-    Written under a temporary name beside ``folder`` and renamed when complete.
+    The folder is whole or not there.
 
     Raises:
         OutputError: ``folder`` exists, or cannot be written.
     """
     if folder.exists():
         raise OutputError(f"save: {folder} exists already; a new folder is needed. Choose another, or remove it.")
-    partial = folder.with_name(folder.name + ".writing")
-    shutil.rmtree(partial, ignore_errors=True)
     try:
-        partial.mkdir(parents=True)
-        save_model(partial, model.network)
-        save_config(dict(model.config), partial / "config.json")
-        copy_companions(model.folder, partial)
-        if card:
-            (partial / "README.md").write_text(card, encoding="utf-8")
-        partial.rename(folder)
+        with whole_folder(folder) as partial:
+            save_model(partial, model.network)
+            save_config(dict(model.config), partial / "config.json")
+            copy_companions(model.folder, partial)
+            if card:
+                (partial / "README.md").write_text(card, encoding="utf-8")
     except (OSError, RuntimeError) as error:
         raise OutputError(
             f"save: {folder} cannot be written ({_reason(error)}); a writable place with "
             f"{_size(model.parameters * model.bits_per_weight / 8)} free is needed. Free space, or choose another."
         ) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def copy_companions(source: Path, target: Path) -> None:

@@ -7,7 +7,6 @@ A deployed file need not be replaced: ``--lora patch.gguf`` beside it does the s
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -19,7 +18,7 @@ import numpy as np
 from aird_mlx import __version__
 from aird_mlx.architectures import blocks_path
 from aird_mlx.direction import load_direction
-from aird_mlx.errors import ExportError, OutputError
+from aird_mlx.errors import ExportError
 from aird_mlx.evaluation import decode, generate_answers, judge_answer, refusal_rates
 from aird_mlx.gguf_export import LlamaRuntime, check_parity, is_available
 from aird_mlx.gguf_export.adapter import LoraFile, export_lora
@@ -34,7 +33,7 @@ from aird_mlx.report import AdapterCheck, AdapterReport, RefusalRates
 from aird_mlx.report_page import percent, read_report
 from aird_mlx.settings import Progress
 from aird_mlx.stages import exact_logits
-from aird_mlx.workspace import check_new_folder, partial_of
+from aird_mlx.workspace import check_new_folder, whole_folder, writing_to
 
 ADAPTER, CONTROL_VECTOR = "adapter", "refusal.cvec.gguf"
 BLUNT = (
@@ -147,21 +146,9 @@ def _notes(patch: Patch, written: LoraFile, base: Path | None) -> list[str]:
 
 def _write_folder(adapter: Path, model: Path, write: Callable[[Path, Path], dict[str, object]]) -> int:
     """An adapter folder as mlx-lm reads it, whole or not there; bytes of its weights."""
-    partial_folder = partial_of(adapter)
-    shutil.rmtree(partial_folder, ignore_errors=True)
-    try:
-        partial_folder.mkdir(parents=True)
+    with writing_to(adapter, "--outfile"), whole_folder(adapter) as partial_folder:
         config = write(model, partial_folder / "adapters.safetensors")
         (partial_folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        os.rename(partial_folder, adapter)
-    except (OSError, RuntimeError) as error:
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-        raise OutputError(
-            f"output: {adapter} cannot be written ({reason}); a writable place with free space is needed. Choose "
-            "another --outfile."
-        ) from error
-    finally:
-        shutil.rmtree(partial_folder, ignore_errors=True)
     return (adapter / "adapters.safetensors").stat().st_size
 
 
