@@ -175,7 +175,7 @@ class Workspace:
             for name, copy in copies.items():
                 with writing_to(copy, "--mlx-path; --resume then goes on"):
                     shutil.rmtree(copy, ignore_errors=True)
-                    shutil.copytree(self.folder / name, copy, copy_function=_link_or_copy)
+                    shutil.copytree(self.folder / name, copy, copy_function=link_or_copy)
             with self.guarding():
                 self.folder.rename(self.out)
             for name, path in (elsewhere or {}).items():
@@ -345,7 +345,7 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _link_or_copy(source: str, target: str) -> None:
+def link_or_copy(source: str | Path, target: str | Path) -> None:
     """A second name for a file where the disk allows one: weights are large."""
     try:
         os.link(source, target)
@@ -376,6 +376,7 @@ def whole_file(path: Path) -> Iterator[Path]:
     partial = path.with_name("writing-" + path.name)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        partial.unlink(missing_ok=True)  # what a killed run left may be another file's second name
         yield partial
         partial.replace(path)
     finally:

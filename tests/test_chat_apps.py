@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import configparser
+import errno
 import os
 import stat
 import subprocess
@@ -256,13 +257,36 @@ def test_lm_studio_finds_the_file_under_its_publisher(tmp_path: Path) -> None:
         assert os.path.samefile(target, file)
         with pytest.raises(OutputError, match="exists already"):
             place_in_lm_studio(file, tree, model)
+        assert list(target.parent.iterdir()) == [target]
+    link = tmp_path / "models" / "org" / "Tiny-GGUF" / "writing-other.gguf"
+    os.link(file, link)  # of a run that was killed between link and rename
+    (tmp_path / "other.gguf").write_bytes(b"GGUF and more")
+    assert place_in_lm_studio(tmp_path / "other.gguf", tree, "org/Tiny").read_bytes() == b"GGUF and more"
+    assert file.read_bytes() == b"GGUF" and not link.exists()
     (tmp_path / "file").write_text("no folder")
     with pytest.raises(OutputError, match="cannot be written") as caught:
         place_in_lm_studio(file, tmp_path / "file", "demo")
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("can_link", [True, False])
+def test_lm_studios_file_is_copied_where_it_cannot_be_linked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, can_link: bool
+) -> None:
+    def another_disk(*_: object) -> None:
+        raise OSError(errno.EXDEV, "Invalid cross-device link")
+
+    if not can_link:
+        monkeypatch.setattr(os, "link", another_disk)
+    file = tmp_path / "tiny.gguf"
+    file.write_bytes(b"GGUF")
+    target = place_in_lm_studio(file, tmp_path / "models", "org/Tiny")
+    assert target.read_bytes() == b"GGUF" and os.path.samefile(target, file) == can_link
+    assert list(target.parent.iterdir()) == [target]
+
+
 def test_chat_apps_that_cannot_be_written_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("no folder")
     with pytest.raises(OutputError, match="cannot be written") as caught:
-        write_chat_apps(tmp_path / "none" / "m.gguf", FACTS)
+        write_chat_apps(tmp_path / "file" / "m.gguf", FACTS)
     assert "\n" not in str(caught.value)

@@ -6,13 +6,11 @@ models"; the default tree is ``~/.lmstudio/models``.
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import os
-import shutil
 from pathlib import Path
 
 from aird_mlx.errors import OutputError
+from aird_mlx.workspace import link_or_copy, whole_file, writing_to
 
 PUBLISHER = "aird-mlx"  # of models that are nobody's on the hub
 
@@ -37,21 +35,6 @@ def place_in_lm_studio(file: Path, tree: Path, model: str) -> Path:
     target = tree.expanduser() / publisher / f"{name}-GGUF" / file.name
     if os.path.lexists(target):
         raise OutputError(f"lm-studio: {target} exists already; a new place is needed. Remove it, or rename the file.")
-    partial = target.with_name(target.name + ".partial")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(file, target)
-        except OSError as error:
-            if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP):
-                raise
-            shutil.copyfile(file, partial)
-            partial.rename(target)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        raise OutputError(
-            f"lm-studio: {target} cannot be written ({error.strerror or error}); a writable folder of models is "
-            "needed. Free space, or give LM Studio's own folder."
-        ) from error
+    with writing_to(target, "folder of models"), whole_file(target) as partial:
+        link_or_copy(file, partial)
     return target

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 
 from aird_mlx.chat_apps.llama_server import write_preset, write_run_script
 from aird_mlx.chat_apps.ollama import translate, write_modelfile
-from aird_mlx.errors import OutputError
 from aird_mlx.gguf_export.chat_facts import ChatFacts
+from aird_mlx.workspace import whole_file, writing_to
 
 
 def write_chat_apps(file: Path, facts: ChatFacts, *, final: Path | None = None) -> list[Path]:
@@ -34,17 +33,8 @@ def write_chat_apps(file: Path, facts: ChatFacts, *, final: Path | None = None) 
     written = []
     for kind, text in texts.items():
         path = file.with_name(f"{name}.{kind}")
-        partial = path.with_name(path.name + ".partial")
-        try:
+        with writing_to(path, "folder"), whole_file(path) as partial:
             partial.write_text(text, encoding="utf-8", newline="\n")
             partial.chmod(0o755 if kind == "run.sh" else 0o644)
-            partial.rename(path)
-        except OSError as error:
-            with contextlib.suppress(OSError):
-                partial.unlink()
-            raise OutputError(
-                f"chat-apps: {path} cannot be written ({error.strerror or error}); a writable folder is needed. "
-                "Free space, or choose another folder."
-            ) from error
         written.append(path)
     return written
