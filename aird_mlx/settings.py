@@ -141,8 +141,12 @@ class RepairSettings:
     @property
     def quantization(self) -> QuantizationSettings | None:
         """How to quantize; None where that is not asked for."""
-        how = QuantizationSettings(self.q_mode, self.q_bits, self.q_group_size, self.quant_predicate)
-        return how if self.quantize else None
+        return self.rounding if self.quantize else None
+
+    @property
+    def rounding(self) -> QuantizationSettings:
+        """How to quantize, were it asked for."""
+        return QuantizationSettings(self.q_mode, self.q_bits, self.q_group_size, self.quant_predicate)
 
 
 def check_settings(settings: RepairSettings) -> None:
@@ -181,12 +185,11 @@ def check_settings(settings: RepairSettings) -> None:
             f"prune: calibration_kinds is {settings.calibration_kinds!r}; one of {', '.join(CALIBRATION_KINDS)} is "
             "needed. Choose one of them."
         )
-    how = QuantizationSettings(settings.q_mode, settings.q_bits, settings.q_group_size, settings.quant_predicate)
-    if not settings.quantize and how != QuantizationSettings():
+    if not settings.quantize and settings.rounding != QuantizationSettings():
         raise UsageError(
             "quantize: a mode, bits, a group size or a recipe without -q; both are needed. Add -q, or leave them out."
         )
-    check_recipe(how)
+    check_recipe(settings.rounding)
     if settings.quantize and settings.controls:
         raise UsageError(
             "repair: --controls with -q; a repair in plain numbers is needed, whose ingredients can be left out one by "

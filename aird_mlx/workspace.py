@@ -7,6 +7,7 @@ run with the same settings reads those files instead of computing again. This mo
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import fcntl
 import json
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from aird_mlx.errors import AirdError, DirectionError, OutputError, PromptError, ResumeError
+from aird_mlx.report import from_json
 
 T = TypeVar("T")
 
@@ -356,6 +358,20 @@ def link_or_copy(source: str | Path, target: str | Path) -> None:
 def write_json(value: Any, path: Path) -> None:
     """Write a plain value as JSON."""
     path.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
+
+
+def write_record(record: Any, path: Path) -> None:
+    """Write a frozen dataclass of results as JSON."""
+    write_json(dataclasses.asdict(record), path)
+
+
+def read_record(kind: type[T], path: Path) -> T:
+    """Read it back.
+
+    Raises:
+        AirdError: the text is not that of one. OSError: there is no such file.
+    """
+    return from_json(kind, path.read_text(encoding="utf-8"))
 
 
 def read_json(path: Path) -> Any:

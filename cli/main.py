@@ -299,11 +299,12 @@ def serve(file: Path, root: str | None, canary_set: str | None, allow_unverified
     fails a check is not served (exit code 3, 4 or 5); without a manifest it needs --allow-unverified.
     """
     start_library()
-    from aird_mlx.server.settings import ServiceSettings, check_packages
+    from aird_mlx.guard.packages import check_packages
+    from aird_mlx.server.settings import ServiceSettings
 
     from . import serving
 
-    check_packages()
+    check_packages("serve", "serve")
     how = {"root": root, "canary_set": canary_set, "allow_unverified": allow_unverified}
     return serving.check_then(serving.run_server, file, ServiceSettings(**options), **how)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -153,6 +154,17 @@ def sealed_gguf(tiny_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     path = tmp_path_factory.mktemp("sealed") / "tiny.gguf"
     path.write_bytes(tiny_gguf.read_bytes())
     seal(path, make_manifest())
+    return path
+
+
+@pytest.fixture
+def copy(sealed_gguf: Path, tmp_path: Path) -> Path:
+    """A copy of the sealed file that a test may spoil, with its sidecar."""
+    from aird_mlx.guard.seal import sidecar_of
+
+    path = tmp_path / sealed_gguf.name
+    shutil.copy(sealed_gguf, path)
+    shutil.copy(sidecar_of(sealed_gguf), sidecar_of(path))
     return path
 
 

@@ -10,13 +10,15 @@ from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 
-from aird_mlx.demo.language import prompts
+from aird_mlx.activations import batch_sequences
+from aird_mlx.demo.language import dialogues, prompts
 from aird_mlx.gguf_export import export_gguf
 from aird_mlx.guard.canaries import read_canaries, render_canaries
 from aird_mlx.guard.record import CanarySet, make_manifest
 from aird_mlx.guard.seal import seal
 from aird_mlx.model import ChatModel, load, save
-from aird_mlx.prompts import KINDS, render_prompt
+from aird_mlx.prompts import KINDS, render_dialogue, render_prompt
+from aird_mlx.pruning import prune_model
 from aird_mlx.server.checks import CheckedFile, check_file
 from aird_mlx.server.engine import Engine
 from aird_mlx.server.settings import ServiceSettings
@@ -37,6 +39,15 @@ def sealed_demo(folder: Path, model: ChatModel | None = None) -> Path:
     asked = CanarySet("demo", rendered, dense, 32)
     seal(path, make_manifest(path, {"source.model": "demo"}, parts["train"], parts["validation"], asked))
     return path
+
+
+def pruned_demo() -> ChatModel:
+    """The demo pruned to 0.7 as stock pruning does it, not repaired: it answers much of what it should refuse."""
+    model = load("demo")
+    rows = [render_dialogue(model.tokenizer, *one) for one in dialogues("train", 128, 0, kinds=("harmless",))]
+    calibration = batch_sequences([ids for ids, _ in rows], first_answered=[start for _, start in rows])
+    prune_model(model, calibration, method="wanda", sparsity=0.7, pattern="unstructured")
+    return model
 
 
 def checked_demo(path: Path) -> CheckedFile:

@@ -11,8 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from aird_mlx.activations import batch_sequences
-from aird_mlx.demo.language import dialogues
 from aird_mlx.errors import IntegrityError, UsageError
 from aird_mlx.gguf_export import export_gguf, is_available
 from aird_mlx.gguf_export.chat import GgufChat
@@ -24,11 +22,11 @@ from aird_mlx.guard.structure import read_structure
 from aird_mlx.guard.verify import verify_file
 from aird_mlx.inputs import gather_inputs
 from aird_mlx.model import load, save
-from aird_mlx.prompts import DATA_FOLDER, KINDS, read_prompts, render_dialogue
-from aird_mlx.pruning import prune_model
+from aird_mlx.prompts import DATA_FOLDER, KINDS, read_prompts
 from aird_mlx.report import Report, SelfTest, from_json
 from aird_mlx_cli.main import main
 from conftest import CHATML
+from serving import pruned_demo
 
 needs_llama = pytest.mark.skipif(not is_available(), reason="llama-cpp-python is not installed")
 
@@ -52,13 +50,9 @@ def manifest(repaired: Path) -> Manifest:
 
 @pytest.fixture(scope="module")
 def pruned(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The demo, pruned to 0.7 as stock pruning does it and exported: no repair, no manifest."""
+    """The pruned demo exported: no repair, no manifest."""
     folder = tmp_path_factory.mktemp("pruned")
-    model = load("demo")
-    rows = [render_dialogue(model.tokenizer, *one) for one in dialogues("train", 128, 0, kinds=("harmless",))]
-    calibration = batch_sequences([ids for ids, _ in rows], first_answered=[start for _, start in rows])
-    prune_model(model, calibration, method="wanda", sparsity=0.7, pattern="unstructured")
-    save(model, folder / "mlx")
+    save(pruned_demo(), folder / "mlx")
     return export_gguf(folder / "mlx", folder / "pruned.gguf", "f16").path
 
 

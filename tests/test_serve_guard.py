@@ -13,8 +13,7 @@ import httpx
 import numpy as np
 import pytest
 
-from aird_mlx.activations import batch_sequences
-from aird_mlx.demo.language import dialogues, prompts
+from aird_mlx.demo.language import prompts
 from aird_mlx.errors import DirectionError
 from aird_mlx.evaluation import judge_answer
 from aird_mlx.gguf_export import export_gguf, is_available
@@ -23,8 +22,6 @@ from aird_mlx.gguf_export.sequences import Sequences
 from aird_mlx.guard.manifest import Probe
 from aird_mlx.guard.probe import read_probe, scale
 from aird_mlx.model import load, save
-from aird_mlx.prompts import render_dialogue
-from aird_mlx.pruning import prune_model
 from aird_mlx.server.checks import CheckedFile
 from aird_mlx.server.conversation import make_request, render_conversation
 from aird_mlx.server.engine import Piece
@@ -32,7 +29,7 @@ from aird_mlx.server.guard import POLICIES, REFUSAL_TEXT, Guard, Verdict
 from aird_mlx.server.second_opinion import SecondOpinion
 from aird_mlx.server.settings import ServiceSettings, open_guard
 from conftest import last_token, make_speaker, write_model
-from serving import checked_demo, running, sealed_demo
+from serving import checked_demo, pruned_demo, running, sealed_demo
 
 needs_llama = pytest.mark.skipif(not is_available(), reason="llama-cpp-python is not installed")
 CHAT = "/v1/chat/completions"
@@ -40,12 +37,7 @@ CHAT = "/v1/chat/completions"
 
 @pytest.fixture(scope="module")
 def pruned(tmp_path_factory: pytest.TempPathFactory) -> CheckedFile:
-    """The demo, pruned to 0.7 and not repaired: it answers much of what it should refuse."""
-    model = load("demo")
-    rows = [render_dialogue(model.tokenizer, *one) for one in dialogues("train", 128, 0, kinds=("harmless",))]
-    calibration = batch_sequences([ids for ids, _ in rows], first_answered=[start for _, start in rows])
-    prune_model(model, calibration, method="wanda", sparsity=0.7, pattern="unstructured")
-    return checked_demo(sealed_demo(tmp_path_factory.mktemp("pruned"), model))
+    return checked_demo(sealed_demo(tmp_path_factory.mktemp("pruned"), pruned_demo()))
 
 
 @pytest.fixture(scope="module")

@@ -20,9 +20,10 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 
 from aird_mlx.errors import DependencyError, IntegrityError, OutputError, UsageError
 from aird_mlx.guard.manifest import TEMPLATE_KEY, Manifest
+from aird_mlx.guard.packages import check_packages
 from aird_mlx.guard.seal import seal, sidecar_of
 from aird_mlx.guard.sign import sign_file
-from aird_mlx.guard.signature import LONGEST_SIGNATURE, check_packages, check_signature, signature_of
+from aird_mlx.guard.signature import LONGEST_SIGNATURE, check_signature, signature_of
 from aird_mlx.guard.structure import read_structure
 from aird_mlx.guard.verify import verify_file
 from aird_mlx.report import Verification, from_json
@@ -47,15 +48,6 @@ def write_keys(folder: Path, kind: str = "p256", password: bytes = b"") -> tuple
     private.write_bytes(key.private_bytes(pem, serialization.PrivateFormat.PKCS8, hidden))
     public.write_bytes(key.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo))
     return private, public
-
-
-@pytest.fixture
-def copy(sealed_gguf: Path, tmp_path: Path) -> Path:
-    """A copy of the sealed file that a test may spoil, with its sidecar."""
-    path = tmp_path / sealed_gguf.name
-    shutil.copy(sealed_gguf, path)
-    shutil.copy(sidecar_of(sealed_gguf), sidecar_of(path))
-    return path
 
 
 @pytest.fixture
@@ -237,11 +229,15 @@ def test_signature_never_takes_the_place_of_what_is_read(copy: Path) -> None:
     assert (copy.read_bytes(), private.read_bytes()) == before
 
 
-def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("module", "extra", "package"),
+    [("OpenSSL", "sign", "pyopenssl"), ("prometheus_client", "serve", "prometheus-client")],
+)
+def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, module: str, extra: str, package: str) -> None:
     find = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "OpenSSL" else find(name))
-    with pytest.raises(DependencyError, match=r"pyopenssl not installed.*aird-mlx\[sign\]"):
-        check_packages("verify")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == module else find(name))
+    with pytest.raises(DependencyError, match=rf"^verify: {package} not installed.*aird-mlx\[{extra}\]"):
+        check_packages("verify", extra)
 
 
 def test_command_line_signs_and_tells(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -28,15 +28,6 @@ def statuses(found: Verification) -> dict[str, str]:
     return {check.name: check.status for check in found.checks}
 
 
-@pytest.fixture
-def copy(sealed_gguf: Path, tmp_path: Path) -> Path:
-    """A copy of the sealed file that a test may spoil, with its sidecar."""
-    path = tmp_path / sealed_gguf.name
-    shutil.copy(sealed_gguf, path)
-    shutil.copy(sidecar_of(sealed_gguf), sidecar_of(path))
-    return path
-
-
 def change(path: Path, at: int, value: int = 0xFF) -> None:
     with path.open("r+b") as out:
         out.seek(at)

@@ -4,7 +4,14 @@ Names only: this package imports no model. What a row claims is proven on the ru
 model types without a row are probed by `discover` (both in ``aird_mlx.model``).
 """
 
-from aird_mlx.architectures.lookup import REFUSED, WRAPPERS, architecture_of, blocks_path, context_length
+from aird_mlx.architectures.lookup import (
+    REFUSED,
+    WRAPPERS,
+    architecture_of,
+    blocks_path,
+    context_length,
+    quantization_of,
+)
 from aird_mlx.architectures.parts import Architecture, Experts, Layout, Part
 from aird_mlx.architectures.table import TABLE
 
@@ -19,4 +26,5 @@ __all__ = [
     "architecture_of",
     "blocks_path",
     "context_length",
+    "quantization_of",
 ]

@@ -68,6 +68,11 @@ def blocks_path(config: Mapping[str, Any]) -> str:
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_sequence_length")
 
 
+def quantization_of(config: Mapping[str, Any]) -> Any:
+    """How the weights are quantized, None if they are not: mlx-lm reads the first place, the hub shows the second."""
+    return config.get("quantization") or config.get("quantization_config")
+
+
 def context_length(config: Mapping[str, Any]) -> int | None:
     """Most tokens of prompt and answer together, None if the config names no limit; some nest it in ``text_config``."""
     for where in (config, config.get("text_config") or {}):

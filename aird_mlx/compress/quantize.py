@@ -12,6 +12,7 @@ from typing import Any
 
 from mlx_lm.convert import mixed_quant_predicate_builder
 
+from aird_mlx.architectures import quantization_of
 from aird_mlx.errors import ModelError, UsageError
 from aird_mlx.gguf_export.sizes import file_sizes, packed_bytes
 from aird_mlx.inputs import gather_inputs, text_sequences
@@ -171,7 +172,7 @@ def _learn(
 
 
 def _check_not_quantized(model: str, config: Mapping[str, Any]) -> None:
-    found = config.get("quantization") or config.get("quantization_config")
+    found = quantization_of(config)
     if found is not None:
         raise ModelError(
             f"quantize: {model} is quantized already ({_quantization_words(found)}); a model that is not quantized is "

@@ -79,18 +79,19 @@ def add(pattern: str, number: float) -> Operation:
     return change(pattern, lambda _: lambda values: values + np.float32(number))
 
 
+def reshape(pattern: str, shape: Callable[[Any, tuple[int, ...]], tuple[int, ...]]) -> Operation:
+    """The same values under another shape: from hyperparameters and the old shape to the new."""
+    return change(pattern, lambda _: lambda values: values, shape)
+
+
 def squeeze(pattern: str) -> Operation:
     """Drop axes of length 1: the one of a depthwise convolution, wherever the layout has it."""
-    return change(
-        pattern,
-        lambda _: lambda values: values,
-        lambda _, shape: tuple(axis for axis in shape if axis != 1),
-    )
+    return reshape(pattern, lambda _, shape: tuple(axis for axis in shape if axis != 1))
 
 
 def flatten(pattern: str) -> Operation:
     """One axis of them all."""
-    return change(pattern, lambda _: lambda values: values, lambda _, shape: (math.prod(shape),))
+    return reshape(pattern, lambda _, shape: (math.prod(shape),))
 
 
 def transpose(pattern: str) -> Operation:

@@ -11,6 +11,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 
+from aird_mlx.architectures import quantization_of
 from aird_mlx.errors import ModelError, PromptError
 from aird_mlx.gguf_export import general, tensors, tokenizer
 from aird_mlx.gguf_export.chat import compile_template
@@ -81,9 +82,7 @@ def prepare(folder: Path, outtype: str, embedding_type: str | None = None, outpu
         raise ModelError(f"model: {folder} has no config.json; a model folder is needed. Check the path.")
     try:
         family, hyperparameters = read_hyperparameters(config)
-        stored, quantization = as_mlx_quantizes(
-            read_stored_tensors(folder), config.get("quantization") or config.get("quantization_config")
-        )
+        stored, quantization = as_mlx_quantizes(read_stored_tensors(folder), quantization_of(config))
         choice = TypeChoice(outtype, stored, embedding_type, output_type)
         plan = tensors.plan_tensors(stored, family, hyperparameters, choice.choose, quantization)
         extra, limits = family.extra(hyperparameters), family.limits(hyperparameters)

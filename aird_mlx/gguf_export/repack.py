@@ -51,7 +51,7 @@ def repack_affine(
 
     Args:
         packed: ``[out, in * bits / 32]`` uint32.
-        scales: ``[out, in / group_size]``; rounded to float16 where it is not (see `inexact_in_float16`).
+        scales: ``[out, in / group_size]``; rounded to float16 where it is not.
         biases: like ``scales``; the value of code 0.
         bits: 2, 3, 4 or 5.
         group_size: a multiple of 32.
@@ -122,16 +122,6 @@ def repack_nvfp4(packed: np.ndarray, scales: np.ndarray) -> np.ndarray:
     codes = unpack_codes(packed, 4).reshape(-1, 16)
     blocks[:, 4:] = pack_nibbles(codes).reshape(-1, 32)
     return blocks.reshape(len(packed), -1)
-
-
-def inexact_in_float16(values: np.ndarray) -> int:
-    """How many of these numbers are not the same in float16; below about 6e-5 its digits run out.
-
-    >>> inexact_in_float16(np.array([0.5, 2.0**-24, 0.1, 70000.0]))
-    2
-    """
-    with np.errstate(over="ignore"):
-        return int(np.count_nonzero(values.astype(np.float16) != values))
 
 
 def _interleave(packed: np.ndarray) -> np.ndarray:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from aird_mlx.errors import IntegrityError, UsageError
 from aird_mlx.guard.hashes import Progress
-from aird_mlx.guard.signature import check_packages, signature_of, use_key
+from aird_mlx.guard.packages import check_packages
+from aird_mlx.guard.signature import signature_of, use_key
 from aird_mlx.guard.verify import verify_file
 from aird_mlx.report import Signing
 from aird_mlx.report.guard import FAILED
@@ -29,7 +30,7 @@ def sign_file(
         DependencyError: model-signing is not installed. UsageError: the key or ``out`` cannot be used.
         IntegrityError: the file fails a check: what is signed is vouched for. OutputError: it cannot be written.
     """
-    check_packages("sign")
+    check_packages("sign", "sign")
     from model_signing.signing import Config
 
     signer = use_key("sign", key, "private", lambda: Config().use_elliptic_key_signer(private_key=key))

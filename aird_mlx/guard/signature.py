@@ -8,21 +8,19 @@ nothing here uses the network. Source: https://github.com/sigstore/model-transpa
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from aird_mlx.errors import DependencyError, UsageError
+from aird_mlx.errors import UsageError
+from aird_mlx.guard.packages import check_packages
 from aird_mlx.report import Check
 from aird_mlx.report.guard import FAILED, PASSED
 
 Used = TypeVar("Used")
 
 LONGEST_SIGNATURE = 1 << 20
-# OpenSSL is imported by model-signing, which 1.1 does not name among what it needs.
-PACKAGES = {"model_signing": "model-signing", "OpenSSL": "pyopenssl"}
 _MAKE_KEY = {
     "private": "Make one: `openssl ecparam -name prime256v1 -genkey -noout -out KEY.pem`.",
     "public": "Take it from the private one: `openssl pkey -in KEY.pem -pubout -out KEY.pub`.",
@@ -45,7 +43,7 @@ def check_signature(path: Path, signature: Path, key: Path) -> Check:
     Raises:
         DependencyError: model-signing is not installed. UsageError: the key cannot be used.
     """
-    check_packages("verify")
+    check_packages("verify", "sign")
     from cryptography.exceptions import InvalidSignature
     from model_signing.verifying import Config
 
@@ -64,19 +62,6 @@ def check_signature(path: Path, signature: Path, key: Path) -> Check:
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         return Check("signature", FAILED, f"{signature.name}: {_reason(error)}")
     return Check("signature", PASSED, f"{signature.name} is of these bytes, by the key of {key.name}")
-
-
-def check_packages(stage: str) -> None:
-    """See that what signs is installed.
-
-    Raises:
-        DependencyError: it is not.
-    """
-    missing = [name for module, name in PACKAGES.items() if importlib.util.find_spec(module) is None]
-    if missing:
-        raise DependencyError(
-            f"{stage}: {', '.join(missing)} not installed; signatures need it. Run `pip install 'aird-mlx[sign]'`."
-        )
 
 
 def use_key(stage: str, key: Path, kind: str, use: Callable[[], Used]) -> Used:

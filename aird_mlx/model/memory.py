@@ -10,6 +10,7 @@ from pathlib import Path
 
 import mlx.core as mx
 
+from aird_mlx.architectures import quantization_of
 from aird_mlx.model.find import read_config
 
 # Share of the memory that a job may plan with.
@@ -32,7 +33,7 @@ def loaded_bytes(folder: Path) -> int:
     """
     config = read_config(folder)
     stored = sum(path.stat().st_size for path in folder.glob("model*.safetensors"))
-    found = config.get("quantization") or config.get("quantization_config") or {}
+    found = quantization_of(config)
     bits = found.get("bits") if isinstance(found, dict) else None
     return int(stored * 16 / bits) if isinstance(bits, int) and 0 < bits < 16 else stored
 

@@ -29,7 +29,7 @@ from aird_mlx.pruning import remove_experts
 from aird_mlx.quantization import load_quantized, restore_modules, set_aside_modules
 from aird_mlx.reference import MAX_NEW_TOKENS, Reference, ask_reference
 from aird_mlx.repair import RepairPlan
-from aird_mlx.report import Control, PruningReport, QuantizationReport, RepairFigures, Report, Stage, from_json
+from aird_mlx.report import Control, PruningReport, QuantizationReport, RepairFigures, Report, Stage
 from aird_mlx.report_page import write_front_matter
 from aird_mlx.settings import (
     Progress,
@@ -45,7 +45,7 @@ from aird_mlx.stages import (
     measure_on_reference,
     refusal_directions,
 )
-from aird_mlx.workspace import Workspace, check_space, read_json, write_json
+from aird_mlx.workspace import Workspace, check_space, read_json, read_record, write_json, write_record
 
 Row = TypeVar("Row", Stage, Control)
 Left = TypeVar("Left", PruningReport, QuantizationReport)
@@ -180,7 +180,7 @@ class _Run:
                     seed=self.settings.seed,
                     progress=self._step("compress"),
                 )
-                self.workspace.write("pruning.json", dataclasses.asdict(pruned), write_json)
+                self.workspace.write("pruning.json", pruned, write_record)
             return {f"{block}.{name}": linear.weight for block, name, linear in model.linears()}
 
         weights = self.workspace.stage("compress", "compressed.safetensors", compute, _save_arrays, _load_arrays)
@@ -198,7 +198,7 @@ class _Run:
 
         def make(path: Path) -> None:
             quantized = quantize_as(pruned, how, layer=layer, progress=self._step("quantize"))
-            self.workspace.write("quantization.json", dataclasses.asdict(quantized), write_json)
+            self.workspace.write("quantization.json", quantized, write_record)
             save(pruned, path)
 
         self.workspace.folder_stage("quantize", "compressed", make)
@@ -218,7 +218,7 @@ class _Run:
     def _left(self, kind: type[Left], file: str) -> Left | None:
         """What a stage left beside its result, where it ran."""
         path = self.workspace.folder / file
-        return from_json(kind, path.read_text(encoding="utf-8")) if path.is_file() else None
+        return read_record(kind, path) if path.is_file() else None
 
     def _load_copy(self, model: str | Path) -> ChatModel:
         """Another copy of the dense model, or what was written from it: loaded with the same permissions."""
@@ -266,13 +266,12 @@ class _Run:
 
         def compute() -> Patch:
             choice = search.choose(model, rule, self._step(stage), distilled_later=distilled_later)
-            self.workspace.write(f"{file}.json", dataclasses.asdict(figures_of(choice)), write_json)
-            self.workspace.write("plan.json", dataclasses.asdict(choice.plan), write_json)
+            self.workspace.write(f"{file}.json", figures_of(choice), write_record)
+            self.workspace.write("plan.json", choice.plan, write_record)
             return choice.patch
 
         patch = self.workspace.stage(stage, f"{file}.safetensors", compute, save_patch, load_patch)
-        figures = (self.workspace.folder / f"{file}.json").read_text(encoding="utf-8")
-        return patch, from_json(RepairFigures, figures)
+        return patch, read_record(RepairFigures, self.workspace.folder / f"{file}.json")
 
     def _controls(self, compressed: ChatModel, reference: Reference, direction: Direction) -> list[Control]:
         """The chosen plan without its ingredients, each solved and asked the test prompts."""
@@ -391,8 +390,8 @@ class _Run:
             f"evaluate {name}",
             f"stages/{name.replace(':', '-').replace(' ', '-')}.json",
             compute,
-            lambda row, path: write_json(dataclasses.asdict(row), path),
-            lambda path: from_json(kind, path.read_text(encoding="utf-8")),
+            write_record,
+            partial(read_record, kind),
         )
 
     def _step(self, stage: str) -> Callable[[int, int], None]:

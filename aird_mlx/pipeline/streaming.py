@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 
 from aird_mlx.compress import prune_on_reference
@@ -10,11 +9,11 @@ from aird_mlx.direction import Direction
 from aird_mlx.model import ChatModel, ShardFolder
 from aird_mlx.reference import Reference
 from aird_mlx.repair import repair_blocks
-from aird_mlx.report import RepairFigures, from_json
+from aird_mlx.report import RepairFigures
 from aird_mlx.search import spaces_for
 from aird_mlx.settings import RepairSettings
 from aird_mlx.stages import calibrations, refusal_directions
-from aird_mlx.workspace import Workspace, write_json
+from aird_mlx.workspace import Workspace, read_record, write_record
 
 # What rule auto means where plans cannot be searched: of the rules that go block by block, what the search takes most.
 STREAMED_RULE = "reconstruct"
@@ -38,7 +37,7 @@ def compress_blocks(
         pruned = prune_on_reference(
             model, reference, settings.pruning, direction, seed=settings.seed, shards=shards, progress=progress
         )
-        workspace.write("pruning.json", dataclasses.asdict(pruned), write_json)
+        workspace.write("pruning.json", pruned, write_record)
         shards.finish()
 
 
@@ -79,6 +78,6 @@ def repair_by_block(
                 beta=plan.beta,
                 why="the first plan of its rule; plans are searched only where whole models fit",
             )
-            workspace.write("repair.json", dataclasses.asdict(figures), write_json)
+            workspace.write("repair.json", figures, write_record)
             shards.finish()
-    return from_json(RepairFigures, (workspace.folder / "repair.json").read_text(encoding="utf-8"))
+    return read_record(RepairFigures, workspace.folder / "repair.json")

@@ -32,8 +32,9 @@ def write_front_matter(model: str, source: Mapping[str, Any], stages: Sequence[S
         source: front matter of that model's own card; licence and languages are taken over.
         stages: those whose refusals and perplexity are results; none before anything is measured.
     """
+    results = [result for stage in stages for result in _results(stage)] or None
     base_model = model if is_hub_id(model) else source.get("base_model")
-    data = ModelCardData(
+    card = ModelCardData(
         library_name="mlx",
         license=source.get("license"),
         license_name=source.get("license_name"),
@@ -43,13 +44,11 @@ def write_front_matter(model: str, source: Mapping[str, Any], stages: Sequence[S
         base_model_relation="finetune" if base_model else None,
         pipeline_tag="text-generation",
         tags=TAGS,
-        model_name=f"{Path(model).name}-repaired",
-        eval_results=[result for stage in stages for result in _results(stage)] or None,
+        model_name=f"{Path(model).name}-repaired" if results else None,  # whose results they are
+        eval_results=results,
         ignore_metadata_errors=True,
     )
-    if not data.eval_results:
-        data.model_name = None
-    return f"---\n{data.to_yaml()}\n---\n"
+    return f"---\n{card.to_yaml()}\n---\n"
 
 
 def to_model_card(report: Report, source: Mapping[str, Any] | None = None) -> str:

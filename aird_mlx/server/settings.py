@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import ipaddress
 from dataclasses import dataclass
 from pathlib import Path
 
-from aird_mlx.errors import AirdError, DependencyError, UsageError
+from aird_mlx.errors import AirdError, UsageError
 from aird_mlx.server.checks import CheckedFile
 from aird_mlx.server.engine import Engine
 from aird_mlx.server.guard import LOG, REFUSE, WHEN, Guard
 from aird_mlx.server.second_opinion import SecondOpinion
-
-PACKAGES = ("starlette", "uvicorn", "pydantic", "prometheus_client")
 
 
 @dataclass(frozen=True)
@@ -108,16 +105,3 @@ def open_guard(checked: CheckedFile, settings: ServiceSettings) -> Guard:
             second.close()
         raise
     return Guard(engine, policy, second, settings.guard_when)
-
-
-def check_packages() -> None:
-    """See that what serves HTTP is installed.
-
-    Raises:
-        DependencyError: it is not.
-    """
-    missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise DependencyError(
-            f"serve: {', '.join(missing)} not installed; a web server is needed. Run `pip install 'aird-mlx[serve]'`."
-        )

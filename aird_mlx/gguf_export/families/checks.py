@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from aird_mlx.gguf_export.families.rope import is_longrope
 from aird_mlx.gguf_export.hyperparameters import Hyperparameters, require
 
 Check = Callable[[Hyperparameters], None]
@@ -25,7 +26,7 @@ def layer_notes(h: Hyperparameters) -> list[str]:
 
 def always_long(h: Hyperparameters) -> list[str]:
     """MLX rotates by the long factors at any length."""
-    if h.scaling not in ("longrope", "su"):
+    if not is_longrope(h):
         return []
     original = h.global_rope.get("original_max_position_embeddings")
     return [f"MLX always takes the long rope factors, llama.cpp only when opened for more than {original} tokens"]
@@ -264,10 +265,7 @@ def lfm_router(h: Hyperparameters) -> None:
 def delta_router(h: Hyperparameters) -> None:
     """llama.cpp's router, and experts in every block."""
     require(h.get("norm_topk_prob"), "norm_topk_prob false", f"llama.cpp computes {h.model_type} with true")
-    require(
-        h.get("decoder_sparse_step", default=1) == 1 and not h.get("mlp_only_layers"),
-        "blocks without experts", f"llama.cpp computes {h.model_type} with experts in every block",
-    )  # fmt: skip
+    all_blocks_have_experts(h)
 
 
 def wide_heads(h: Hyperparameters) -> None:

@@ -16,10 +16,10 @@ from aird_mlx.gguf_export.families import checks
 from aird_mlx.gguf_export.families.checks import ROPED
 from aird_mlx.gguf_export.families.dense import GELU, rounded_rotary_dims
 from aird_mlx.gguf_export.families.family import ATTENTION, GATED, PLAIN, Family
-from aird_mlx.gguf_export.families.keys import COMMON, HEADS, NORMS, SIZES, UNUSUAL_BASE, rotary_dims
+from aird_mlx.gguf_export.families.keys import BASE, COMMON, HEADS, NORMS, SIZES, UNUSUAL_BASE, rotary_dims
 from aird_mlx.gguf_export.families.rope import ROTATED, longrope_factors, longrope_key, rotated
 from aird_mlx.gguf_export.hyperparameters import Hyperparameters, key
-from aird_mlx.gguf_export.pieces import drop, rename, reorder, split, when
+from aird_mlx.gguf_export.pieces import drop, halves, rename, reorder, split, when
 
 
 def gpt_neox_rows(h: Hyperparameters, length: int) -> np.ndarray:
@@ -56,7 +56,7 @@ JOINED: dict[str, Family] = {
                 lambda h: h.global_rope.get("original_max_position_embeddings"),
             ),
             key("rope.dimension_count", int, rounded_rotary_dims),
-            key("rope.freq_base", float, lambda h: h.global_rope.get("rope_theta")),
+            BASE,
             key("attention.sliding_window", int, lambda h: h.get("sliding_window", default=0)),
             longrope_key,
         ),
@@ -78,9 +78,7 @@ JOINED: dict[str, Family] = {
             rename(r"\.attn_out\.", ".self_attn.o_proj."),
             rename(r"\.ff_out\.", ".mlp.down_proj."),
             split(r"att_proj", olmo_parts),
-            split(r"ff_proj", lambda _, length: {
-                "mlp.up_proj": range(length // 2), "mlp.gate_proj": range(length // 2, length),
-            }),
+            split(r"ff_proj", halves("mlp.up_proj", "mlp.gate_proj")),
             ROTATED,
         ),
         block=(*ATTENTION[1:], *GATED), outer=(), checks=ROPED, shapes=dict.fromkeys(GATED, ()),

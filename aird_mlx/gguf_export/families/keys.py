@@ -97,12 +97,13 @@ HEADS = (
     key("attention.head_count", int, "num_attention_heads", "n_head", "n_heads"),
     key("attention.head_count_kv", int, "num_key_value_heads", "n_kv_heads"),
 )
+BASE = key("rope.freq_base", float, lambda h: h.global_rope.get("rope_theta"))
 ROPE = (
     key("rope.scaling.type", str, _scaling_type),
     key("rope.scaling.factor", float, _scaled("factor")),
     key("rope.scaling.original_context_length", int, _scaled("original_max_position_embeddings", ("yarn",))),
     *(key(name, float, _scaled(entry, ("yarn",))) for entry, name in YARN.items()),
-    key("rope.freq_base", float, lambda h: h.global_rope.get("rope_theta")),
+    BASE,
     key("rope.freq_base_swa", float, lambda h: (h.rope.get("sliding_attention") or {}).get("rope_theta")),
 )
 NORMS = (

@@ -7,23 +7,24 @@ Face put in different places), and one number for each head becomes a column. So
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from aird_mlx.gguf_export.changes import change, squeeze, times
+from aird_mlx.gguf_export.changes import change, reshape, squeeze, times
 from aird_mlx.gguf_export.families import checks
 from aird_mlx.gguf_export.families.family import ATTENTION, GATED, Family
-from aird_mlx.gguf_export.families.keys import EXPERT_COUNTS, HEAD_DIM, HEADS, NORMS, SIZES, VOCABULARY
+from aird_mlx.gguf_export.families.keys import BASE, EXPERT_COUNTS, HEAD_DIM, HEADS, NORMS, SIZES, VOCABULARY
 from aird_mlx.gguf_export.hyperparameters import Hyperparameters, key
-from aird_mlx.gguf_export.pieces import Draft, Drafts, Operation, rename, when
+from aird_mlx.gguf_export.pieces import Drafts, Operation, rename, then, when
 
 EPSILON = key(
     "attention.layer_norm_rms_epsilon", float, lambda h: h.get("layer_norm_epsilon", "rms_norm_eps", default=1e-5)
 )
 UNLIMITED = 2**20  # what the converter writes for models without positions
 NEGATIVE_EXPONENTIAL = change(r"A_log$", lambda _: lambda values: -np.exp(values))
-COLUMNS = change(r"\.(A_log|D)$", lambda _: lambda values: values, lambda _, shape: (*shape, 1))
+COLUMNS = reshape(r"\.(A_log|D)$", lambda _, shape: (*shape, 1))
 CONVOLUTION = squeeze(r"conv1d\.weight$")
 STEP_BIAS = rename(r"\.dt_bias$", ".dt_proj.bias")
 SSM = ("ssm_conv1d.weight", "ssm_a", "ssm_d", "ssm_out.weight", "ssm_in.weight")
@@ -33,9 +34,8 @@ SSM2 = (*SSM, "ssm_dt.bias")
 
 def norm_by_groups(groups: str) -> Operation:
     """The gated norm of Mamba 2 as ``[group, width / group]``."""
-    return change(
+    return reshape(
         r"(mixer|mamba)\.norm\.weight$",
-        lambda _: lambda values: values,
         lambda h, shape: (int(h.get(groups, default=1)), shape[0] // int(h.get(groups, default=1))),
     )
 
@@ -67,14 +67,10 @@ def falcon_output(drafts: Drafts, h: Hyperparameters) -> Drafts:
     """A tied output matrix of its own: MLX scales the logits by two multipliers that llama.cpp does not know."""
     scale = np.float32(h.need("lm_head_multiplier") / h.need("embedding_multiplier"))
     embedding = next(draft for draft in drafts if draft.name == "model.embed_tokens.weight")
-    before = embedding.change
     return [
         *(draft for draft in drafts if draft.name != "lm_head.weight"),
-        Draft(
-            "output.weight", embedding.shape, embedding.pieces,
-            lambda values: (values if before is None else before(values)) * scale,
-        ),
-    ]  # fmt: skip
+        replace(embedding, name="output.weight", change=then(embedding.change, lambda values: values * scale)),
+    ]
 
 
 FALCON = (
@@ -160,7 +156,7 @@ STATE_SPACE: dict[str, Family] = {
             key("ssm.state_size", int, "mamba_d_state"),
             key("ssm.time_step_rank", int, lambda h: h.need("mamba_d_ssm") // h.need("mamba_d_head")),
             key("ssm.group_count", int, "mamba_n_groups"), NORMS[0], VOCABULARY, *HEAD_DIM,
-            key("rope.freq_base", float, lambda h: h.global_rope.get("rope_theta")),
+            BASE,
         ),
         FALCON,
         block=(*ATTENTION, "ffn_norm", *GATED, *SSM2), may=("ssm_norm.weight",), checks=(checks.norm_after_gate,),
