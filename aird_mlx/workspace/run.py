@@ -1,14 +1,12 @@
 """The folder a run works in: ``OUT.partial`` beside the output, renamed to ``OUT`` when everything is done.
 
-A stage's result is a file; it is written under a temporary name and renamed, so what exists is complete. A resumed
-run with the same settings reads those files instead of computing again. This module knows nothing about stages.
+A stage's result is a file that is whole or not there, so what exists is complete. A resumed run with the same settings
+reads those files instead of computing again. This module knows nothing about stages.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import errno
 import fcntl
 import json
 import os
@@ -20,7 +18,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from aird_mlx.errors import AirdError, DirectionError, OutputError, PromptError, ResumeError
-from aird_mlx.report import from_json
+from aird_mlx.workspace.records import damaged, read_keys, write_json
+from aird_mlx.workspace.whole import check_new_folder, link_or_copy, partial_of, remove, whole_file, writing_to
 
 T = TypeVar("T")
 
@@ -57,9 +56,9 @@ class Workspace:
     def _open(self, settings: dict[str, Any], resume: bool) -> None:
         (self.folder / "writing-settings.json").unlink(missing_ok=True)
         if resume and any(self.folder.iterdir()):  # else it was killed before it had begun
-            _check_same(settings, _read_keys(self.folder / "settings.json"), self.folder)
+            _check_same(settings, read_keys(self.folder / "settings.json"), self.folder)
             if (self.folder / "timings.json").exists():
-                self.timings = _read_keys(self.folder / "timings.json")
+                self.timings = read_keys(self.folder / "timings.json")
             return
         with self.guarding():
             there = sorted(self.folder.iterdir(), key=lambda path: path.name == "settings.json")  # that one goes last
@@ -69,7 +68,7 @@ class Workspace:
                     "Choose another --out, or move the folder away."
                 )
             for path in there:
-                _remove(path)
+                remove(path)
         self.write("settings.json", settings, write_json)
 
     def close(self) -> None:
@@ -104,7 +103,7 @@ class Workspace:
         except ResumeError:
             raise
         except (AirdError, RuntimeError, OSError, ValueError, KeyError, TypeError, SyntaxError) as error:
-            raise _damaged(path, error) from error
+            raise damaged(path, error) from error
 
     def write(self, file: str, value: T, write: Callable[[T, Path], None]) -> None:
         """Write a file of a stage, complete or not at all; a failed write leaves nothing that takes up space."""
@@ -187,7 +186,7 @@ class Workspace:
             for copy in copies.values():
                 shutil.rmtree(copy, ignore_errors=True)
         for name in (*leave_out, *copies, "settings.json", "timings.json"):
-            _remove(self.out / name)
+            remove(self.out / name)
         self.close()
 
     def has_finished_stages(self) -> bool:
@@ -201,85 +200,6 @@ class Workspace:
             for parent in self._made:
                 parent.rmdir()
         self.close()
-
-
-@contextmanager
-def writing_to(place: Path, choose: str) -> Iterator[None]:
-    """Context in which a full disk or a forbidden folder becomes one clear error.
-
-    Args:
-        place: what is written.
-        choose: another one of which may help: an option, say.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
-    try:
-        yield
-    except (OSError, RuntimeError) as error:
-        if isinstance(error, OSError):
-            reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
-        elif any(word in str(error).lower() for word in ("write", "[save_")):  # what MLX says of a safetensors file
-            reason = str(error).splitlines()[0]
-        else:
-            raise
-        raise OutputError(
-            f"output: {place} cannot be written ({reason}); a writable place with free space is needed. "
-            f"Free space or choose another {choose}."
-        ) from error
-
-
-def partial_of(path: Path) -> Path:
-    """The name that a folder has while it is being written."""
-    return path.with_name(path.name + ".partial")
-
-
-def check_new_folder(path: Path, option: str) -> None:
-    """Find out before a long run whether a new folder can be made at ``path``.
-
-    Args:
-        path: the folder.
-        option: where the user gave it.
-
-    Raises:
-        OutputError: it is there already, or nothing can be written where it would be.
-    """
-    try:
-        taken = path.name in ("", "..") or path.exists() or path.is_symlink()
-        above = next((parent for parent in path.absolute().parents if parent.exists()), path)
-    except OSError as error:  # a name that is too long, a folder that may not be looked into
-        raise OutputError(
-            f"output: {path} cannot be used ({error.strerror}); a writable place is needed. Choose another {option}."
-        ) from error
-    if taken:
-        raise OutputError(
-            f"output: {path} exists already; a new folder is needed. Choose another {option}, or remove it."
-        )
-    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        reason = "may not be written to" if above.is_dir() else "is a file"
-        raise OutputError(
-            f"output: {path} cannot be written ({above} {reason}); a writable place is needed. Choose another {option}."
-        )
-
-
-def check_space(path: Path, needed: float, option: str) -> None:
-    """Find out before the work whether its files will fit on the disk.
-
-    Args:
-        path: what will be written; need not be there yet.
-        needed: bytes.
-        option: where the user gave it.
-
-    Raises:
-        OutputError: there is less room.
-    """
-    above = next(parent for parent in (path.absolute(), *path.absolute().parents) if parent.exists())
-    free = shutil.disk_usage(above).free
-    if free < needed:
-        raise OutputError(
-            f"output: {above} has {free / 1e9:.1f} GB free; {needed / 1e9:.1f} GB are needed. Free space, or choose "
-            f"another {option}."
-        )
 
 
 def check_started(out: Path) -> None:
@@ -323,105 +243,3 @@ def _check_same(now: Mapping[str, Any], then: Mapping[str, Any], folder: Path) -
                 f"resume: {folder} was started with other settings ({key} was {then.get(key)}, is {now.get(key)}); "
                 "the same settings are needed to go on. Repeat them, or run without --resume to start again."
             )
-
-
-def _read_keys(path: Path) -> dict[str, Any]:
-    found = read_json(path)
-    if not isinstance(found, dict):
-        raise _damaged(path, TypeError("keys with values are expected"))
-    return found
-
-
-def _damaged(path: Path, error: Exception) -> ResumeError:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0].split("; ")[0]
-    return ResumeError(
-        f"resume: {path} cannot be read ({reason}); what the earlier run wrote is needed, undamaged. "
-        "Remove it to compute it again, or run without --resume to start again."
-    )
-
-
-def _remove(path: Path) -> None:
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def link_or_copy(source: str | Path, target: str | Path) -> None:
-    """A second name for a file where the disk allows one: weights are large."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
-
-
-def write_json(value: Any, path: Path) -> None:
-    """Write a plain value as JSON."""
-    path.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
-
-
-def write_record(record: Any, path: Path) -> None:
-    """Write a frozen dataclass of results as JSON."""
-    write_json(dataclasses.asdict(record), path)
-
-
-def read_record(kind: type[T], path: Path) -> T:
-    """Read it back.
-
-    Raises:
-        AirdError: the text is not that of one. OSError: there is no such file.
-    """
-    return from_json(kind, path.read_text(encoding="utf-8"))
-
-
-def read_json(path: Path) -> Any:
-    """Read a plain value back.
-
-    Raises:
-        ResumeError: the file is missing or damaged.
-    """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise _damaged(path, error) from error
-
-
-@contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
-    """A name to write a file under, beside ``path``; it gets its own name at the end, or is not there at all."""
-    partial = path.with_name("writing-" + path.name)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.unlink(missing_ok=True)  # what a killed run left may be another file's second name
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-@contextmanager
-def whole_folder(path: Path) -> Iterator[Path]:
-    """`whole_file` for a folder: a new and empty one to write in."""
-    partial = path.with_name("writing-" + path.name)
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
-        yield partial
-        partial.rename(path)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let ``write`` make a file that is whole or not there.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
-    with writing_to(path, "name"), whole_file(path) as partial:
-        write(partial)
-
-
-def write_text(path: Path, text: str) -> None:
-    """`write_whole` for text."""
-    write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
