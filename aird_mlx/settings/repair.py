@@ -1,71 +1,24 @@
-"""What a run is asked to do: the options of the command line as one frozen object, checked before anything runs."""
+"""What a run of the main job is asked to do."""
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from aird_mlx.errors import OutputError, PromptError, UsageError
-from aird_mlx.evaluation import check_tasks_available
-from aird_mlx.evaluation.attacks import PREFILL, SYSTEM_PROMPT
-from aird_mlx.evaluation.judge_model import style_of
+from aird_mlx.errors import UsageError
 from aird_mlx.gguf_export.outtypes import AUTO, OUTTYPES
-from aird_mlx.model import find_folder
 from aird_mlx.pruning import METHODS, check_words
-from aird_mlx.quantization import check_quantization
 from aird_mlx.repair import RULES, STREAMED_RULES
+from aird_mlx.settings.compression import (
+    CALIBRATION_KINDS,
+    PruningSettings,
+    QuantizationSettings,
+    check_recipe,
+    quantization_words,
+)
 from aird_mlx.workspace import check_new_folder, check_started, partial_of
 
 GGUF_TYPES = tuple(OUTTYPES)
-# The recipe of mixed bits that is ours, among mlx-lm's.
-REFUSAL_RECIPE = "refusal"
-
-# How a long job says how far it is: stage, steps done, steps.
-Progress = Callable[[str, int, int], None]
-
-
-CALIBRATION_KINDS = ("harmless", "all")
-
-
-@dataclass(frozen=True)
-class PruningSettings:
-    """How to prune.
-
-    Attributes:
-        method: of `aird_mlx.pruning.METHODS`.
-        sparsity: fraction to remove, in [0, 1); an ``N:M`` pattern rules over it.
-        pattern: ``unstructured`` or ``N:M``.
-        scope: whether weights compete by ``row`` or by ``matrix``.
-        allocation: ``uniform``, or by block: ``owl``, ``safety``.
-        calibration_kinds: dialogues it is calibrated on: ``harmless`` as by a stock compressor, or ``all``.
-    """
-
-    method: str = "wanda"
-    sparsity: float = 0.5
-    pattern: str = "unstructured"
-    scope: str = "row"
-    allocation: str = "uniform"
-    calibration_kinds: str = "harmless"
-
-
-@dataclass(frozen=True)
-class QuantizationSettings:
-    """How to quantize; see `aird_mlx.quantization.quantize_model`.
-
-    Attributes:
-        mode: of `aird_mlx.quantization.MODES`.
-        bits, group_size: None for the mode's own.
-        mixed: one of mlx-lm's recipes (``mixed_4_6``), which are affine and choose the bits; or `REFUSAL_RECIPE`, see
-            `aird_mlx.quantization.favour_writers`, which takes no more room than ``bits``.
-    """
-
-    mode: str = "affine"
-    bits: int | None = None
-    group_size: int | None = None
-    mixed: str | None = None
 
 
 @dataclass(frozen=True)
@@ -205,21 +158,6 @@ def check_settings(settings: RepairSettings) -> None:
         )
 
 
-def check_recipe(how: QuantizationSettings) -> tuple[int, int]:
-    """Bits and group size, the mode's own where they are None.
-
-    Raises:
-        UsageError: what MLX lacks, or a recipe beside bits or another mode than its own.
-    """
-    found = check_quantization(how.mode, how.bits, how.group_size)
-    if how.mixed is not None and (how.mode != "affine" or (how.bits is not None and how.mixed != REFUSAL_RECIPE)):
-        seen = f"mode {how.mode}" if how.mode != "affine" else f"{how.bits} bits"
-        raise UsageError(
-            f"quantize: {seen} with the recipe {how.mixed}; it is affine and chooses the bits itself. Leave one out."
-        )
-    return found
-
-
 def output_folder(settings: RepairSettings) -> Path:
     """``settings.out``, or the first free folder named after the model, the pruning and the quantization."""
     if settings.out is not None:
@@ -262,142 +200,8 @@ def check_places(settings: RepairSettings) -> Path:
     return out
 
 
-def quantization_words(how: QuantizationSettings, *, short: bool = False) -> str:
-    """How it is quantized, for people (``affine, 4 bits, group 64``) or, short, for file names (``4bit``).
-
-    >>> quantization_words(QuantizationSettings(bits=3)), quantization_words(QuantizationSettings("mxfp4"), short=True)
-    ('affine, 3 bits, group 64', 'mxfp4')
-    """
-    bits, group_size = check_quantization(how.mode, how.bits, how.group_size)
-    if how.mixed == REFUSAL_RECIPE:
-        return f"{bits}bit-{how.mixed}" if short else f"{how.mixed}, {bits} bits, group {group_size}"
-    if how.mixed is not None:
-        return how.mixed if short else f"{how.mixed}, group {group_size}"
-    if short:
-        return f"{bits}bit" if how.mode == "affine" else how.mode
-    return f"{how.mode}, {bits} bits, group {group_size}"
-
-
 def pruning_words(settings: RepairSettings, *, short: bool = False) -> str:
     """How much is pruned, for people (``sparsity 0.5``) or, short, for file names (``0.5``)."""
     if settings.pattern != "unstructured":
         return settings.pattern.replace(":", "of") if short else f"pattern {settings.pattern}"
     return f"{settings.sparsity:g}" if short else f"sparsity {settings.sparsity:g}"
-
-
-@dataclass(frozen=True)
-class EvaluationSettings:
-    """What to measure; the names are the command line's.
-
-    Attributes:
-        model: ``"demo"``, a folder, a hub id, or a .gguf file.
-        harmful, harmless, twins: files or hub data sets, each kept apart; all empty: the built-in test parts.
-        column: where the prompts are in tables and JSON lines; None: a known column.
-        limit: a seeded sample of so many prompts per set, and questions per file and task.
-        attack: of `aird_mlx.evaluation.ATTACKS`, for harmful prompts; ``system`` for the other kinds too.
-        system_prompt: the text, or a file that holds it.
-        suffixes: file of suffixes, one a line.
-        against: an earlier result, or the folder it lies in, to compare the same prompts with.
-        window, windows: tokens per window of ``text``, and how many windows at most.
-        dense: model whose next-token distributions ``text`` is compared with; MLX only.
-        tasks: of lm-eval.
-        refusals: whether prompts are asked at all.
-        max_new_tokens: longer answers are cut; None: 512, or what the context leaves.
-        out: file for the result. save_answers: JSON lines with the texts of prompts and answers.
-    """
-
-    model: str
-    harmful: tuple[str, ...] = ()
-    harmless: tuple[str, ...] = ()
-    twins: tuple[str, ...] = ()
-    column: str | None = None
-    limit: int | None = None
-    seed: int = 0
-    attack: tuple[str, ...] = ("vanilla",)
-    system_prompt: str = SYSTEM_PROMPT
-    suffixes: Path | None = None
-    samples: int = 5
-    prefill: str = PREFILL
-    judge_model: str | None = None
-    judge_style: str | None = None
-    against: Path | None = None
-    text: Path | None = None
-    window: int = 512
-    windows: int | None = None
-    dense: str | None = None
-    multiple_choice: tuple[Path, ...] = ()
-    tasks: tuple[str, ...] = ()
-    refusals: bool = True
-    max_new_tokens: int | None = None
-    batch_size: int = 64
-    out: Path | None = None
-    save_answers: Path | None = None
-    revision: str | None = None
-    trust_remote_code: bool = False
-
-    @property
-    def is_gguf(self) -> bool:
-        """Whether llama.cpp runs it instead of MLX."""
-        return self.model.endswith(".gguf")
-
-
-def check_evaluation(settings: EvaluationSettings) -> None:
-    """Refuse what cannot be done, before a model is loaded.
-
-    Raises:
-        UsageError: options that do not go together.
-        OutputError: a file to write is there already.
-        ModelError: the dense or the judge model is not there. DependencyError: lm-eval is not.
-    """
-    if settings.is_gguf and (settings.dense or settings.tasks):
-        word = "--dense" if settings.dense else "--tasks"
-        raise UsageError(
-            f"eval: {word} with the file {settings.model}; a model in MLX is needed for it. Leave it out, or evaluate "
-            "the folder the file was exported from."
-        )
-    if settings.dense is not None and settings.text is None:
-        raise UsageError("eval: --dense without --text; a text to compare on is needed. Give --text FILE.")
-    if settings.window < 2:
-        raise UsageError(f"eval: the window is {settings.window} tokens; at least 2 are needed. Use --window 512.")
-    if not (settings.refusals or settings.text or settings.multiple_choice or settings.tasks):
-        raise UsageError(
-            "eval: nothing to measure; prompts, --text, --multiple-choice or --tasks are needed. Give one."
-        )
-    for path in (settings.out, settings.save_answers):
-        if path is not None and path.exists():
-            raise OutputError(f"output: {path} exists already; a new file is needed. Choose another name.")
-    if settings.tasks:
-        check_tasks_available()
-    if settings.judge_model is not None:
-        style_of(settings.judge_model, settings.judge_style)
-        find_folder(settings.judge_model)
-    if settings.dense is not None:
-        find_folder(settings.dense)
-
-
-def read_system_prompt(given: str) -> str:
-    """The text itself, or what is in the file of that name.
-
-    Raises:
-        PromptError: the file cannot be read, or there is no text.
-    """
-    try:
-        text = Path(given).read_text(encoding="utf-8-sig") if Path(given).is_file() else given
-    except UnicodeDecodeError as error:
-        raise PromptError(f"system prompt: {given} is not UTF-8 ({error}); text is needed. Check the file.") from error
-    except OSError:  # a text too long for a file's name
-        text = given
-    if not text.strip():
-        raise PromptError("system prompt: it is empty; some text is needed. Leave the option out for the default.")
-    return text.strip()
-
-
-def settings_record(settings: RepairSettings | EvaluationSettings) -> dict[str, Any]:
-    """The settings as plain values, for JSON."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, tuple):
-            return [plain(one) for one in value]
-        return str(value) if isinstance(value, Path) else value
-
-    return {name: plain(value) for name, value in dataclasses.asdict(settings).items()}
