@@ -155,7 +155,7 @@ def test_both_halves_of_a_repair_end_in_a_quantized_folder(
     workspace = Workspace(tmp_path / "out", {}, resume=False)
     job = _Run(settings, workspace, dense, reference.inputs, lambda stage, done, total: None)
     direction = Direction(mx.eye(32)[0], 2, -1, 1.0, -1.0, 1.0, 0.0, True, (6, 6), (4, 4))
-    compressed = job._compressed(reference, direction)
+    compressed = job.compression.compress(reference, direction)
     tokens = reference.held_out
     before = measure_utility(compressed, tokens, dense=dense).kl_to_dense
     patch, repair = job._repaired(compressed, reference, direction)
@@ -173,7 +173,7 @@ def test_both_halves_of_a_repair_end_in_a_quantized_folder(
         if prune_method != "none":
             assert not np.array(new)[~np.array(compressed.kept(part.block, part.name))].any()
     again = _Run(settings, workspace, dense, reference.inputs, fail_on_repair)
-    resumed, _ = again._repaired(again._compressed(reference, direction), reference, direction)
+    resumed, _ = again._repaired(again.compression.compress(reference, direction), reference, direction)
     assert all(mx.array_equal(a.change(), b.change()).item() for a, b in zip(patch.parts, resumed.parts, strict=True))
     workspace.close()
 

@@ -24,7 +24,7 @@ from aird_mlx.reference import MAX_NEW_TOKENS, Reference
 from aird_mlx.report import RepairFigures, Stage
 from aird_mlx.settings import Progress, RepairSettings
 from aird_mlx.stages import evaluate_exported, gguf_path
-from aird_mlx.workspace import Workspace
+from aird_mlx.workspace import Workspace, read_json, write_json
 
 
 def stem_of(settings: RepairSettings) -> str:
@@ -32,7 +32,7 @@ def stem_of(settings: RepairSettings) -> str:
     return f"{Path(settings.model).name}-repaired"
 
 
-def canary_set(model: str, dense: ChatModel, max_new_tokens: int) -> CanarySet:
+def _canary_set(model: str, dense: ChatModel, max_new_tokens: int) -> CanarySet:
     """The canary prompts that go with a model, not yet answered.
 
     Raises:
@@ -46,14 +46,28 @@ def canary_set(model: str, dense: ChatModel, max_new_tokens: int) -> CanarySet:
     return CanarySet(name, rendered, "", length)
 
 
-def judge_canaries(
-    dense: ChatModel, canaries: CanarySet, *, batch_size: int, progress: Callable[[int, int], None]
-) -> list[str]:
-    """One class letter for each of the model's answers to the canaries."""
-    answers = generate_answers(
-        dense, canaries.rendered, max_new_tokens=canaries.max_new_tokens, batch_size=batch_size, progress=progress
-    )
-    return [judge_answer(decode(dense, answer))[0] for answer in answers]
+def answer_canaries(
+    settings: RepairSettings,
+    workspace: Workspace,
+    dense: ChatModel,
+    max_new_tokens: int,
+    progress: Callable[[int, int], None],
+) -> CanarySet:
+    """The canary prompts and what the dense model makes of them, one class letter each."""
+    canaries = _canary_set(settings.model, dense, max_new_tokens)
+
+    def judge() -> list[str]:
+        answers = generate_answers(
+            dense,
+            canaries.rendered,
+            max_new_tokens=canaries.max_new_tokens,
+            batch_size=settings.batch_size,
+            progress=progress,
+        )
+        return [judge_answer(decode(dense, answer))[0] for answer in answers]
+
+    letters = workspace.stage("canaries", "canaries.json", judge, write_json, read_json)
+    return dataclasses.replace(canaries, dense="".join(letters))
 
 
 def export_stage(

@@ -3,48 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any, TypeVar
 
-import mlx.core as mx
-
-from aird_mlx.compress import prune_on_reference, quantize_as
+from aird_mlx.compress import quantize_as
 from aird_mlx.controls import ControlRepair, control_repairs
 from aird_mlx.direction import Direction, load_direction, save_direction
 from aird_mlx.gguf_export import resolve_outtype
 from aird_mlx.gguf_export.general import read_card
 from aird_mlx.guard.record import CanarySet
 from aird_mlx.inputs import Inputs
-from aird_mlx.model import ChatModel, load, save
+from aird_mlx.model import ChatModel, save
 from aird_mlx.patch import Patch, fold, load_patch, patched, pruned_weights_back, save_patch
+from aird_mlx.pipeline.compression import Compression
 from aird_mlx.pipeline.estimate import disk_bytes
-from aird_mlx.pipeline.export import canary_set, export_stage, judge_canaries
+from aird_mlx.pipeline.export import answer_canaries, export_stage
 from aird_mlx.pipeline.halves import Search, difference, figures_of, first_rule, joined, second_rule
 from aird_mlx.pipeline.plan import fixed_facts, inputs_of, load_dense
 from aird_mlx.pipeline.result import finish, make_report
-from aird_mlx.pipeline.streaming import compress_blocks, repair_by_block
-from aird_mlx.pruning import remove_experts
-from aird_mlx.quantization import load_quantized, restore_modules, set_aside_modules
+from aird_mlx.pipeline.streaming import repair_by_block
+from aird_mlx.quantization import restore_modules, set_aside_modules
 from aird_mlx.reference import MAX_NEW_TOKENS, Reference, ask_reference
 from aird_mlx.repair import RepairPlan
 from aird_mlx.report import Control, PruningReport, QuantizationReport, RepairFigures, Report, Stage
 from aird_mlx.report_page import write_front_matter
-from aird_mlx.settings import (
-    Progress,
-    QuantizationSettings,
-    RepairSettings,
-    check_places,
-    check_settings,
-)
-from aird_mlx.stages import (
-    evaluate_control,
-    evaluate_dense,
-    evaluate_stage,
-    measure_on_reference,
-    refusal_directions,
-)
+from aird_mlx.settings import Progress, RepairSettings, check_places, check_settings
+from aird_mlx.stages import evaluate_control, evaluate_dense, evaluate_stage, measure_on_reference, refusal_directions
 from aird_mlx.workspace import Workspace, check_space, read_json, read_record, write_json, write_record
 
 Row = TypeVar("Row", Stage, Control)
@@ -87,30 +72,36 @@ class _Run:
         self.inputs = inputs
         self.progress = progress
         self.max_new_tokens = settings.max_new_tokens or MAX_NEW_TOKENS
-        self.is_streaming = dense.stream is not None
+        self.compression = Compression(settings, workspace, dense, progress)
 
     def run(self) -> Report:
         """All stages in order, then the report, then the final name."""
         reference = self._reference()
         direction = self._direction(reference)
-        compressed = self._compressed(reference, direction)
+        compressed = self.compression.compress(reference, direction)
         stages = [
             self._row("dense", Stage, lambda: evaluate_dense(reference, direction)),
             self._evaluated("compressed", compressed, reference, direction),
         ]
         controls: list[Control] = []
-        if self.is_streaming:
+        if self.compression.is_streaming:
             repair = repair_by_block(
                 self.settings, self.workspace, compressed, reference, direction, self._step("repair")
             )
-            written = self._load_copy(self.workspace.folder / "mlx")
+            written = self.compression.read(self.workspace.folder / "mlx")
         else:
             patch, repair = self._repaired(compressed, reference, direction)
             controls = self._controls(compressed, reference, direction)
             written, repair = self._written(compressed, patch, repair)
         stages.append(self._evaluated("repaired", written, reference, direction))
         if self.settings.gguf:
-            canaries = self._canaries()
+            canaries = answer_canaries(
+                self.settings,
+                self.workspace,
+                self.dense,
+                self.max_new_tokens,
+                self._step("canaries of the dense model"),
+            )
             repaired = stages[-1]
             stages += [
                 self._exported(outtype, written, reference, repair, repaired, canaries) for outtype in self._outtypes()
@@ -124,8 +115,8 @@ class _Run:
             stages=stages,
             repair=repair,
             controls=controls,
-            pruned=self._pruning(),
-            quantized=self._quantization(),
+            pruned=self.compression.pruning,
+            quantized=self.compression.quantization,
         )
         finish(self.settings, self.workspace, report, self._source_card())
         return report
@@ -155,80 +146,6 @@ class _Run:
             load_direction,
         )
 
-    def _compressed(self, reference: Reference, direction: Direction) -> ChatModel:
-        """The compressed model: pruned, and quantized, as asked."""
-        pruned = self._pruned(reference, direction)
-        how = self.settings.quantization
-        return pruned if how is None else self._quantized(pruned, how, direction.layer)
-
-    def _pruned(self, reference: Reference, direction: Direction) -> ChatModel:
-        """A second copy of the model, pruned; by default calibrated on harmless text only, as by a stock compressor."""
-        model = self._load_copy(self.settings.model)
-        if self.is_streaming:
-            if self.settings.prune_method == "none":
-                return model
-            compress_blocks(self.settings, self.workspace, model, reference, direction, self._step("compress"))
-            return self._load_copy(self.workspace.folder / "compressed")
-
-        def compute() -> dict[str, mx.array]:
-            if self.settings.prune_method != "none":
-                pruned = prune_on_reference(
-                    model,
-                    reference,
-                    self.settings.pruning,
-                    direction,
-                    seed=self.settings.seed,
-                    progress=self._step("compress"),
-                )
-                self.workspace.write("pruning.json", pruned, write_record)
-            return {f"{block}.{name}": linear.weight for block, name, linear in model.linears()}
-
-        weights = self.workspace.stage("compress", "compressed.safetensors", compute, _save_arrays, _load_arrays)
-        pruned = self._pruning()
-        if pruned is not None and pruned.removed_experts and not model.kept_experts:
-            remove_experts(model, {int(block): gone for block, gone in pruned.removed_experts.items()})
-        for block, name, linear in model.linears():
-            linear.weight = weights[f"{block}.{name}"]
-        return model
-
-    def _quantized(self, pruned: ChatModel, how: QuantizationSettings, layer: int) -> ChatModel:
-        """The pruned model quantized and read back, its quantized weights set aside."""
-        is_pruned = self.settings.prune_method != "none"
-        kept = {pruned.path(block, name): linear.weight != 0 for block, name, linear in pruned.linears()}
-
-        def make(path: Path) -> None:
-            quantized = quantize_as(pruned, how, layer=layer, progress=self._step("quantize"))
-            self.workspace.write("quantization.json", quantized, write_record)
-            save(pruned, path)
-
-        self.workspace.folder_stage("quantize", "compressed", make)
-        return self._load_quantized("compressed", kept if is_pruned else {})
-
-    def _load_quantized(self, folder: str, kept: Mapping[str, mx.array]) -> ChatModel:
-        return load_quantized(
-            self.workspace.folder / folder, self.dense, kept, trust_remote_code=self.settings.trust_remote_code
-        )
-
-    def _pruning(self) -> PruningReport | None:
-        return self._left(PruningReport, "pruning.json")
-
-    def _quantization(self) -> QuantizationReport | None:
-        return self._left(QuantizationReport, "quantization.json")
-
-    def _left(self, kind: type[Left], file: str) -> Left | None:
-        """What a stage left beside its result, where it ran."""
-        path = self.workspace.folder / file
-        return read_record(kind, path) if path.is_file() else None
-
-    def _load_copy(self, model: str | Path) -> ChatModel:
-        """Another copy of the dense model, or what was written from it: loaded with the same permissions."""
-        return load(
-            model,
-            revision=self.settings.revision,
-            trust_remote_code=self.settings.trust_remote_code,
-            streaming=self.is_streaming,
-        )
-
     def _repaired(
         self, compressed: ChatModel, reference: Reference, direction: Direction
     ) -> tuple[Patch, RepairFigures]:
@@ -237,7 +154,7 @@ class _Run:
         how, rule = self.settings.quantization, self.settings.rule
         if how is None:
             return self._searched("repair", "patch", search, compressed, rule)
-        model, is_pruned = self._pruned(reference, direction), self.settings.prune_method != "none"
+        model, is_pruned = self.compression.prune(reference, direction), self.settings.prune_method != "none"
         first, second = None, None
         if is_pruned:
             half, first = self._searched(
@@ -306,12 +223,12 @@ class _Run:
         """The repaired model as the MLX folder has it; it is written here if it is not yet."""
         if compressed.stored:
             kept = {path: stored.kept for path, stored in compressed.stored.items()}
-            written = self._load_quantized("mlx", kept)
+            written = self.compression.read_quantized("mlx", kept)
             return written, dataclasses.replace(repair, sparsity_lost=pruned_weights_back(written))
         folded = fold(compressed, patch)
         self._write_folder(compressed)
         repair = dataclasses.replace(repair, sparsity_lost=folded.sparsity_lost)
-        return self._load_copy(self.workspace.folder / "mlx"), repair
+        return self.compression.read(self.workspace.folder / "mlx"), repair
 
     def _write_folder(self, model: ChatModel) -> None:
         front = write_front_matter(self.settings.model, self._source_card())  # the exported files take it over
@@ -335,23 +252,6 @@ class _Run:
                 progress=self.progress,
             ),
         )
-
-    def _canaries(self) -> CanarySet:
-        """The canary prompts and what the dense model makes of them."""
-        canaries = canary_set(self.settings.model, self.dense, self.max_new_tokens)
-        letters = self.workspace.stage(
-            "canaries",
-            "canaries.json",
-            lambda: judge_canaries(
-                self.dense,
-                canaries,
-                batch_size=self.settings.batch_size,
-                progress=self._step("canaries of the dense model"),
-            ),
-            write_json,
-            read_json,
-        )
-        return dataclasses.replace(canaries, dense="".join(letters))
 
     def _outtypes(self) -> list[str]:
         """The types to write, ``auto`` by what it means for the written folder, each once."""
@@ -396,13 +296,3 @@ class _Run:
 
     def _step(self, stage: str) -> Callable[[int, int], None]:
         return lambda done, total: self.progress(stage, done, total)
-
-
-def _save_arrays(arrays: dict[str, mx.array], path: Path) -> None:
-    mx.save_safetensors(str(path), arrays)
-
-
-def _load_arrays(path: Path) -> dict[str, mx.array]:
-    arrays = mx.load(str(path))
-    assert isinstance(arrays, dict)
-    return arrays
