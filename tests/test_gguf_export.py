@@ -37,6 +37,7 @@ from aird_mlx.gguf_export import check_exportable, check_parity, export_gguf, is
 from aird_mlx.gguf_export.blocks import dequantize, quantize
 from aird_mlx.gguf_export.families import read_hyperparameters
 from aird_mlx.gguf_export.families.rope import neighbours, rope_frequency_factors
+from aird_mlx.gguf_export.likelihood import log_likelihoods
 from aird_mlx.gguf_export.runtime import LlamaRuntime
 from aird_mlx.gguf_export.tokenizer import identify_pre_tokenizer, read_vocabulary
 
@@ -544,7 +545,7 @@ def test_log_likelihoods_are_those_of_mlx(folders: dict[str, Path], tmp_path: Pa
         logits = forward(ids)[:-1].astype(np.float64)
         losses += (np.log(np.exp(logits).sum(-1)) - logits[np.arange(len(ids) - 1), ids[1:]]).tolist()
     with LlamaRuntime(written.path) as runtime:
-        found = runtime.log_likelihoods(sequences, [0] * len(sequences))
+        found = log_likelihoods(runtime.logits, sequences, [0] * len(sequences))
         assert -sum(found) == pytest.approx(np.sum(losses), rel=1e-4)
 
 
@@ -600,7 +601,7 @@ def test_runtime_errors_are_one_line(folders: dict[str, Path], tmp_path: Path) -
             lambda: runtime.logits(list(range(33))),
             lambda: runtime.logits([5000]),
             lambda: runtime.generate([[3] * 30], 8, []),
-            lambda: runtime.log_likelihoods([[3]], [0]),
+            lambda: log_likelihoods(runtime.logits, [[3]], [0]),
         ):
             with pytest.raises(ParityError) as caught:
                 call()

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from aird_mlx.gguf_export.likelihood import log_likelihoods
 from aird_mlx.gguf_export.runtime import LlamaRuntime
 
 
@@ -52,7 +53,8 @@ def run_exported(
     with LlamaRuntime(gguf, n_ctx=longest + 8) as runtime:
         answers = runtime.generate(prompts, max_new_tokens, stop_ids)
         progress(len(texts), 2 * len(texts))
-        sums = runtime.log_likelihoods(
+        sums = log_likelihoods(
+            runtime.logits,
             [ids for ids, _ in texts],
             [first for _, first in texts],
             lambda done, total: progress(total + done, 2 * total),

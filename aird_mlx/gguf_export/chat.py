@@ -20,6 +20,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from aird_mlx.errors import PromptError
+from aird_mlx.gguf_export.likelihood import log_likelihoods
 from aird_mlx.gguf_export.runtime import LlamaRuntime
 from aird_mlx.prompts import TEMPLATE_ERRORS
 
@@ -128,7 +129,7 @@ class GgufChat:
     ) -> list[float]:
         """Per sequence the log-likelihood (nats) of its tokens from the first that counts."""
         self._make_room(sequences, 0)
-        return self.runtime.log_likelihoods(sequences, first_counted, progress)
+        return log_likelihoods(self.runtime.logits, sequences, first_counted, progress)
 
     def _make_room(self, sequences: Sequence[Sequence[int]], new_tokens: int) -> None:
         """Let contexts be as long as these sequences need, not as the model could take: that is memory."""

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from aird_mlx.errors import ParityError
+from aird_mlx.gguf_export.likelihood import log_softmax
 from aird_mlx.gguf_export.runtime import LlamaRuntime
 
 
@@ -108,9 +109,3 @@ def _describe_difference(index: int, expected: list[int], found: list[int]) -> s
         f"text {index}, token {place}: the model's tokenizer gives {expected[place : place + 4]} "
         f"(of {len(expected)}), llama.cpp {found[place : place + 4]} (of {len(found)})"
     )
-
-
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Row-wise, float64."""
-    shifted: np.ndarray = logits - logits.max(axis=-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))

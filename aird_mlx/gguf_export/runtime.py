@@ -20,6 +20,7 @@ import numpy as np
 
 from aird_mlx.errors import ParityError
 from aird_mlx.gguf_export.context import Context
+from aird_mlx.gguf_export.generation import continue_prompts, make_chooser
 from aird_mlx.gguf_export.library import last_errors, last_reason, load_library
 from aird_mlx.gguf_export.residual import ResidualTap
 
@@ -266,83 +267,16 @@ class LlamaRuntime:
         self._check_lengths(prompts, max_new_tokens)
         if max_new_tokens < 1:
             return [[] for _ in prompts]
-        longest = max(len(prompt) for prompt in prompts) + max_new_tokens
-        self._context.open(min(self.parallel, len(prompts)), longest)
-        answers: list[list[int]] = [[] for _ in prompts]
-        # neighbours in length share a group, so that little of a group waits for its longest prompt
-        order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index))
-        choose = _chooser(temperature, seed)
-        for start in range(0, len(order), self.parallel):
-            group = order[start : start + self.parallel]
-            self._generate_group(prompts, group, max_new_tokens, set(stop_ids), choose, answers)
-            progress(start + len(group), len(order))
-        return answers
-
-    def log_likelihoods(
-        self,
-        sequences: Sequence[Sequence[int]],
-        first_counted: Sequence[int],
-        progress: Callable[[int, int], None] = lambda done, total: None,
-    ) -> list[float]:
-        """Per sequence the log-likelihood (nats) of its tokens from the first that counts, given those before it.
-
-        Args:
-            sequences: token ids, at least two each.
-            first_counted: per sequence the first token that counts; the very first cannot, since nothing precedes it.
-            progress: called with (sequences done, sequences).
-
-        Raises:
-            ParityError: as for `logits`, or a sequence has no token to predict.
-        """
-        found = []
-        for ids, first in zip(sequences, first_counted, strict=True):
-            start = max(first, 1)
-            if start >= len(ids):
-                raise ParityError(
-                    f"llama.cpp: a sequence of {len(ids)} tokens counts from token {start}; a token to predict is "
-                    "needed. Give longer texts."
-                )
-            logits = self.logits(ids)[start - 1 : -1].astype(np.float64)
-            highest = logits.max(axis=-1)
-            normalizer = highest + np.log(np.exp(logits - highest[:, None]).sum(axis=-1))
-            chosen = logits[np.arange(len(logits)), np.asarray(ids[start:], dtype=np.int64)]
-            found.append(float((chosen - normalizer).sum()))
-            progress(len(found), len(sequences))
-        return found
-
-    def _generate_group(
-        self,
-        prompts: Sequence[Sequence[int]],
-        group: list[int],
-        max_new_tokens: int,
-        stop_ids: set[int],
-        choose: Callable[[np.ndarray], list[int]],
-        answers: list[list[int]],
-    ) -> None:
-        """Prefill all prompts of a group, then decode one token of each unfinished one per step."""
-        self._context.clear()
-        tokens = [
-            (int(token), position, slot, position == len(prompts[index]) - 1)
-            for slot, index in enumerate(group)
-            for position, token in enumerate(prompts[index])
-        ]
-        chosen: list[int] = []
-        for start in range(0, len(tokens), self.n_batch):
-            logits = self._context.decode(tokens[start : start + self.n_batch])
-            chosen.extend(choose(logits))
-        active = list(range(len(group)))
-        for step in range(max_new_tokens):
-            remaining, batch = [], []
-            for slot, token in zip(active, chosen, strict=True):
-                if token in stop_ids:
-                    continue
-                answers[group[slot]].append(token)
-                remaining.append(slot)
-                batch.append((token, len(prompts[group[slot]]) + step, slot, True))
-            if not remaining or step == max_new_tokens - 1:
-                return
-            active = remaining
-            chosen = choose(self._context.decode(batch))
+        return continue_prompts(
+            self._context,
+            prompts,
+            max_new_tokens,
+            set(stop_ids),
+            parallel=self.parallel,
+            n_batch=self.n_batch,
+            choose=make_chooser(temperature, seed),
+            progress=progress,
+        )
 
     def _check_lengths(self, sequences: Sequence[Sequence[int]], new_tokens: int) -> None:
         longest = max(len(ids) for ids in sequences)
@@ -359,15 +293,3 @@ class LlamaRuntime:
                     f"llama.cpp: token ids from {min(ids)} to {max(ids)}; the file has {self.vocab_size} tokens. "
                     "Use the ids of this model's tokenizer."
                 )
-
-
-def _chooser(temperature: float, seed: int) -> Callable[[np.ndarray], list[int]]:
-    """From logits ``[row, vocab]`` to a token per row: the likeliest, or drawn (by the Gumbel-max rule)."""
-    random = np.random.default_rng(seed)
-
-    def choose(logits: np.ndarray) -> list[int]:
-        if temperature:
-            logits = logits / temperature + random.gumbel(size=logits.shape)
-        return [int(token) for token in logits.argmax(axis=-1)]
-
-    return choose

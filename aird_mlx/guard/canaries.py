@@ -19,7 +19,7 @@ from aird_mlx.errors import UsageError
 from aird_mlx.evaluation import judge_answer
 from aird_mlx.gguf_export import LlamaRuntime
 from aird_mlx.gguf_export.chat import compile_template
-from aird_mlx.gguf_export.parity import log_softmax
+from aird_mlx.gguf_export.likelihood import log_softmax
 from aird_mlx.guard.manifest import CanaryRecord, Probe
 from aird_mlx.guard.probe import project, read_residuals
 from aird_mlx.prompts import DATA_FOLDER, render_messages
