@@ -1,6 +1,7 @@
 """The commands, and the one place where an error becomes a line and an exit code.
 
-Each command parses, calls the library once, and renders. The library is imported inside the commands, so that
+Each command parses, calls the library once, and renders; those on a written file are in `file_commands`. The library is
+imported inside the commands, so that
 ``aird-mlx --help`` answers at once.
 """
 
@@ -9,7 +10,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from aird_mlx import __version__
 from aird_mlx.errors import AirdError
 
 from .boundary import INTERRUPTED, TERMINATED, Terminated, drop_output, fail, show, start_library, termination
+from .file_commands import chat, selftest, serve, sign, verify
 from .option_sets import (
     compare_options,
     direction_options,
@@ -28,9 +29,6 @@ from .option_sets import (
     prune_options,
     quantize_options,
     repair_options,
-    selftest_options,
-    sign_options,
-    verify_options,
 )
 from .options import (
     FILE,
@@ -38,7 +36,6 @@ from .options import (
     choose_model,
     json_option,
 )
-from .serve_options import chat_options, serve_options
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -240,86 +237,8 @@ def compare(dense: str, other: str, as_json: bool, **options: Any) -> int:
     return show(0, render_direction.show_comparison, found, as_json)
 
 
-@aird_mlx.command()
-@verify_options
-def verify(file: Path, as_json: bool, **options: Any) -> int:
-    """Say whether FILE.gguf is what was written: its layout, every byte, its chat template.
-
-    Runs nothing and needs no llama.cpp. Exit code 5 when a check fails; a file without a manifest is said to be
-    unknown. Hashes find damage and edits; only --root or --public-key, from a source you trust, also says who wrote it.
-    """
-    from aird_mlx.guard.verify import verify_file
-
-    from . import render, render_guard
-
-    with render.StageProgress(quiet=as_json) as progress:
-        found = verify_file(file, progress=partial(progress, "hash"), **options)
-    return show(found.exit_code, render_guard.show_verification, found, as_json)
-
-
-@aird_mlx.command()
-@sign_options
-def sign(file: Path, key: Path, out: Path | None, as_json: bool) -> int:
-    """Sign FILE.gguf with a local key, in the format of OpenSSF Model Signing; it must pass `verify`.
-
-    The signature is a file beside it, FILE.gguf.sig. Nothing is sent anywhere.
-    """
-    from aird_mlx.guard.sign import sign_file
-
-    from . import render, render_guard
-
-    with render.StageProgress(quiet=as_json) as progress:
-        written = sign_file(file, key, out=out, progress=partial(progress, "hash"))
-    return show(0, render_guard.show_signing, written, as_json)
-
-
-@aird_mlx.command()
-@selftest_options
-def selftest(file: Path, as_json: bool, **options: Any) -> int:
-    """Ask FILE.gguf forty canary prompts in llama.cpp: does it still refuse what it refused?
-
-    Exit code 3 when refusals or the probe are lost, 4 when template, token ids or other answers changed, 5 when the
-    file is damaged.
-    """
-    start_library()
-    from aird_mlx.guard.selftest import selftest_file
-
-    from . import render_guard
-
-    found = selftest_file(file, **options)
-    return show(found.exit_code, render_guard.show_selftest, found, as_json)
-
-
-@aird_mlx.command()
-@serve_options
-def serve(file: Path, root: str | None, canary_set: str | None, allow_unverified: bool, **options: Any) -> int:
-    """Check FILE.gguf with verify and selftest, then serve it: OpenAI's protocol and a chat page, with a guard.
-
-    Every prompt is read by the file's probe while llama.cpp evaluates it; --policy says what an alarm does. A file that
-    fails a check is not served (exit code 3, 4 or 5); without a manifest it needs --allow-unverified.
-    """
-    start_library()
-    from aird_mlx.guard.packages import check_packages
-    from aird_mlx.server.settings import ServiceSettings
-
-    from . import serving
-
-    check_packages("serve", "serve")
-    how = {"root": root, "canary_set": canary_set, "allow_unverified": allow_unverified}
-    return serving.check_then(serving.run_server, file, ServiceSettings(**options), **how)
-
-
-@aird_mlx.command()
-@chat_options
-def chat(file: Path, root: str | None, canary_set: str | None, allow_unverified: bool, **options: Any) -> int:
-    """Check FILE.gguf with verify and selftest, then talk to it in the terminal, with the guard of `serve`."""
-    start_library()
-    from aird_mlx.server.settings import ServiceSettings
-
-    from . import serving
-
-    how = {"root": root, "canary_set": canary_set, "allow_unverified": allow_unverified}
-    return serving.check_then(serving.run_chat, file, ServiceSettings(parallel=1, queue=0, **options), **how)
+for command in (verify, sign, selftest, serve, chat):
+    aird_mlx.add_command(command)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
