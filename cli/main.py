@@ -1,8 +1,7 @@
 """The commands, and the one place where an error becomes a line and an exit code.
 
 Each command parses, calls the library once, and renders; those on a written file are in `file_commands`. The library is
-imported inside the commands, so that
-``aird-mlx --help`` answers at once.
+imported inside the commands, so that ``aird-mlx --help`` answers at once.
 """
 
 from __future__ import annotations
