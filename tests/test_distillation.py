@@ -99,6 +99,39 @@ def test_descent_finds_the_least_squares_solution_inside_the_mask() -> None:
     assert not np.array(found)[~kept].any()
 
 
+def test_descent_is_relative_to_the_size_of_the_weights() -> None:
+    import mlx.nn as nn
+
+    start = mx.random.normal((3, 6), key=mx.random.key(0))
+    target = mx.random.normal((3, 6), key=mx.random.key(1))
+    found = []
+    for size in (1.0, 2.0**30):
+        linear = nn.Linear(6, 3, bias=False)
+        linear.weight = size * start
+        moved = descend(
+            {"only": linear}, lambda index, rows, linear=linear, size=size: mx.abs(linear.weight / size - target).sum(),
+            [(0, [0])] * 20, learning_rate=0.1, checked=[(0, [0])],
+        )  # fmt: skip
+        assert mx.array_equal(linear.weight, size * start).item()
+        found.append(np.array(moved["only"] / size))
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-5)
+    assert np.abs(found[0] - np.array(start)).max() > 0.5
+
+
+def test_a_linear_without_survivors_stays_zero() -> None:
+    import mlx.nn as nn
+
+    linears = {name: nn.Linear(4, 4, bias=False) for name in ("empty", "full")}
+    linears["empty"].weight = mx.zeros((4, 4))
+
+    def error(index: int, rows: object) -> mx.array:
+        return sum(mx.square(one.weight - 1).sum() for one in linears.values())  # type: ignore[return-value]
+
+    found = descend(linears, error, [(0, [0])] * 5, learning_rate=0.1, checked=[(0, [0])])
+    assert not np.array(found["empty"]).any()
+    assert not mx.array_equal(found["full"], linears["full"].weight).item()
+
+
 def test_steps_that_lead_away_are_not_taken() -> None:
     import mlx.nn as nn
 

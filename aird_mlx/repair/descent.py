@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TypeVar
 
 import mlx.core as mx
@@ -21,6 +22,8 @@ from aird_mlx.model import StoredWeight
 
 # A short memory of squared gradients: there are a few hundred steps, not thousands.
 BETAS = [0.9, 0.95]
+# Adam's, relative to a linear's root mean square as its steps are; and the least of these that counts.
+EPSILON, SMALLEST = 1e-8, 1e-20
 TOKENS_PER_STEP = 1024
 # Steps are kept if they helped on so many tokens.
 TOKENS_CHECKED = 8192
@@ -38,6 +41,7 @@ def descend(
     checked: Sequence[tuple[int, list[int]]],
     stored: Mapping[Key, StoredWeight] | None = None,
     start: Mapping[Key, mx.array] | None = None,
+    put_back: Callable[[], None] | None = None,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[Key, mx.array]:
     """Move the surviving weights of ``linears`` so that ``error`` falls: Adam, with a rate that falls to 0.
@@ -51,61 +55,71 @@ def descend(
         stored: of linears that are not stored as plain numbers. Their error is computed with what can be stored, and
             its gradient is taken for that of the weight that is rounded (straight through, arXiv:1308.3432).
         start: ``[out, in]`` float32, weights to begin with; by default those found, or what was rounded to them.
+        put_back: gives the linears their weights again; by default those of now, which are kept in memory for it.
         progress: called with (steps done, steps).
 
     Returns:
         The new weight ``[out, in]`` float32 of every linear. Their error on what is checked is below that of the
         weights found; when the steps did not get there, these are returned.
     """
-    originals = {key: linear.weight for key, linear in linears.items()}
-    stored = stored or {}
-    plain = {key: weight.astype(mx.float32) for key, weight in originals.items()}
-    start = plain | {key: one.origin.astype(mx.float32) for key, one in stored.items()} | dict(start or {})
-    kept = {key: stored[key].kept if key in stored else weight != 0 for key, weight in originals.items()}
-    scale = {key: step_scale(start[key], kept[key]) for key in originals}
-    names = {str(number): key for number, key in enumerate(linears)}  # MLX's trees want strings
-    change = {name: mx.zeros_like(start[key]) for name, key in names.items()}
-    optimizer = optimizers.Adam(learning_rate=learning_rate, betas=BETAS, bias_correction=True)
+    stored, given = stored or {}, start or {}
+    if put_back is None:
+        put_back = partial(_give, linears, {key: linear.weight for key, linear in linears.items()})
+    dtypes = {key: linear.weight.dtype for key, linear in linears.items()}
 
-    def moved(change: dict[str, mx.array]) -> dict[Key, mx.array]:
-        return {key: start[key] + scale[key] * change[name] for name, key in names.items()}
+    def begun(key: Key) -> mx.array:
+        found = stored[key].origin if key in stored else linears[key].weight
+        return given.get(key, found).astype(mx.float32)
 
-    def error_of(change: dict[str, mx.array], index: int, rows: Sequence[int]) -> mx.array:
-        for key, weight in moved(change).items():
+    def error_of(weights: Sequence[mx.array], index: int, rows: Sequence[int]) -> mx.array:
+        for key, weight in zip(linears, weights, strict=True):
             held = straight_through(weight, stored[key]) if key in stored else weight
-            linears[key].weight = held.astype(originals[key].dtype)
+            linears[key].weight = held.astype(dtypes[key])
         return error(index, rows)
 
-    def check(change: dict[str, mx.array]) -> float:
-        return sum(error_of(change, index, rows).item() for index, rows in checked)
+    def check() -> float:
+        return sum(error_of(weights, index, rows).item() for index, rows in checked)
 
-    gradient = mx.value_and_grad(error_of)
+    is_better = False
     try:
-        before = check(change)
+        kept = [stored[key].kept if key in stored else linear.weight != 0 for key, linear in linears.items()]
+        weights = [begun(key) for key in linears]
+        sizes = [root_mean_square(*one).item() for one in zip(weights, kept, strict=True)]
+        adams = [optimizers.Adam(1.0, BETAS, EPSILON / max(size, SMALLEST), bias_correction=True) for size in sizes]
+        gradient = mx.grad(error_of)
+        before = check()
         for step, (index, rows) in enumerate(schedule):
-            optimizer.learning_rate = learning_rate * (1 - step / len(schedule))
-            _, gradients = gradient(change, index, rows)
-            change = optimizer.apply_gradients(gradients, change)
-            mx.eval(change, optimizer.state)
+            gradients = gradient(weights, index, rows)
+            for at, (linear, adam) in enumerate(zip(linears.values(), adams, strict=True)):
+                adam.learning_rate = learning_rate * sizes[at] * (1 - step / len(schedule))
+                own, gradients[at] = {"weight": mx.where(kept[at], gradients[at], 0.0)}, None
+                weights[at] = adam.apply_gradients(own, {"weight": weights[at]})["weight"]
+                del own
+                linear.weight = weights[at]  # and lets go of what the error was computed with
+                mx.eval(weights[at], adam.state)  # one gradient, and what its step takes, at a time
             progress(step + 1, len(schedule))
-        return moved(change) if check(change) < before else start
+        is_better = check() < before
     finally:
-        for key, linear in linears.items():
-            linear.weight = originals[key]
+        put_back()
+    return {key: weight if is_better else begun(key) for key, weight in zip(linears, weights, strict=True)}
 
 
-def step_scale(weight: mx.array, kept: mx.array) -> mx.array:
-    """What one unit of change means: the root mean square of the survivors, 0 where a weight is pruned.
+def _give(linears: Mapping[Key, nn.Linear], weights: Mapping[Key, mx.array]) -> None:
+    for key, linear in linears.items():
+        linear.weight = weights[key]
+
+
+def root_mean_square(weight: mx.array, kept: mx.array) -> mx.array:
+    """Root mean square of what survives, a float32 scalar: steps are relative to it.
 
     Args:
         weight: ``[out, in]`` float32.
         kept: ``[out, in]`` bool, True = survives.
 
-    >>> step_scale(mx.array([[3.0, 0.0, -3.0]]), mx.array([[True, False, True]])).tolist()
-    [[3.0, 0.0, 3.0]]
+    >>> root_mean_square(mx.array([[3.0, 0.0, -3.0]]), mx.array([[True, False, True]])).item()
+    3.0
     """
-    survivors = kept.astype(mx.float32)
-    return survivors * mx.sqrt(mx.square(weight).sum() / mx.maximum(survivors.sum(), 1.0))
+    return mx.sqrt(mx.square(weight).sum() / mx.maximum(kept.astype(mx.float32).sum(), 1.0))
 
 
 def straight_through(weight: mx.array, stored: StoredWeight) -> mx.array:

@@ -2,7 +2,8 @@
 
 What block reconstruction leaves over adds up from block to block; here the whole model is run, and its blocks make up
 for one another. It starts best from reconstructed blocks: without them it fits its calibration and carries over less.
-Memory is both models and, per pruned weight, its float32 change, gradient and two moments (`needed_bytes`).
+Memory is both models and, per pruned weight in float32, what it is, began as and was changed by, and two moments
+(`needed_bytes`).
 
 Source: Hinton et al. 2015 (arXiv:1503.02531); Kurtic et al. 2023 (arXiv:2310.06927) for sparse models, where states
 and distributions are matched as well.
@@ -29,7 +30,7 @@ OPENING_WEIGHT = 30.0
 
 
 def needed_bytes(model: ChatModel) -> int:
-    """Memory distillation takes beside activations: two models, and float32 change, gradient and moments."""
+    """Memory distillation takes beside activations: two models, and five float32 numbers per weight."""
     return 2 * model.size_bytes + 20 * model.prunable_weights
 
 
