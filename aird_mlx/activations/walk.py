@@ -44,6 +44,7 @@ class Walk:
             self._carried.append((None,) * model.architecture.carried)
         self._passing = list(self._carried)
         mx.eval(self.hidden)
+        model.release_outside()
         model.hold(0)
 
     @property
@@ -95,10 +96,10 @@ class Walk:
             self.run_block(index)
         return inputs, {name: by_token(*routed[name], choices[owner]) for name, owner in owners.items()}
 
-    def advance(self) -> None:
-        """Carry every batch through the current block."""
+    def advance(self, outputs: Sequence[mx.array] | None = None) -> None:
+        """Carry every batch through the current block; ``outputs`` are what its last run gave, where that is known."""
         for index in range(len(self.batches)):
-            self.hidden[index] = self.run_block(index)
+            self.hidden[index] = self.run_block(index) if outputs is None else outputs[index]
             check_finite(self.hidden[index], self.layer)
         self.model.release(self.layer)
         self.layer += 1

@@ -22,7 +22,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.utils import compute_bits_per_weight
 
 from aird_mlx.architectures import Architecture, Layout, context_length
-from aird_mlx.model.stream import BlockStream
+from aird_mlx.model.stream import OUTSIDE, BlockStream
 
 LINEARS = (nn.Linear, nn.QuantizedLinear, SwitchLinear, QuantizedSwitchLinear)
 Call = Callable[..., mx.array]
@@ -211,6 +211,10 @@ class ChatModel:
         """Let go of a block's weights if not all blocks fit; what was changed in them and not written is lost."""
         if self.stream is not None:
             self.stream.release(block)
+
+    def release_outside(self) -> None:
+        """Let go of embedding, last norm and head until they are used again, if not all blocks fit."""
+        self.release(OUTSIDE)
 
     @contextmanager
     def block_taps(self, call: Callable[[int, nn.Module, tuple[Any, ...], dict[str, Any]], Any]) -> Iterator[None]:

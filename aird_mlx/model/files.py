@@ -231,12 +231,12 @@ def _dequantize(loaded: ChatModel) -> None:
 def _stream(loaded: ChatModel, read_again: Callable[[], nn.Module]) -> None:
     """Have the blocks of a model that was read lazily in memory only as they run."""
 
-    def reopen() -> list[nn.Module]:
+    def reopen() -> ChatModel:
         again = dataclasses.replace(loaded, network=dequantize_model(read_again()), notes=[])
         _widen_experts(again)
-        return again.blocks
+        return again
 
-    loaded.stream = BlockStream(loaded.blocks, reopen)
+    loaded.stream = BlockStream(loaded, reopen)
     if loaded.architecture.origin == "discovered":  # by running the first of each kind
         for block in first_of_each_kind(loaded):
             loaded.release(block)

@@ -2,7 +2,8 @@
 
 Linear by linear, a refit cannot make one linear compensate for another, nor for what the residual stream has
 already lost. Here the whole block is run, on the hidden states it really gets, and its surviving weights are moved by
-gradients until its output meets the dense model's. Memory is one block, its gradients and the hidden states.
+gradients until its output meets the dense model's. Memory is one block in float32, its two moments, and either what a
+backward pass holds or one linear's gradient and step.
 
 Source: block-wise reconstruction of Li et al. 2021 (BRECQ, arXiv:2102.05426), which rounds weights with it; here it
 chooses weights inside a pruning mask.
@@ -11,6 +12,7 @@ chooses weights inside a pruning mask.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import mlx.core as mx
 
@@ -125,4 +127,5 @@ def reconstruct_block(
             stored={
                 name: model.stored[path] for name in linears if (path := model.path(walk.layer, name)) in model.stored
             },
+            put_back=None if model.stream is None else partial(model.stream.put_back, walk.layer),
         )

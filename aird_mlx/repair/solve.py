@@ -154,7 +154,8 @@ def solve_blocks(
             parts: list[LinearPatch] = parts,
         ) -> None:
             linear = model.linear(part.block, part.name)
-            originals.append((linear, linear.weight))
+            if model.stream is None:
+                originals.append((linear, linear.weight))
             linear.weight = changed_weight(model, part)
             mx.eval(linear.weight)
             parts.append(part)
@@ -164,12 +165,11 @@ def solve_blocks(
                 solve_block(model, dense, walks, block, directions, plan, apply)
             yield block, parts
             if walks and block < last:
-                walks[0].advance()
-                walks[1].advance()
+                for walk in walks:
+                    walk.move_to(block + 1)
         finally:
-            if model.stream is None:
-                for linear, weight in reversed(originals):
-                    linear.weight = weight
+            for linear, weight in reversed(originals):
+                linear.weight = weight
         model.release(block)
         dense.release(block)
 
@@ -289,9 +289,10 @@ def _solve_reconstruction(
     assert walks is not None
     wanted = [walks[0].run_block(index) for index in range(len(walks[0].batches))]
     mx.eval(wanted)
+    walks[0].advance(wanted)  # the dense block is not needed any more
     found = reconstruct_block(walks[1], wanted, steps=plan.steps, directions=directions, beta=plan.beta, seed=block)
-    for name, weight in found.items():
-        apply(_replaced(model, block, name, weight))
+    for name in list(found):
+        apply(_replaced(model, block, name, found.pop(name)))
 
 
 def _solve_distillation(

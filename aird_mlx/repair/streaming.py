@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 import mlx.core as mx
+import numpy as np
 
 from aird_mlx.activations import TokenBatch
 from aird_mlx.errors import UsageError
@@ -54,14 +55,13 @@ def repair_blocks(
         )
     used = directions.reshape(-1, directions.shape[-1])[: plan.rank]
     counts: list[tuple[int, int, int]] = []  # of each block: zeros before, zeros after, zeros lost
-    pruned: dict[str, mx.array] = {}  # of the block the walk stands at
+    pruned: dict[str, np.ndarray] = {}  # of the block the walk stands at
 
     def take(block: int) -> bool:
         """Whether the block is written already; the model has it then."""
         record = shards.take(block)
         if record is None:
             pruned.update(_zeros(model, block))
-            mx.eval(pruned)
         else:
             counts.append(record)
         return record is not None
@@ -84,10 +84,12 @@ def repair_blocks(
     return FoldResult(*(sum(column) / model.prunable_weights for column in zip(*counts, strict=True)))
 
 
-def _zeros(model: ChatModel, block: int) -> dict[str, mx.array]:
-    """By linear, where its weight is zero."""
-    return {name: model.linear(block, name).weight == 0 for name in model.layout(block).linear_names}
+def _zeros(model: ChatModel, block: int) -> dict[str, np.ndarray]:
+    """By linear, where its weight is zero, a bit each."""
+    return {
+        name: np.packbits(np.array(model.linear(block, name).weight == 0)) for name in model.layout(block).linear_names
+    }
 
 
-def _count(places: Mapping[str, mx.array]) -> int:
-    return sum(int(one.sum().item()) for one in places.values())
+def _count(places: Mapping[str, np.ndarray]) -> int:
+    return sum(int(np.unpackbits(one).sum()) for one in places.values())
