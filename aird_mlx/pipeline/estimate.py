@@ -31,9 +31,12 @@ from aird_mlx.search.choose import COARSE_TOKENS, FINALISTS
 from aird_mlx.settings import RepairSettings
 from aird_mlx.stages import DIRECTION_PROMPTS, SELECTION_PROMPTS
 
-# What Python and the libraries take; per weight of a block whose steps are descended:
-# itself, its scale, change, two moments, gradient and moved weight, and what the backward pass holds (measured).
-PROCESS_BYTES, DESCENT_BYTES = 300_000_000, 48
+# What Python and the libraries take.
+PROCESS_BYTES = 300_000_000
+# A descent holds, per weight of a block: itself, also as it is computed with, two moments and whether it survives. Then
+# either what the backward pass does (float32 numbers per token and hidden width, measured), or one linear's gradient
+# and step (per weight of a block, measured).
+DESCENT_BYTES, BACKWARD_WIDTHS, STEP_BYTES = 15, 100, 12
 PROMPTS_SAMPLED = 32
 TIMED_TOKENS, TIMED_ROWS, TIMED_RUNS = 64, 8, 20
 
@@ -219,11 +222,14 @@ class _Estimator:
         squares = 4 * 5 * max(self.widths) ** 2
         logits = 4 * 4 * max(32 << 20, self.head // self.model.hidden_size * 256)
         blocks = len(self.model.blocks)
-        descent = DESCENT_BYTES * self.weights / blocks
+        backward = 4 * BACKWARD_WIDTHS * TOKENS_PER_STEP * self.model.hidden_size
+        descent = DESCENT_BYTES * self.weights / blocks + max(backward, STEP_BYTES * self.weights / blocks)
         if self.model.stream is not None:
-            weights = 2 * (self.stored - self.block_bytes) + 2 * self.block_bytes / blocks
+            block, outside = self.block_bytes / blocks, self.stored - self.block_bytes
+            needed = max(2 * block + squares, descent, block + 2 * outside + logits)
         else:
             weights = 4.0 * self.stored
             if fits_in_memory(self.model) and self.settings.rule in ("auto", "distill"):
                 weights = max(weights, 2 * self.stored + needed_bytes(self.model))
-        return int(PROCESS_BYTES + weights + carried + max(squares, descent, logits))
+            needed = weights + max(squares, descent, logits)
+        return int(PROCESS_BYTES + carried + needed)
