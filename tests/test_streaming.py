@@ -386,6 +386,9 @@ def test_streamed_repair_by_command(tmp_path: Path, capsys: pytest.CaptureFixtur
     reports = []
     for flag, name in (("--streaming", "streamed"), ("--no-streaming", "whole")):
         assert main([*words, flag, "--out", str(tmp_path / name), "--json"]) in (0, 3, 4)
-        reports.append(capsys.readouterr().out)
+        reports.append(json.loads(capsys.readouterr().out))
+    for streamed, whole in zip(*(report["stages"] for report in reports), strict=True):
+        measured = ("name", "refusal", "utility", "direction", "sparsity")
+        assert {key: streamed[key] for key in measured} == {key: whole[key] for key in measured}
     assert_same(*(weights_of(load(tmp_path / name / "mlx")) for name in ("streamed", "whole")))
     assert not (tmp_path / "streamed" / "compressed").exists()
