@@ -23,9 +23,9 @@ from aird_mlx.pipeline.streaming import STREAMED_RULE
 from aird_mlx.prompts import KINDS, PARTS, post_instruction_tokens, render_prompt
 from aird_mlx.pruning import CALIBRATED
 from aird_mlx.reference import MAX_NEW_TOKENS
-from aird_mlx.repair import RepairPlan, fits_in_memory, needed_bytes
+from aird_mlx.repair import RepairPlan, distillation, fits_in_memory, needed_bytes, reconstruction
 from aird_mlx.repair.closed_form import REFIT_ITERATIONS
-from aird_mlx.repair.descent import TOKENS_CHECKED, TOKENS_PER_STEP
+from aird_mlx.repair.descent import TOKENS_CHECKED
 from aird_mlx.search import spaces_for
 from aird_mlx.search.choose import COARSE_TOKENS, FINALISTS
 from aird_mlx.settings import RepairSettings
@@ -204,11 +204,12 @@ class _Estimator:
 
     def solve(self, plan: RepairPlan, tokens: float) -> float:
         share = len(plan.blocks) / len(self.model.blocks)
-        descent = 3 * self.forward(plan.steps * TOKENS_PER_STEP, plan.steps) + 2 * self.forward(TOKENS_CHECKED)
+        of_step = (reconstruction if plan.rule == "reconstruct" else distillation).TOKENS_PER_STEP
+        descent = 3 * self.forward(plan.steps * of_step, plan.steps) + 2 * self.forward(TOKENS_CHECKED)
         if plan.rule == "reconstruct":
             return 5 * self.forward(tokens) + descent
         if plan.rule == "distill":
-            return self.forward(tokens) + descent + 8 * self.head * plan.steps * TOKENS_PER_STEP / self.speed.flops
+            return self.forward(tokens) + descent + 8 * self.head * plan.steps * of_step / self.speed.flops
         if plan.rule in ("paper", "restore"):
             return share * self.speed.pass_seconds
         steps = REFIT_ITERATIONS * 2 * self.weights * max(self.widths) / self.speed.flops
@@ -222,7 +223,7 @@ class _Estimator:
         squares = 4 * 5 * max(self.widths) ** 2
         logits = 4 * 4 * max(32 << 20, self.head // self.model.hidden_size * 256)
         blocks = len(self.model.blocks)
-        backward = 4 * BACKWARD_WIDTHS * TOKENS_PER_STEP * self.model.hidden_size
+        backward = 4 * BACKWARD_WIDTHS * reconstruction.TOKENS_PER_STEP * self.model.hidden_size
         descent = DESCENT_BYTES * self.weights / blocks + max(backward, STEP_BYTES * self.weights / blocks)
         if self.model.stream is not None:
             block, outside = self.block_bytes / blocks, self.stored - self.block_bytes

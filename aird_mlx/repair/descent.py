@@ -24,7 +24,6 @@ from aird_mlx.model import StoredWeight
 BETAS = [0.9, 0.95]
 # Adam's, relative to a linear's root mean square as its steps are; and the least of these that counts.
 EPSILON, SMALLEST = 1e-8, 1e-20
-TOKENS_PER_STEP = 1024
 # Steps are kept if they helped on so many tokens.
 TOKENS_CHECKED = 8192
 

@@ -20,9 +20,10 @@ import numpy as np
 from aird_mlx.activations import TokenBatch, Walk, run_head, spread_rows
 from aird_mlx.direction import kl_divergence
 from aird_mlx.model import ChatModel, usable_memory
-from aird_mlx.repair.descent import TOKENS_CHECKED, TOKENS_PER_STEP, descend, schedule_rows
+from aird_mlx.repair.descent import TOKENS_CHECKED, descend, schedule_rows
 
 LEARNING_RATE = 0.01
+TOKENS_PER_STEP = 1024
 # Logits of a large vocabulary are the most a step holds, so each step compares the models at this many tokens only.
 TOKENS_COMPARED = 512
 # The token an answer opens from decides whether it refuses: one of dozens, it weighs as much as all the others.

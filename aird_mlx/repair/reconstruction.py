@@ -17,10 +17,11 @@ from functools import partial
 import mlx.core as mx
 
 from aird_mlx.activations import Walk, spread_rows
-from aird_mlx.repair.descent import TOKENS_CHECKED, TOKENS_PER_STEP, descend, schedule_rows
+from aird_mlx.repair.descent import TOKENS_CHECKED, descend, schedule_rows
 
 # Steps are relative to each linear's root mean square weight, so that one rate serves every model and layer.
 LEARNING_RATE = 0.03
+TOKENS_PER_STEP = 512  # with twice as many, distillation from there ends no nearer to the dense model
 # Times the median length of a hidden state; only the outliers of large models are longer.
 LONGEST = 4.0
 
