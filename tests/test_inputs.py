@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from aird_mlx.errors import PromptError
-from aird_mlx.inputs import TEXT_CHUNK, Inputs, gather_inputs, held_out_sequences, text_sequences
+from aird_mlx.inputs import DEMO_PROBE_COUNTS, TEXT_CHUNK, Inputs, gather_inputs, held_out_sequences, text_sequences
 from aird_mlx.model import ChatModel
 from aird_mlx.prompts import KINDS, render_prompt
 
@@ -45,14 +45,15 @@ def test_the_probe_of_the_demo_sees_more_prompts_and_no_test_prompt() -> None:
     inputs = gather_inputs("demo", 0)
     for kind in KINDS:
         seen = inputs.probe.part(kind, "find") + inputs.probe.part(kind, "validate")
-        assert len(inputs.probe.part(kind, "find")) == 1000 and len(seen) == len(set(seen)) == 1400
+        assert len(inputs.probe.part(kind, "find")) == DEMO_PROBE_COUNTS[0] > 1000
+        assert len(seen) == len(set(seen)) == sum(DEMO_PROBE_COUNTS)
         assert not set(seen) & set(inputs.contrast.part(kind, "test"))
 
 
 def test_the_probe_of_another_model_sees_what_the_run_finds_and_validates_on(tmp_path: Path) -> None:
     inputs = gather_inputs("demo", 0, harmful=write(tmp_path, "bad.txt", "harm"))
     assert inputs.probe.harmful == inputs.contrast.harmful
-    assert len(inputs.probe.harmless.find) == 1000, "the demo's own"
+    assert len(inputs.probe.harmless.find) == DEMO_PROBE_COUNTS[0], "the demo's own"
     other = gather_inputs("some/model", 0)
     assert other.probe == other.contrast
 
