@@ -73,6 +73,8 @@ class LlamaRuntime:
         settings = self._library.llama_model_default_params()
         settings.n_gpu_layers = gpu_layers
         settings.vocab_only = vocab_only
+        if b"AMX_INT8 = 1" in self._library.llama_print_system_info() and hasattr(settings, "use_extra_bufts"):
+            settings.use_extra_bufts = False  # its AMX kernels end the process (ggml-org/llama.cpp#20824)
         last_errors().clear()
         self._model: Any = self._library.llama_model_load_from_file(str(self.path).encode(), settings)
         if not self._model:
