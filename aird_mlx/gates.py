@@ -85,14 +85,15 @@ def judge_gates(
         lost = repair.sparsity_lost
         gates.append(Gate("sparsity lost", "utility", lost == 0, lost, 0.0, "no pruned weight came back"))
     for stage in stages:
-        if stage.parity is not None:
-            gates += _export_gates(stage, repaired)
+        gates += judge_export(stage, repaired)
     return gates
 
 
-def _export_gates(stage: Stage, repaired: Stage) -> list[Gate]:
+def judge_export(stage: Stage, source: Stage) -> list[Gate]:
+    """Compare what a file does in llama.cpp with what its model does in MLX; none if it was not run."""
     parity = stage.parity
-    assert parity is not None
+    if parity is None:
+        return []
     outtype = stage.name.partition(":")[2]
     agreement = ARGMAX_AGREEMENT[outtype]
     gates = [
@@ -113,7 +114,7 @@ def _export_gates(stage: Stage, repaired: Stage) -> list[Gate]:
             "share of tokens where llama.cpp and MLX agree on the most likely next one",
         ),
     ]
-    ours, theirs = repaired.refusal.harmful, stage.refusal.harmful
+    ours, theirs = source.refusal.harmful, stage.refusal.harmful
     if ours and theirs:
         difference = abs(ours.rate - theirs.rate)
         limit = _margin(theirs)

@@ -22,7 +22,7 @@ from aird_mlx.evaluation import (
     paired_change,
     refusal_rates,
 )
-from aird_mlx.gguf_export import GgufFile, check_parity, is_available
+from aird_mlx.gguf_export import PROBE_TEXTS, GgufFile, Parity, check_parity, is_available
 from aird_mlx.gguf_export.behaviour import run_exported
 from aird_mlx.inputs import held_out_sequences
 from aird_mlx.model import ChatModel
@@ -200,7 +200,11 @@ def evaluate_exported(
         [judge_answer(decode(written, tokens)) for tokens in behaviour.answers],
     )
     parity = check_parity(
-        exported.path, texts=texts, token_ids=ids, mlx_logits=lambda tokens: exact_logits(written, tokens)
+        exported.path,
+        texts=texts,
+        token_ids=ids,
+        mlx_logits=lambda tokens: exact_logits(written, tokens),
+        corpus=probe_corpus(written),
     )
     return Stage(
         name,
@@ -208,10 +212,20 @@ def evaluate_exported(
         Utility(behaviour.perplexity, None, None, behaviour.tokens),
         exported.sparsity,
         bits,
-        parity=ParityFigures(parity.token_ids_equal, parity.argmax_agreement, parity.mean_kl, parity.tokens_compared),
+        parity=parity_figures(parity),
         notes=list(exported.notes),
         classes=class_letters(*judged),
     )
+
+
+def probe_corpus(model: ChatModel) -> list[tuple[str, list[int]]]:
+    """Texts that tokenizers cut in different ways, with the token ids the model's own makes of them."""
+    return [(text, model.tokenizer.encode(text, add_special_tokens=False)) for text in PROBE_TEXTS]
+
+
+def parity_figures(parity: Parity) -> ParityFigures:
+    """How closely llama.cpp follows MLX, as the report has it."""
+    return ParityFigures(parity.token_ids_equal, parity.argmax_agreement, parity.mean_kl, parity.tokens_compared)
 
 
 def _calibrated_cosine(model: ChatModel, reference: Reference, direction: Direction) -> float | None:

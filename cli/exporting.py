@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ def export_files(
     *,
     dry_run: bool,
     revision: str | None,
+    check: bool,
     imatrix: str | None,
     max_size: str | None,
     chat_apps: bool,
@@ -25,9 +25,10 @@ def export_files(
     """Write MODEL as a GGUF file of each type."""
     from aird_mlx.chat_apps import place_in_lm_studio, write_chat_apps
     from aird_mlx.gguf_export import name_files, name_imatrix
-    from aird_mlx.guard.split import export_in_parts, plan_in_parts, read_split_size
+    from aird_mlx.guard.split import plan_in_parts, read_split_size
     from aird_mlx.importance import find_importance
     from aird_mlx.model import find_folder
+    from aird_mlx.pipeline.single_export import prepare_exports
 
     from . import render
 
@@ -39,13 +40,17 @@ def export_files(
     with render.StageProgress() as progress:
         place = name_imatrix(chosen, folder, files)
         how["imatrix"] = find_importance(imatrix, chosen, files, place, revision=revision, progress=progress)
+        exporter = prepare_exports(chosen, folder, revision=revision, check=check, progress=progress)
+    codes = []
     for kind, path in files.items():
         with render.StageProgress() as progress:
-            written = export_in_parts(folder, path, kind, progress=partial(progress, f"export {kind}"), **how)
+            found = exporter.export(path, kind, progress=progress, **how)
+        written = found.written
         beside = write_chat_apps(written.path, written.chat) if chat_apps else []
-        beside += [place_in_lm_studio(written.path, lm_studio, chosen)] if lm_studio else []
-        show(0, render.show_export, written, beside)
-    return 0
+        if lm_studio:
+            beside += [place_in_lm_studio(part, lm_studio, chosen) for part in written.parts or (written.path,)]
+        codes.append(show(found.exit_code, render.show_export, found, beside))
+    return max(codes)
 
 
 def export_adapters(out: Path, as_json: bool, **options: Any) -> int:

@@ -118,6 +118,9 @@ export_options = with_options(
         "--split-max-tensors", "max_tensors", type=click.IntRange(min=1), metavar="N", help="Most tensors in a file."
     ),
     click.option("--zero-exact", is_flag=True, help="q4_1 and q5_1 whose zero is exact: pruned weights stay zero."),
+    click.option(
+        "--check/--no-check", default=True, help="Run the file in llama.cpp beside MLX.  [default: where installed]"
+    ),
     click.option("--chat-apps", is_flag=True, help="Also write NAME.Modelfile, NAME.preset.ini and NAME.run.sh."),
     click.option("--lm-studio", type=FILE, metavar="DIR", help="Also put the files into LM Studio's folder of models."),
     click.option("--dry-run", is_flag=True, help="List the tensors with type and bytes, write nothing."),

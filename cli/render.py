@@ -26,7 +26,9 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from aird_mlx.gguf_export import ExportPlan, GgufFile
+    from aird_mlx.gguf_export import ExportPlan
+    from aird_mlx.pipeline.single_export import CheckedFile
+    from aird_mlx.report import Gate
 
 Part = Table | Text
 
@@ -117,13 +119,34 @@ def caption(text: str) -> Text:
     return Text(text, style="dim")
 
 
-def show_export(written: GgufFile, beside: Sequence[Path] = ()) -> None:
-    """Print which file was written, what for chat programs, and where llama.cpp will differ from MLX."""
+def gate_parts(gates: Sequence[Gate]) -> list[Part]:
+    """The bars with their values, and which were missed."""
+    table = new_table("gate", "", "value", "limit")
+    for gate in gates:
+        word = Text("pass", style="green") if gate.passed else Text("FAIL", style="bold red")
+        table.add_row(Text(gate.name), word, f"{gate.value:.4g}", f"{gate.limit:.4g}")
+    failed = [gate for gate in gates if not gate.passed]
+    if not failed:
+        return [table, Text("All gates passed.", style="bold green")] if gates else [table]
+    verdict = Text(f"{len(failed)} of {len(gates)} gates failed.", style="bold red")
+    lines = [Text(f"{gate.name} ({gate.kind}), needed: {gate.meaning or 'the limit'}") for gate in failed]
+    return [table, verdict, *lines]
+
+
+def show_export(found: CheckedFile, beside: Sequence[Path] = ()) -> None:
+    """Print which file was written, what for chat programs, and where llama.cpp differs from MLX."""
+    written, row = found.written, found.row
     zeros = f"{100 * written.sparsity:.1f} % of the linears' weights, {100 * written.sparsity_before:.1f} % before"
     for path in written.parts or (written.path,):
         show_files({"gguf": str(path)})
     show_files({"size": size(written.size_bytes), "zeros": zeros})
     show_files({path.name.removeprefix(written.path.stem + "."): str(path) for path in beside})
+    if row.parity is None:
+        show_notes([f"not run in llama.cpp beside MLX: {row.not_checked}"])
+    else:
+        console = Console(highlight=False)
+        for part in gate_parts(found.gates):
+            console.print(part)
     show_notes(written.notes)
 
 

@@ -21,7 +21,7 @@ from aird_mlx.report_page import (
     sample_sizes,
 )
 
-from .render import Part, caption, duration, new_table, show_files, show_notes, show_sections, size
+from .render import Part, caption, duration, gate_parts, new_table, show_files, show_notes, show_sections, size
 
 if TYPE_CHECKING:
     from aird_mlx.pipeline import Plan
@@ -48,7 +48,7 @@ def show_report(report: Report, as_json: bool = False) -> None:
         _front_section(report),
         _changes_section(report),
         _controls_section(report),
-        [_gate_table(report), *_failures(report)],
+        gate_parts(report.gates),
     ]
     show_sections(sections)
     Console().print()
@@ -166,22 +166,6 @@ def _repair_lines(report: Report) -> Text:
             argmax = f"same argmax {percent(parity.argmax_agreement)} of {parity.tokens} tokens"
             lines.append(f"\n{stage.name} in llama.cpp: token ids {ids}, {argmax}, KL {parity.mean_kl:.2g}")
     return lines
-
-
-def _gate_table(report: Report) -> Table:
-    table = new_table("gate", "", "value", "limit")
-    for gate in report.gates:
-        word = Text("pass", style="green") if gate.passed else Text("FAIL", style="bold red")
-        table.add_row(Text(gate.name), word, f"{gate.value:.4g}", f"{gate.limit:.4g}")
-    return table
-
-
-def _failures(report: Report) -> list[Text]:
-    failed = [gate for gate in report.gates if not gate.passed]
-    if not failed:
-        return [Text("All gates passed.", style="bold green")] if report.gates else []
-    lines = [Text(f"{len(failed)} of {len(report.gates)} gates failed.", style="bold red")]
-    return lines + [Text(f"{gate.name} ({gate.kind}), needed: {gate.meaning or 'the limit'}") for gate in failed]
 
 
 def _percent_or_dash(share: float | None) -> str:

@@ -491,7 +491,8 @@ def test_export_writes_what_chat_programs_need(
     printed = capsys.readouterr().out
     assert code == 0
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"tiny-f16.gguf", "tiny-f16.Modelfile", "tiny-f16.preset.ini", "tiny-f16.run.sh"}
+    made = ("gguf", "gguf.manifest", "Modelfile", "preset.ini", "run.sh")
+    assert names == {f"tiny-f16.{end}" for end in made}
     (found,) = (tmp_path / "models").rglob("*.gguf")
     assert found.relative_to(tmp_path / "models").parts[0] == "aird-mlx"
     assert str(found) in printed

@@ -319,7 +319,9 @@ def test_two_types_need_two_names(wide: Path) -> None:
 
 def test_command_writes_several_types(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", "demo", "--outtype", "q4_1,mxfp4", "--outfile", str(tmp_path / "demo-{ftype}.gguf")]) == 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["demo-mxfp4.gguf", "demo-q4_1.gguf"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        f"demo-{kind}.gguf{end}" for kind in ("mxfp4", "q4_1") for end in ("", ".manifest")
+    ]
     assert "zeros" in capsys.readouterr().out
     assert main(["export", "demo", "--outtype", "q8_0", "--dry-run"]) == 0
     shown = capsys.readouterr().out

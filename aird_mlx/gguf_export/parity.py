@@ -17,6 +17,20 @@ from aird_mlx.errors import ParityError
 from aird_mlx.gguf_export.likelihood import log_softmax
 from aird_mlx.gguf_export.runtime import LlamaRuntime
 
+# Words that tokenizers cut in different ways: an exported file has to cut them as the model's own does.
+PROBE_TEXTS = (
+    "It's 12345.678 o'clock, WE'LL see 3 of 1000000 cats; don't panic!",
+    "def f(x, y):\n    return x**2 + y  # tab:\t\tend\n\n\nif a != b:\r\n\tpass\n",
+    "na\u00efve caf\u00e9 \u4f60\u597d\u4e16\u754c \u3053\u3093\u306b\u3061\u306f "
+    "\u0440\u0443\u0441\u0441\u043a\u0438\u0439 \u0627\u0644\u0639\u0631\u0628\u064a\u0629 \u20ac5",
+    "\U0001f600\U0001f44d\U0001f3fd \ub300\ud55c\ubbfc\uad6d "
+    "\u0928\u092e\u0938\u094d\u0924\u0947 \u05e9\u05dc\u05d5\u05dd",
+    "   leading, trailing   and     runs of spaces \n \n  \t \n ",
+    'http://a.b/c?d=e&f=g#h x_y-z <tag attr="v"/> \\n 100% ~`!@#$^&*()+={}[]|;:\'",.<>/?',
+    "XMLHttpRequest getURLForID parseJSON2XML aBbCcC \\frac{a}{b} \\sum_{i=1}^{n} x_i^2",
+    "User: what is 7*8?\n\nAssistant: 56.\n",
+)
+
 
 @dataclass(frozen=True)
 class Parity:
@@ -45,6 +59,7 @@ def check_parity(
     texts: Sequence[str],
     token_ids: Sequence[Sequence[int]],
     mlx_logits: Callable[[Sequence[int]], np.ndarray],
+    corpus: Sequence[tuple[str, Sequence[int]]] = (),
     n_threads: int | None = None,
     lora: Path | None = None,
 ) -> Parity:
@@ -55,6 +70,7 @@ def check_parity(
         texts: rendered prompts, special tokens written out.
         token_ids: the same prompts as the model's own tokenizer encodes them, without added tokens.
         mlx_logits: from token ids to ``[token, vocab]`` float32 of the MLX model.
+        corpus: further texts with their ids; of these only the ids are compared.
         n_threads, lora: of llama.cpp; see `LlamaRuntime`.
 
     Raises:
@@ -88,6 +104,9 @@ def check_parity(
             largest = max(largest, float(np.abs(ours - theirs).max()))
             log_ours, log_theirs = log_softmax(ours), log_softmax(theirs)
             divergence += float((np.exp(log_ours) * (log_ours - log_theirs)).sum())
+        for index, (text, ids) in enumerate(corpus, start=len(texts)):
+            if difference is None:
+                difference = _describe_difference(index, list(ids), runtime.tokenize(text))
     return Parity(
         tokens_compared=compared,
         token_ids_equal=difference is None,

@@ -130,10 +130,7 @@ def export_gguf(
             file cannot be written. Nothing is left behind.
         DependencyError: the tokenizer needs sentencepiece, or the type llama.cpp's quantizer, and it is not installed.
     """
-    if os.path.lexists(outfile) and not _carries(outfile, extra_metadata or {}):
-        raise ExportError(
-            f"gguf: {outfile} exists already; a new file is needed. Choose another outfile, or remove it."
-        )
+    check_new_file(outfile, extra_metadata or {})
     prepared = prepare(folder, outtype, embedding_type, output_type)
     order, said = _order(prepared, imatrix)
     if zero_exact:
@@ -156,6 +153,22 @@ def export_gguf(
         notes=(*prepared.notes, *said, *notes_on_writing(tally, prepared.wanted)),
         chat=gather_chat_facts(folder, prepared.vocabulary, prepared.hyperparameters.context_length),
     )
+
+
+def check_new_file(outfile: Path, metadata: Mapping[str, Value]) -> None:
+    """Find out whether a file may be written there.
+
+    Args:
+        outfile: the file to be.
+        metadata: keys that only a file of this very run carries; such a one may be replaced.
+
+    Raises:
+        ExportError: another exists.
+    """
+    if os.path.lexists(outfile) and not _carries(outfile, metadata):
+        raise ExportError(
+            f"gguf: {outfile} exists already; a new file is needed. Choose another outfile, or remove it."
+        )
 
 
 def plan_export(

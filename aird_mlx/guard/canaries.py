@@ -22,7 +22,7 @@ from aird_mlx.gguf_export.chat import compile_template
 from aird_mlx.gguf_export.likelihood import log_softmax
 from aird_mlx.guard.manifest import CanaryRecord, Probe
 from aird_mlx.guard.probe import project, read_residuals
-from aird_mlx.prompts import DATA_FOLDER, render_messages
+from aird_mlx.prompts import DATA_FOLDER, render_prompt, render_text
 
 COUNTS = {"harmful": 16, "harmless": 16, "twin": 8}
 SETS = ("demo", "built-in")
@@ -105,14 +105,24 @@ def render_canaries(tokenizer: TokenizerWrapper, prompts: Sequence[str]) -> list
 
     transformers lets nobody set its clock, so such a template is rendered as `GgufChat` does it.
     """
-    messages = [[{"role": "user", "content": prompt}] for prompt in prompts]
-    template = tokenizer.chat_template
-    if not isinstance(template, str) or "strftime_now" not in template:
-        return [render_messages(tokenizer, one) for one in messages]
-    compiled = compile_template(template, "the model")
-    special = {name: getattr(tokenizer, name) or "" for name in ("bos_token", "eos_token")}
-    texts = [compiled.render(messages=one, add_generation_prompt=True, **special, **DATE) for one in messages]
+    if not _tells_date(tokenizer):
+        return [render_prompt(tokenizer, prompt) for prompt in prompts]
+    texts = canary_texts(tokenizer, prompts)
     return [[int(token) for token in tokenizer.encode(text, add_special_tokens=False)] for text in texts]
+
+
+def canary_texts(tokenizer: TokenizerWrapper, prompts: Sequence[str]) -> list[str]:
+    """The same as text, as a chat app would send it to a runtime."""
+    if not _tells_date(tokenizer):
+        return [render_text(tokenizer, prompt) for prompt in prompts]
+    compiled = compile_template(tokenizer.chat_template, "the model")
+    special = {name: getattr(tokenizer, name) or "" for name in ("bos_token", "eos_token")}
+    messages = [[{"role": "user", "content": prompt}] for prompt in prompts]
+    return [compiled.render(messages=one, add_generation_prompt=True, **special, **DATE) for one in messages]
+
+
+def _tells_date(tokenizer: TokenizerWrapper) -> bool:
+    return isinstance(tokenizer.chat_template, str) and "strftime_now" in tokenizer.chat_template
 
 
 def ask_canaries(

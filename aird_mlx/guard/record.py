@@ -10,6 +10,7 @@ import numpy as np
 
 from aird_mlx import __version__
 from aird_mlx.errors import DirectionError
+from aird_mlx.gates import judge_export
 from aird_mlx.gguf_export import LlamaRuntime, is_available
 from aird_mlx.guard.canaries import ask_canaries, record_canaries
 from aird_mlx.guard.cursor import Scalar
@@ -44,14 +45,16 @@ class CanarySet:
     max_new_tokens: int
 
 
-def file_facts(settings: RepairSettings, repair: RepairFigures, measured: Stage) -> dict[str, Scalar]:
+def file_facts(settings: RepairSettings, repair: RepairFigures, exported: Stage, repaired: Stage) -> dict[str, Scalar]:
     """What an exported file says about how it was made and what was measured, by key without ``aird.``.
 
     Args:
         settings: of the run.
         repair: the repair that was chosen.
-        measured: the stage whose figures it carries: its own row, or the MLX model's where llama.cpp is missing.
+        exported: the file's own row, whose figures it carries.
+        repaired: the MLX model's, which stands in where llama.cpp is missing.
     """
+    measured = exported if exported.parity else repaired
     facts: dict[str, Scalar] = {
         "version": __version__,
         "source.model": Path(settings.model).name if Path(settings.model).exists() else settings.model,
@@ -72,7 +75,26 @@ def file_facts(settings: RepairSettings, repair: RepairFigures, measured: Stage)
     if measured.utility is not None:
         facts |= {"evaluation.perplexity": float(measured.utility.perplexity)}
         facts["evaluation.perplexity.n"] = measured.utility.tokens
-    return facts
+    return facts | parity_facts(exported, repaired)
+
+
+def parity_facts(exported: Stage, source: Stage) -> dict[str, Scalar]:
+    """Whether llama.cpp followed MLX when a file was written: what marks one that failed.
+
+    Args:
+        exported: the file's row.
+        source: that of the model it was written from, in MLX.
+    """
+    if exported.parity is None:
+        return {"parity": f"not run: {exported.not_checked}"}
+    failed = [gate for gate in judge_export(exported, source) if not gate.passed]
+    reasons = [f"{gate.name} {gate.value:.4g}, limit {gate.limit:.4g}" for gate in failed]
+    return {
+        "parity": f"failed: {'; '.join(reasons)}" if failed else "passed",
+        "parity.tokens": exported.parity.tokens,
+        "parity.argmax": exported.parity.argmax_agreement,
+        "parity.kl": exported.parity.mean_kl,
+    }
 
 
 def make_manifest(

@@ -12,19 +12,18 @@ import dataclasses
 import re
 import shutil
 import struct
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from aird_mlx.errors import ExportError, UsageError
-from aird_mlx.gguf_export import ExportPlan, GgufFile, export_gguf, plan_export
+from aird_mlx.gguf_export import ExportPlan, GgufFile, check_new_file, export_gguf, plan_export
 from aird_mlx.guard.hashes import ROOT_KEY, read_range
 from aird_mlx.guard.manifest import encode_text
 from aird_mlx.guard.parts import MOST_PARTS, SPLIT_COUNT, SPLIT_NUMBER, SPLIT_TENSORS, part_path
-from aird_mlx.guard.seal import write_root
+from aird_mlx.guard.seal import sidecar_of, write_root
 from aird_mlx.guard.structure import DEFAULT_ALIGNMENT, Structure, Tensor, opened, padded, parse
-from aird_mlx.workspace import partial_of
+from aird_mlx.workspace import partial_of, remove
 
 KEYS_START = 24  # magic, version, and how many tensors and keys
 UNITS = {"K": 10**3, "M": 10**6, "G": 10**9}
@@ -47,34 +46,53 @@ def read_split_size(text: str) -> int:
 
 
 def export_in_parts(
-    folder: Path, outfile: Path, outtype: str, *, max_size: int | None, max_tensors: int | None, **how: Any
+    folder: Path,
+    outfile: Path,
+    outtype: str,
+    *,
+    max_size: int | None = None,
+    max_tensors: int | None = None,
+    finish: Callable[[GgufFile], None] = lambda written: None,
+    **how: Any,
 ) -> GgufFile:
-    """`export_gguf`, and where a limit is given the file in parts, itself not kept.
+    """`export_gguf` beside its place, what is to be done with the whole file, and then its name, or those of its parts.
 
     Args:
         folder, outtype, how: as for `export_gguf`.
-        outfile: what the parts are named after; no part of that name may exist.
-        max_size, max_tensors: see `split_file`.
+        outfile: where the file goes, or what its parts are named after; none may exist.
+        max_size, max_tensors: see `split_file`; without a limit the file stays whole.
+        finish: may change the file in place, and write its sidecar beside it.
 
     Raises:
-        AirdError: as `export_gguf` and `split_file`; nothing is left behind.
+        AirdError: as `export_gguf` and `split_file`, or ``finish``; nothing is left behind.
     """
-    if max_size is None and max_tensors is None:
-        return export_gguf(folder, outfile, outtype, **how)
-    check_no_parts(outfile)
+    is_split = max_size is not None or max_tensors is not None
+    if is_split:
+        check_no_parts(outfile)
+    else:
+        check_new_file(outfile, {})
     made = [folder for folder in outfile.parents if not folder.exists()]
+    temporary = partial_of(outfile)
     try:
         outfile.parent.mkdir(parents=True, exist_ok=True)
-        temporary = tempfile.mkdtemp(prefix=f".{outfile.name}.", dir=outfile.parent)
+        remove(temporary)  # of a killed run
+        temporary.mkdir()
     except OSError as error:
         raise ExportError(
             f"gguf: {outfile.parent} cannot be written ({error}); a writable folder is needed. Choose another outfile."
         ) from error
     try:
-        written = export_gguf(folder, Path(temporary) / outfile.name, outtype, **how)
-        parts = split_file(written.path, outfile, max_size=max_size, max_tensors=max_tensors)
+        written = export_gguf(folder, temporary / outfile.name, outtype, **how)
+        finish(written)
+        if is_split:
+            parts = split_file(written.path, outfile, max_size=max_size, max_tensors=max_tensors)
+        else:
+            parts = [outfile]
+            for path in (sidecar_of(written.path), written.path):
+                if path.exists():
+                    path.replace(outfile.with_name(path.name))
         size = sum(part.stat().st_size for part in parts)
-        return dataclasses.replace(written, path=parts[0], size_bytes=size, parts=tuple(parts))
+        return dataclasses.replace(written, path=parts[0], size_bytes=size, parts=tuple(parts) if is_split else ())
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         with contextlib.suppress(OSError):  # the first that is not empty ends it

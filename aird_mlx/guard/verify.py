@@ -154,6 +154,7 @@ class _Run:
                 self.root = hash_root(*self.parts)
                 recorded_root, recorded = recorded_hashes(structure)
                 self._check_root(self.root, recorded_root)
+                self._say_parity(manifest)
         except IntegrityError as error:
             self.say("manifest", FAILED, _short(error))
         self.known = manifest is not None or bool(sidecar)
@@ -168,6 +169,21 @@ class _Run:
         if recorded is not None or sidecar:
             self._check_tensors(structure, recorded, sidecar)
         return manifest
+
+    def _say_parity(self, manifest: Manifest) -> None:
+        said = manifest.facts.get("parity")
+        if not isinstance(said, str):
+            return
+        verdict, _, why = said.partition(": ")
+        if verdict == "passed":
+            argmax, tokens = manifest.facts.get("parity.argmax"), manifest.facts.get("parity.tokens")
+            share = f"{100 * argmax:.4g} %" if isinstance(argmax, float) else "?"
+            said = f"when written llama.cpp followed MLX: same likeliest token at {share} of {tokens}"
+            self.say("parity", PASSED, said)
+        elif verdict == "failed":
+            self.say("parity", WARNED, f"marked: when written llama.cpp did NOT follow MLX: {why:.400}")
+        else:
+            self.say("parity", SKIPPED, f"it was not run beside MLX when written: {why:.400}")
 
     def _check_root(self, computed: str, recorded: str) -> None:
         if hmac.compare_digest(computed.encode(), recorded.encode("utf-8")):

@@ -19,20 +19,17 @@ from aird_mlx import __version__
 from aird_mlx.architectures import blocks_path
 from aird_mlx.direction import load_direction
 from aird_mlx.errors import ExportError
-from aird_mlx.evaluation import decode, generate_answers, judge_answer, refusal_rates
-from aird_mlx.gguf_export import LlamaRuntime, check_parity, is_available
+from aird_mlx.gguf_export import is_available
 from aird_mlx.gguf_export.adapter import LoraFile, export_lora
 from aird_mlx.gguf_export.control_vector import export_control_vector
 from aird_mlx.gguf_export.header import Value
 from aird_mlx.gguf_export.stored import read_stored_tensors
-from aird_mlx.guard.canaries import read_canaries, render_canaries, set_of
 from aird_mlx.model import ChatModel, load, read_config
 from aird_mlx.patch import Patch, factor_change, load_patch
-from aird_mlx.reference import MAX_NEW_TOKENS
-from aird_mlx.report import AdapterCheck, AdapterReport, RefusalRates
+from aird_mlx.pipeline.canary_run import run_canaries
+from aird_mlx.report import AdapterCheck, AdapterReport
 from aird_mlx.report_page import percent, read_report
 from aird_mlx.settings import Progress
-from aird_mlx.stages import exact_logits
 from aird_mlx.workspace import check_new_folder, whole_folder, writing_to
 
 ADAPTER, CONTROL_VECTOR = "adapter", "refusal.cvec.gguf"
@@ -189,42 +186,14 @@ def _blocks_of(model: Path) -> str:
 
 def _check(model: str, repaired: ChatModel, base: Path, lora: Path, progress: Progress) -> AdapterCheck:
     """Canaries in llama.cpp with and without the adapter, and in MLX."""
-    canaries = read_canaries(set_of(model))
-    rendered = render_canaries(repaired.tokenizer, [one.prompt for one in canaries])
-    kinds = [one.kind for one in canaries]
-
-    def rates(answers: list[list[int]]) -> RefusalRates:
-        return refusal_rates(kinds, [judge_answer(decode(repaired, answer)) for answer in answers])
-
-    def run(adapter: Path | None) -> RefusalRates:
-        longest = max(map(len, rendered)) + MAX_NEW_TOKENS
-        with LlamaRuntime(base, n_ctx=longest + 8, lora=adapter) as runtime:
-            return rates(
-                runtime.generate(
-                    rendered,
-                    MAX_NEW_TOKENS,
-                    sorted(repaired.tokenizer.eos_token_ids),
-                    progress=partial(progress, "base with adapter" if adapter else "base alone"),
-                )
-            )
-
-    parity = check_parity(
-        base,
-        texts=[repaired.tokenizer.decode(ids) for ids in rendered],
-        token_ids=rendered,
-        mlx_logits=lambda ids: exact_logits(repaired, ids),
-        lora=lora,
-    )
+    run = run_canaries(model, repaired, partial(progress, "repaired"))
+    parity = run.parity(base, lora=lora)
     return AdapterCheck(
         tokens=parity.tokens_compared,
         argmax_agreement=parity.argmax_agreement,
         max_logit_difference=parity.max_logit_difference,
         mean_kl=parity.mean_kl,
-        base=run(None),
-        adapted=run(lora),
-        repaired=rates(
-            generate_answers(
-                repaired, rendered, max_new_tokens=MAX_NEW_TOKENS, batch_size=64, progress=partial(progress, "repaired")
-            )
-        ),
+        base=run.refusals_in_llama(base, progress=partial(progress, "base alone")),
+        adapted=run.refusals_in_llama(base, lora=lora, progress=partial(progress, "base with adapter")),
+        repaired=run.refusals,
     )

@@ -115,7 +115,7 @@ def export_stage(
     }
     manifest = make_manifest(
         exported.path,
-        file_facts(settings, repair, stage if stage.parity else repaired),
+        file_facts(settings, repair, stage, repaired),
         prompts["find"],
         prompts["validate"],
         canaries,

@@ -1,0 +1,121 @@
+"""`aird-mlx export` alone: every file is run beside MLX in real llama.cpp, sealed, and named when that is done."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from aird_mlx.gguf_export import GgufFile, is_available
+from aird_mlx.guard.manifest import read_manifest
+from aird_mlx.guard.split import export_in_parts
+from aird_mlx.guard.structure import read_structure
+from aird_mlx.guard.verify import verify_file
+from aird_mlx.pipeline import single_export
+from aird_mlx_cli.main import main
+
+needs_llama = pytest.mark.skipif(not is_available(), reason="llama-cpp-python is not installed")
+
+
+def facts_of(path: Path) -> dict[str, object]:
+    manifest = read_manifest(read_structure(path))
+    assert manifest is not None
+    return dict(manifest.facts)
+
+
+def said_of(path: Path, name: str) -> tuple[str, str]:
+    (check,) = [check for check in verify_file(path).checks if check.name == name]
+    return check.status, check.said
+
+
+@needs_llama
+def test_file_is_run_beside_mlx_and_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "demo.gguf"
+    assert main(["export", "demo", "--outfile", str(path)]) == 0
+    shown = capsys.readouterr().out
+    assert "exported:f16 argmax" in shown and "All gates passed." in shown
+    facts = facts_of(path)
+    assert (facts["parity"], facts["source.model"]) == ("passed", "demo")
+    assert float(str(facts["parity.argmax"])) >= 0.99 and int(str(facts["parity.tokens"])) > 500
+    assert said_of(path, "parity")[0] == "passed"
+    assert main(["verify", str(path)]) == 0
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["demo.gguf", "demo.gguf.manifest"]
+
+
+@needs_llama
+def test_file_that_answers_otherwise_is_marked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Three values a weight are not enough for the demo: it refuses less than in MLX, and that stays with the file."""
+    path = tmp_path / "demo.gguf"
+    assert main(["export", "demo", "--outtype", "tq1_0", "--outfile", str(path)]) == 4
+    assert "gates failed" in capsys.readouterr().out
+    assert str(facts_of(path)["parity"]).startswith("failed: exported:tq1_0 refusals 0.")
+    status, said = said_of(path, "parity")
+    assert status == "warned" and said.startswith("marked: ")
+
+
+@needs_llama
+def test_parts_are_run_before_they_are_cut(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+    command = ["export", str(model_folder()), "--split-max-size", "50K", "--outfile", str(tmp_path / "m.gguf")]
+    assert main(command) == 0
+    parts = sorted(tmp_path.glob("m-*.gguf"))
+    assert len(parts) > 1 and facts_of(parts[0])["parity"] == "passed"
+    assert main(["verify", str(parts[0])]) == 0
+
+
+def test_model_without_chat_template_is_written_and_not_run(
+    model_folder: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = model_folder()
+    for path in (folder / "chat_template.jinja", folder / "tokenizer_config.json"):
+        if path.suffix == ".json":
+            settings = json.loads(path.read_text(encoding="utf-8"))
+            settings.pop("chat_template", None)
+            path.write_text(json.dumps(settings), encoding="utf-8")
+        else:
+            path.unlink(missing_ok=True)
+    path = tmp_path / "m.gguf"
+    assert main(["export", str(folder), "--outfile", str(path)]) == 0
+    assert "not run in llama.cpp beside MLX" in capsys.readouterr().out
+    assert "template" in str(facts_of(path)["parity"])
+
+
+def test_no_check_runs_nothing(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    assert main(["export", str(model_folder()), "--no-check", "--outfile", str(path)]) == 0
+    assert facts_of(path)["parity"] == "not run: --no-check was given"
+    assert said_of(path, "parity") == ("skipped", "it was not run beside MLX when written: --no-check was given")
+
+
+def test_model_that_does_not_fit_is_not_run(
+    model_folder: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(single_export, "usable_memory", lambda: 1000)
+    monkeypatch.setattr(single_export, "is_available", lambda: True)
+    path = tmp_path / "m.gguf"
+    assert main(["export", str(model_folder()), "--outfile", str(path)]) == 0
+    assert "GB in MLX" in str(facts_of(path)["parity"])
+
+
+@pytest.mark.parametrize("limit", [None, 20_000])
+def test_stopped_while_it_is_checked_nothing_is_left(
+    limit: int | None, model_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    def stop(written: GgufFile) -> None:
+        assert written.path.is_file()
+        raise KeyboardInterrupt
+
+    outfile = tmp_path / "new" / "m.gguf"
+    with pytest.raises(KeyboardInterrupt):
+        export_in_parts(model_folder(), outfile, "f16", max_size=limit, finish=stop)
+    assert not outfile.parent.exists()
+
+
+def test_what_a_killed_run_left_is_replaced(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+    left = tmp_path / "m.gguf.partial"
+    left.mkdir()
+    (left / "m.gguf").write_bytes(b"half")
+    written = export_in_parts(model_folder(), tmp_path / "m.gguf", "f16")
+    assert written.path == tmp_path / "m.gguf" and written.size_bytes == written.path.stat().st_size
+    assert not left.exists()
