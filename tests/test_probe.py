@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import mlx.core as mx
@@ -12,7 +12,7 @@ import pytest
 from aird_mlx.errors import DirectionError, ParityError
 from aird_mlx.gguf_export import LlamaRuntime, export_gguf, is_available
 from aird_mlx.guard.manifest import read_manifest
-from aird_mlx.guard.probe import auc, fisher_weights, fit_probe, project, read_probe, read_residuals, threshold
+from aird_mlx.guard.probe import RIDGES, auc, fisher_weights, fit_probe, project, read_probe, read_residuals, threshold
 from aird_mlx.guard.record import CanarySet, make_manifest
 from aird_mlx.guard.seal import seal
 from aird_mlx.guard.structure import read_structure
@@ -77,6 +77,42 @@ def test_fisher_weights_solve_the_ridge_equations(harmful: int, benign: int) -> 
         expected = np.linalg.solve(damped, flat[0].mean(axis=0) - shares @ flat[1]) / deviation
         np.testing.assert_allclose(weight, expected / np.linalg.norm(expected), atol=1e-8)
     assert not np.allclose(found[0], found[1], atol=1e-3)
+
+
+@pytest.mark.parametrize("features", [16384, 65536])
+def test_fisher_weights_of_few_prompts_that_are_much_alike(features: int) -> None:
+    """Rounded to float32 the products of such streams are less positive than the smallest ridge makes them."""
+    chance = np.random.default_rng(0)
+    rows = chance.standard_normal((12, 1)) * chance.standard_normal(features)
+    rows += 1e-6 * chance.standard_normal((12, features))
+    planted = chance.standard_normal(features)
+    rows[:6] += 1e-5 * planted
+    rows = rows.astype(np.float32)
+    shares = np.full(6, 1 / 6)
+    found = fisher_weights(rows[:6], rows[6:], shares, RIDGES)
+    expected = fisher_weights(rows[:6].astype(np.float64), rows[6:].astype(np.float64), shares, RIDGES)
+    for weight, precise in zip(found, expected, strict=True):
+        assert weight @ precise > 0.999
+        scores = rows.astype(np.float64) @ weight
+        assert scores[:6].min() > scores[6:].max()
+
+
+def test_products_are_summed_over_parts_of_the_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = clouds(0, 5)
+    one, other, shares = rows["harmful"], rows["harmless"], np.full(5, 0.2)
+    whole = fisher_weights(one, other, shares, [0.01])[0]
+    monkeypatch.setattr("aird_mlx.guard.probe.CHUNK", 70)  # 7 columns of 96
+    np.testing.assert_allclose(fisher_weights(one, other, shares, [0.01])[0], whole, atol=1e-6)
+
+
+def test_equations_without_a_solution_are_one_line() -> None:
+    found = clouds(0, 9)
+    broken = found | {"twin": np.full_like(found["twin"], np.nan)}
+    with pytest.raises(DirectionError, match=r"^probe: .*27 prompts' .*; finite numbers are needed") as not_finite:
+        fit_probe(broken, found, LAYERS)
+    with pytest.raises(DirectionError, match=r"^probe: .*18 prompts' .*; finite numbers are needed") as singular:
+        fisher_weights(found["harmful"], found["harmless"], np.full(9, 1 / 9), [-1.0])
+    assert not any("\n" in str(raised.value) for raised in (not_finite, singular))
 
 
 @pytest.mark.parametrize(("harmless", "twins"), [(50, 0), (100, 100), (1000, 10), (1000, 1000)])
@@ -161,6 +197,21 @@ def test_manifest_of_a_random_model_is_whole(tiny_gguf: Path, tmp_path: Path) ->
     assert steps[-1] == (54, 54)
     seal(path, manifest)
     assert read_manifest(read_structure(path)) == manifest
+
+
+@needs_llama
+def test_file_whose_streams_are_not_finite_gets_no_probe(tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = LlamaRuntime.residuals
+
+    def overflown(runtime: LlamaRuntime, ids: Sequence[int]) -> tuple[np.ndarray, dict[int, np.ndarray]]:
+        logits, layers = real(runtime, ids)
+        return logits, {layer: np.full_like(rows, np.nan) for layer, rows in layers.items()}
+
+    monkeypatch.setattr(LlamaRuntime, "residuals", overflown)
+    part = {kind: [[3, 4, 5], [6, 7, 8], [9, 10, 11]] for kind in ("harmful", "harmless", "twin")}
+    manifest = make_manifest(tiny_gguf, {}, part, part, CanarySet("demo", [[1, 2]], "r", 2))
+    assert manifest.probe is None and "finite numbers are needed" in manifest.no_probe
+    assert manifest.canaries is not None and len(manifest.canaries.classes) == 1
 
 
 def test_without_llama_cpp_the_manifest_says_so(tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:

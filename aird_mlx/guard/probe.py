@@ -33,6 +33,8 @@ FOLDS = 3
 TOKENS = 6
 # Layers read at most, evenly spaced: they decide the size of what a file carries.
 MOST_LAYERS = 8
+# Numbers that are turned into float64 at a time: 64 MB.
+CHUNK = 1 << 23
 
 
 @dataclass(frozen=True)
@@ -206,6 +208,9 @@ def fisher_weights(
     Returns:
         ``[feature]`` float64 each, of unit length, towards harmful. Of prompts and features the fewer are solved for.
 
+    Raises:
+        DirectionError: the equations have no solution; streams may not be finite.
+
     >>> harmful, benign = np.array([[1.0, 0.0], [1.0, 2.0]]), np.array([[0.0, 0.0], [0.0, 2.0]])
     >>> fisher_weights(harmful, benign, np.array([0.5, 0.5]), [0.01])[0].tolist()
     [1.0, 0.0]
@@ -222,7 +227,7 @@ def fisher_weights(
         cloud *= np.sqrt(count / 2)[:, None]
     difference = (means[0] - means[1]).astype(np.float64)
     few_prompts = len(centred) < len(difference)
-    products = (centred @ centred.T if few_prompts else centred.T @ centred).astype(np.float64)
+    products = _products(centred if few_prompts else centred.T)
     variance = float(np.trace(products)) / len(difference)
     projected = centred @ difference.astype(centred.dtype) if few_prompts else difference
     found = []
@@ -230,11 +235,30 @@ def fisher_weights(
         ridge = ridge * variance + 1e-12
         damped = products.copy()
         np.fill_diagonal(damped, damped.diagonal() + ridge)
-        weight = scipy.linalg.solve(damped, projected, assume_a="pos", overwrite_a=True, check_finite=False)
+        try:
+            weight = scipy.linalg.solve(damped, projected, assume_a="pos", overwrite_a=True)
+        except ValueError as error:  # not finite; or LinAlgError, which is one
+            raise DirectionError(
+                f"probe: no weights follow from {len(centred)} prompts' streams of {len(difference)} numbers each "
+                f"({str(error).rstrip('.')}); finite numbers are needed. Use the file without a probe."
+            ) from error
         if few_prompts:  # (C^T C + ridge I)^-1 d = (d - C^T (C C^T + ridge I)^-1 C d) / ridge
             weight = (difference - weight.astype(centred.dtype) @ centred) / ridge
         weight = weight / deviation
         found.append(weight / (np.linalg.norm(weight) or 1.0))
+    return found
+
+
+def _products(rows: np.ndarray) -> np.ndarray:
+    """``rows @ rows.T`` in float64: rounded to float32 it is no longer positive by as little as a ridge adds.
+
+    A part of the columns at a time, since a copy of all would take twice the memory of the rows.
+    """
+    found = np.zeros((len(rows), len(rows)))
+    step = max(1, CHUNK // len(rows))
+    for start in range(0, rows.shape[1], step):
+        part = rows[:, start : start + step].astype(np.float64)
+        found += part @ part.T
     return found
 
 
