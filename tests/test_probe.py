@@ -143,6 +143,21 @@ def test_nothing_to_fit_on_is_one_line() -> None:
     assert fit_probe(without_twins, without_twins, LAYERS).prompts == (9, 9, 0)
 
 
+@pytest.mark.parametrize("kind", ["harmful", "harmless", "twin"])
+@pytest.mark.parametrize("count", [1, 2])
+def test_probe_is_fitted_on_one_or_two_prompts_of_a_kind(kind: str, count: int) -> None:
+    find, validate = clouds(0, 30), clouds(1, 30)
+    few = find | {kind: find[kind][:count]}
+    probe = fit_probe(few, validate, LAYERS)
+    scores = {name: project(rows, probe) for name, rows in validate.items()}
+    of_validation = threshold(scores["harmless"], scores["twin"])
+    if (kind, count) == ("harmless", 1):
+        assert probe.threshold == pytest.approx(of_validation), "no harmless prompt is left out"
+    else:
+        assert probe.threshold >= of_validation - 1e-6
+    assert probe.prompts == (30, 30, 30)
+
+
 @needs_llama
 def test_residual_stream_in_llama_cpp_is_that_of_mlx(model_folder: Callable[..., Path], tmp_path: Path) -> None:
     folder = model_folder()

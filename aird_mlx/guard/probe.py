@@ -144,9 +144,10 @@ def fit_probe(find: Mapping[str, np.ndarray], validate: Mapping[str, np.ndarray]
         if all(map(len, rest.values())):
             without = _scaled(layers, _fit(rest, [ridge])[0], validate)
             for kind, rows in held_out.items():
-                unseen[kind].append(project(rows, without))
+                if len(rows):
+                    unseen[kind].append(project(rows, without))
     scores = {kind: np.concatenate(parts) for kind, parts in unseen.items() if parts}
-    if not scores:
+    if "harmless" not in scores:  # a single one cannot be left out
         return probe
     return replace(probe, threshold=max(probe.threshold, threshold(scores["harmless"], scores.get("twin"))))
 
