@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,7 +13,17 @@ import pytest
 from aird_mlx.errors import DirectionError, ParityError
 from aird_mlx.gguf_export import LlamaRuntime, export_gguf, is_available
 from aird_mlx.guard.manifest import read_manifest
-from aird_mlx.guard.probe import RIDGES, auc, fisher_weights, fit_probe, project, read_probe, read_residuals, threshold
+from aird_mlx.guard.probe import (
+    RIDGES,
+    auc,
+    fisher_weights,
+    fit_probe,
+    project,
+    read_probe,
+    read_residuals,
+    read_streams,
+    threshold,
+)
 from aird_mlx.guard.record import CanarySet, make_manifest
 from aird_mlx.guard.seal import seal
 from aird_mlx.guard.structure import read_structure
@@ -195,7 +206,16 @@ def test_layer_that_llama_cpp_does_not_show_is_said(tiny_gguf: Path) -> None:
         LlamaRuntime(tiny_gguf, n_ctx=16, layers=(1, 9)) as runtime,
         pytest.raises(DirectionError, match=r"no residual stream at layers \[9\]"),
     ):
-        read_residuals(runtime, [[1, 2]], 1)
+        read_streams(runtime, [[1, 2]], 1)
+
+
+@needs_llama
+def test_streams_are_those_of_the_residuals(tiny_gguf: Path) -> None:
+    prompts = [[5, 6, 7], [8, 9, 10, 11]]
+    with LlamaRuntime(tiny_gguf, n_ctx=16, layers=(1,)) as runtime:
+        logits, streams = read_residuals(runtime, prompts, 2)
+        assert logits.shape == (2, runtime.vocab_size) and streams.shape == (2, 1, 2, runtime.hidden)
+        np.testing.assert_array_equal(read_streams(runtime, prompts, 2), streams)
 
 
 @needs_llama
@@ -212,6 +232,33 @@ def test_manifest_of_a_random_model_is_whole(tiny_gguf: Path, tmp_path: Path) ->
     assert steps[-1] == (54, 54)
     seal(path, manifest)
     assert read_manifest(read_structure(path)) == manifest
+
+
+@needs_llama
+def test_no_more_is_kept_than_promised(tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers of 20 prompts, to find and to validate together; and of no prompt the logits."""
+    monkeypatch.setattr("aird_mlx.guard.record.PROBE_NUMBERS", 20 * 6 * 32)
+    real, kept, alive = LlamaRuntime.residuals, [], []
+
+    def residuals(runtime: LlamaRuntime, ids: Sequence[int]) -> tuple[np.ndarray, dict[int, np.ndarray]]:
+        logits, layers = real(runtime, ids)
+        logits = logits.copy()
+        kept.append(weakref.ref(logits))
+        alive.append(sum(one() is not None for one in kept))
+        return logits, layers
+
+    monkeypatch.setattr(LlamaRuntime, "residuals", residuals)
+    chance = np.random.default_rng(0)
+    find, validate = (
+        {kind: chance.integers(3, 300, (count, 6)).tolist() for kind in ("harmful", "harmless", "twin")}
+        for count in (9, 2)
+    )
+    steps: list[tuple[int, int]] = []
+    canaries = CanarySet("demo", [[1, 2, 3, 4, 5, 6]], "r", 2)
+    manifest = make_manifest(tiny_gguf, {}, find, validate, canaries, lambda *step: steps.append(step))
+    assert manifest.probe is not None and manifest.probe.prompts == (2, 2, 2)
+    assert steps[-1] == (18, 18), "4 of each kind to find, 2 to validate"
+    assert len(alive) == 19 and max(alive) == 1
 
 
 @needs_llama

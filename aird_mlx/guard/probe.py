@@ -3,8 +3,8 @@
 Fitted on an exported file as llama.cpp runs it, so that what is measured there is what was measured here. Fisher's
 discriminant rather than the difference of means: it also turns away from what harmful prompts share with their benign
 twins. Many places rather than one: where pruning has blurred the direction that the model itself refuses along, what
-a prompt is about can still be read from how the stream gets there. Arrays in, arrays out, but for `read_residuals`,
-which runs the file.
+a prompt is about can still be read from how the stream gets there. Arrays in, arrays out, but for `read_residuals`
+and `read_streams`, which run the file.
 Source: Fisher 1936; ridge on the pooled covariance after Friedman 1989 (regularized discriminant analysis).
 """
 
@@ -75,19 +75,29 @@ def read_residuals(
     Raises:
         DirectionError: llama.cpp does not show this architecture's residual stream.
     """
-    logits, found = [], []
+    found = [_read(runtime, ids, tokens) for ids in prompts]
+    return np.stack([logits for logits, _ in found]), np.stack([stream for _, stream in found])
+
+
+def read_streams(runtime: LlamaRuntime, prompts: Sequence[Sequence[int]], tokens: int) -> np.ndarray:
+    """The stream alone, as `read_residuals` gives it: of thousands of prompts the logits would be the larger part."""
     assert runtime.tap is not None
-    for ids in prompts:
-        last, layers = runtime.residuals(ids)
-        if layers.keys() != runtime.tap.layers:
-            missing = sorted(runtime.tap.layers - layers.keys())
-            raise DirectionError(
-                f"probe: llama.cpp shows no residual stream at layers {missing} of {runtime.path}; blocks whose output "
-                "it names l_out are needed. Use the file without a probe."
-            )
-        logits.append(last)
-        found.append(np.stack([layers[layer][len(ids) - tokens :] for layer in sorted(layers)]))
-    return np.stack(logits), np.stack(found)
+    found = np.empty((len(prompts), len(runtime.tap.layers), tokens, runtime.hidden), dtype=np.float32)
+    for at, ids in enumerate(prompts):
+        found[at] = _read(runtime, ids, tokens)[1]
+    return found
+
+
+def _read(runtime: LlamaRuntime, ids: Sequence[int], tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    assert runtime.tap is not None
+    logits, layers = runtime.residuals(ids)
+    if layers.keys() != runtime.tap.layers:
+        missing = sorted(runtime.tap.layers - layers.keys())
+        raise DirectionError(
+            f"probe: llama.cpp shows no residual stream at layers {missing} of {runtime.path}; blocks whose output "
+            "it names l_out are needed. Use the file without a probe."
+        )
+    return logits, np.stack([layers[layer][len(ids) - tokens :] for layer in sorted(layers)])
 
 
 def read_probe(probe: Probe, residuals: Mapping[int, np.ndarray]) -> Reading:
