@@ -349,15 +349,15 @@ def test_interrupted_save_leaves_nothing(tiny: ChatModel, tmp_path: Path, monkey
     with pytest.raises(KeyboardInterrupt):
         save(tiny, target)
     assert not target.exists()
-    assert not target.with_name("writing-new").exists()
+    assert not target.with_name(".writing-new").exists()
 
 
 def test_leftovers_of_an_interrupted_save_are_replaced(tiny: ChatModel, tmp_path: Path) -> None:
-    (tmp_path / "writing-out").mkdir()
-    (tmp_path / "writing-out" / "stale.safetensors").write_text("x")
+    (tmp_path / ".writing-out").mkdir()
+    (tmp_path / ".writing-out" / "stale.safetensors").write_text("x")
     save(tiny, tmp_path / "out")
     assert not (tmp_path / "out" / "stale.safetensors").exists()
-    assert not (tmp_path / "writing-out").exists()
+    assert not (tmp_path / ".writing-out").exists()
 
 
 @pytest.mark.parametrize("status", ["Name:\tpython\nVmRSS:\t 12 kB\n", ""], ids=["gVisor", "empty"])
