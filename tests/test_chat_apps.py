@@ -258,7 +258,7 @@ def test_lm_studio_finds_the_file_under_its_publisher(tmp_path: Path) -> None:
         with pytest.raises(OutputError, match="exists already"):
             place_in_lm_studio(file, tree, model)
         assert list(target.parent.iterdir()) == [target]
-    link = tmp_path / "models" / "org" / "Tiny-GGUF" / "writing-other.gguf"
+    link = tmp_path / "models" / "org" / "Tiny-GGUF" / ".writing-other.gguf"
     os.link(file, link)  # of a run that was killed between link and rename
     (tmp_path / "other.gguf").write_bytes(b"GGUF and more")
     assert place_in_lm_studio(tmp_path / "other.gguf", tree, "org/Tiny").read_bytes() == b"GGUF and more"

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +19,7 @@ from mlx_lm.utils import load as mlx_lm_load
 from mlx_lm.utils import load_config, load_model, quantize_model, save_config, save_model
 
 from aird_mlx.errors import AirdError, ModelError, OutputError
-from aird_mlx.model import COMPANION_FILES, ChatModel, load, save
+from aird_mlx.model import COMPANION_FILES, ChatModel, load, peak_memory, save
 from aird_mlx.pruning import prune_model
 
 Maker = Callable[..., Path]
@@ -347,12 +349,28 @@ def test_interrupted_save_leaves_nothing(tiny: ChatModel, tmp_path: Path, monkey
     with pytest.raises(KeyboardInterrupt):
         save(tiny, target)
     assert not target.exists()
-    assert not target.with_name("writing-new").exists()
+    assert not target.with_name(".writing-new").exists()
 
 
 def test_leftovers_of_an_interrupted_save_are_replaced(tiny: ChatModel, tmp_path: Path) -> None:
-    (tmp_path / "writing-out").mkdir()
-    (tmp_path / "writing-out" / "stale.safetensors").write_text("x")
+    (tmp_path / ".writing-out").mkdir()
+    (tmp_path / ".writing-out" / "stale.safetensors").write_text("x")
     save(tiny, tmp_path / "out")
     assert not (tmp_path / "out" / "stale.safetensors").exists()
-    assert not (tmp_path / "writing-out").exists()
+    assert not (tmp_path / ".writing-out").exists()
+
+
+@pytest.mark.parametrize("status", ["Name:\tpython\nVmRSS:\t 12 kB\n", ""], ids=["gVisor", "empty"])
+def test_peak_memory_without_vmhwm_is_that_of_getrusage(status: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "is_file", lambda path: True)
+    monkeypatch.setattr(Path, "read_text", lambda path: status)
+    found = peak_memory()
+    monkeypatch.undo()
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    assert 0.9 * peak < found <= peak
+
+
+def test_peak_memory_is_what_proc_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "is_file", lambda path: True)
+    monkeypatch.setattr(Path, "read_text", lambda path: "VmPeak:\t 99 kB\nVmHWM:\t   12 kB\n")
+    assert peak_memory() == 12 * 1024

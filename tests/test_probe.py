@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import weakref
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import mlx.core as mx
@@ -12,7 +13,17 @@ import pytest
 from aird_mlx.errors import DirectionError, ParityError
 from aird_mlx.gguf_export import LlamaRuntime, export_gguf, is_available
 from aird_mlx.guard.manifest import read_manifest
-from aird_mlx.guard.probe import auc, fisher_weights, fit_probe, project, read_probe, read_residuals, threshold
+from aird_mlx.guard.probe import (
+    RIDGES,
+    auc,
+    fisher_weights,
+    fit_probe,
+    project,
+    read_probe,
+    read_residuals,
+    read_streams,
+    threshold,
+)
 from aird_mlx.guard.record import CanarySet, make_manifest
 from aird_mlx.guard.seal import seal
 from aird_mlx.guard.structure import read_structure
@@ -79,6 +90,42 @@ def test_fisher_weights_solve_the_ridge_equations(harmful: int, benign: int) -> 
     assert not np.allclose(found[0], found[1], atol=1e-3)
 
 
+@pytest.mark.parametrize("features", [16384, 65536])
+def test_fisher_weights_of_few_prompts_that_are_much_alike(features: int) -> None:
+    """Rounded to float32 the products of such streams are less positive than the smallest ridge makes them."""
+    chance = np.random.default_rng(0)
+    rows = chance.standard_normal((12, 1)) * chance.standard_normal(features)
+    rows += 1e-6 * chance.standard_normal((12, features))
+    planted = chance.standard_normal(features)
+    rows[:6] += 1e-5 * planted
+    rows = rows.astype(np.float32)
+    shares = np.full(6, 1 / 6)
+    found = fisher_weights(rows[:6], rows[6:], shares, RIDGES)
+    expected = fisher_weights(rows[:6].astype(np.float64), rows[6:].astype(np.float64), shares, RIDGES)
+    for weight, precise in zip(found, expected, strict=True):
+        assert weight @ precise > 0.999
+        scores = rows.astype(np.float64) @ weight
+        assert scores[:6].min() > scores[6:].max()
+
+
+def test_products_are_summed_over_parts_of_the_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = clouds(0, 5)
+    one, other, shares = rows["harmful"], rows["harmless"], np.full(5, 0.2)
+    whole = fisher_weights(one, other, shares, [0.01])[0]
+    monkeypatch.setattr("aird_mlx.guard.probe.CHUNK", 70)  # 7 columns of 96
+    np.testing.assert_allclose(fisher_weights(one, other, shares, [0.01])[0], whole, atol=1e-6)
+
+
+def test_equations_without_a_solution_are_one_line() -> None:
+    found = clouds(0, 9)
+    broken = found | {"twin": np.full_like(found["twin"], np.nan)}
+    with pytest.raises(DirectionError, match=r"^probe: .*27 prompts' .*; finite numbers are needed") as not_finite:
+        fit_probe(broken, found, LAYERS)
+    with pytest.raises(DirectionError, match=r"^probe: .*18 prompts' .*; finite numbers are needed") as singular:
+        fisher_weights(found["harmful"], found["harmless"], np.full(9, 1 / 9), [-1.0])
+    assert not any("\n" in str(raised.value) for raised in (not_finite, singular))
+
+
 @pytest.mark.parametrize(("harmless", "twins"), [(50, 0), (100, 100), (1000, 10), (1000, 1000)])
 def test_threshold_keeps_its_share_of_false_alarms(harmless: int, twins: int) -> None:
     chance = np.random.default_rng(harmless)
@@ -105,6 +152,21 @@ def test_nothing_to_fit_on_is_one_line() -> None:
         fit_probe(found, {"harmful": found["harmful"]}, LAYERS)
     without_twins = {kind: found[kind] for kind in ("harmful", "harmless")}
     assert fit_probe(without_twins, without_twins, LAYERS).prompts == (9, 9, 0)
+
+
+@pytest.mark.parametrize("kind", ["harmful", "harmless", "twin"])
+@pytest.mark.parametrize("count", [1, 2])
+def test_probe_is_fitted_on_one_or_two_prompts_of_a_kind(kind: str, count: int) -> None:
+    find, validate = clouds(0, 30), clouds(1, 30)
+    few = find | {kind: find[kind][:count]}
+    probe = fit_probe(few, validate, LAYERS)
+    scores = {name: project(rows, probe) for name, rows in validate.items()}
+    of_validation = threshold(scores["harmless"], scores["twin"])
+    if (kind, count) == ("harmless", 1):
+        assert probe.threshold == pytest.approx(of_validation), "no harmless prompt is left out"
+    else:
+        assert probe.threshold >= of_validation - 1e-6
+    assert probe.prompts == (30, 30, 30)
 
 
 @needs_llama
@@ -144,7 +206,16 @@ def test_layer_that_llama_cpp_does_not_show_is_said(tiny_gguf: Path) -> None:
         LlamaRuntime(tiny_gguf, n_ctx=16, layers=(1, 9)) as runtime,
         pytest.raises(DirectionError, match=r"no residual stream at layers \[9\]"),
     ):
-        read_residuals(runtime, [[1, 2]], 1)
+        read_streams(runtime, [[1, 2]], 1)
+
+
+@needs_llama
+def test_streams_are_those_of_the_residuals(tiny_gguf: Path) -> None:
+    prompts = [[5, 6, 7], [8, 9, 10, 11]]
+    with LlamaRuntime(tiny_gguf, n_ctx=16, layers=(1,)) as runtime:
+        logits, streams = read_residuals(runtime, prompts, 2)
+        assert logits.shape == (2, runtime.vocab_size) and streams.shape == (2, 1, 2, runtime.hidden)
+        np.testing.assert_array_equal(read_streams(runtime, prompts, 2), streams)
 
 
 @needs_llama
@@ -161,6 +232,48 @@ def test_manifest_of_a_random_model_is_whole(tiny_gguf: Path, tmp_path: Path) ->
     assert steps[-1] == (54, 54)
     seal(path, manifest)
     assert read_manifest(read_structure(path)) == manifest
+
+
+@needs_llama
+def test_no_more_is_kept_than_promised(tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Numbers of 20 prompts, to find and to validate together; and of no prompt the logits."""
+    monkeypatch.setattr("aird_mlx.guard.record.PROBE_NUMBERS", 20 * 6 * 32)
+    real, kept, alive = LlamaRuntime.residuals, [], []
+
+    def residuals(runtime: LlamaRuntime, ids: Sequence[int]) -> tuple[np.ndarray, dict[int, np.ndarray]]:
+        logits, layers = real(runtime, ids)
+        logits = logits.copy()
+        kept.append(weakref.ref(logits))
+        alive.append(sum(one() is not None for one in kept))
+        return logits, layers
+
+    monkeypatch.setattr(LlamaRuntime, "residuals", residuals)
+    chance = np.random.default_rng(0)
+    find, validate = (
+        {kind: chance.integers(3, 300, (count, 6)).tolist() for kind in ("harmful", "harmless", "twin")}
+        for count in (9, 2)
+    )
+    steps: list[tuple[int, int]] = []
+    canaries = CanarySet("demo", [[1, 2, 3, 4, 5, 6]], "r", 2)
+    manifest = make_manifest(tiny_gguf, {}, find, validate, canaries, lambda *step: steps.append(step))
+    assert manifest.probe is not None and manifest.probe.prompts == (2, 2, 2)
+    assert steps[-1] == (18, 18), "4 of each kind to find, 2 to validate"
+    assert len(alive) == 19 and max(alive) == 1
+
+
+@needs_llama
+def test_file_whose_streams_are_not_finite_gets_no_probe(tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = LlamaRuntime.residuals
+
+    def overflown(runtime: LlamaRuntime, ids: Sequence[int]) -> tuple[np.ndarray, dict[int, np.ndarray]]:
+        logits, layers = real(runtime, ids)
+        return logits, {layer: np.full_like(rows, np.nan) for layer, rows in layers.items()}
+
+    monkeypatch.setattr(LlamaRuntime, "residuals", overflown)
+    part = {kind: [[3, 4, 5], [6, 7, 8], [9, 10, 11]] for kind in ("harmful", "harmless", "twin")}
+    manifest = make_manifest(tiny_gguf, {}, part, part, CanarySet("demo", [[1, 2]], "r", 2))
+    assert manifest.probe is None and "finite numbers are needed" in manifest.no_probe
+    assert manifest.canaries is not None and len(manifest.canaries.classes) == 1
 
 
 def test_without_llama_cpp_the_manifest_says_so(tiny_gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -259,7 +259,7 @@ def test_killed_walk_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
         assert killed.returncode == -signal.SIGKILL, killed.stderr
         written.append({path: path.stat().st_mtime_ns for path in (tmp_path / "killed").rglob("model-*")})
     assert [len(paths) for paths in written] == [2, 6]
-    assert list((tmp_path / "killed").rglob("writing-*"))
+    assert list((tmp_path / "killed").rglob(".writing-*"))
     assert not (tmp_path / "killed" / "repaired" / "config.json").exists()
     resumed = run_killed(tmp_path, CHAIN, 99, str(source), str(tmp_path / "killed"))
     assert resumed.stdout == whole.stdout

@@ -15,7 +15,7 @@ import mlx.core as mx
 import pytest
 
 from aird_mlx.errors import OutputError, ResumeError
-from aird_mlx.workspace import Workspace, read_json, whole_folder, write_json, writing_to
+from aird_mlx.workspace import Workspace, read_json, whole_folder, write_json, write_text, writing_to
 
 SETTINGS = {"model": "demo", "seed": 0}
 
@@ -356,8 +356,8 @@ def write_arrays(arrays: dict[str, mx.array], path: Path) -> None:
 
 
 def test_folder_is_whole_or_not_there(tmp_path: Path) -> None:
-    (tmp_path / "new" / "writing-model").mkdir(parents=True)
-    (tmp_path / "new" / "writing-model" / "of a killed run").write_text("")
+    (tmp_path / "new" / ".writing-model").mkdir(parents=True)
+    (tmp_path / "new" / ".writing-model" / "of a killed run").write_text("")
     path = tmp_path / "new" / "model"
 
     def half(folder: Path) -> None:
@@ -375,6 +375,36 @@ def test_folder_is_whole_or_not_there(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="not empty"), whole_folder(path) as partial:
         (partial / "other").write_text("")
     assert [one.name for one in path.parent.rglob("*")] == ["model", "config.json"], "what is there stays as it was"
+
+
+def test_what_a_user_called_writing_is_left_alone(tmp_path: Path) -> None:
+    mine = tmp_path / "writing-samples" / "story.txt"
+    mine.parent.mkdir()
+    mine.write_text("mine")
+    (tmp_path / "writing-notes.txt").write_text("mine")
+    with whole_folder(tmp_path / "samples") as partial:
+        (partial / "config.json").write_text("{}")
+        assert partial.name.startswith("."), "hidden until it is whole"
+    write_text(tmp_path / "notes.txt", "theirs")
+    assert mine.read_text() == (tmp_path / "writing-notes.txt").read_text() == "mine"
+    assert (tmp_path / "notes.txt").read_text() == "theirs"
+
+
+def test_what_a_killed_run_was_writing_is_replaced(tmp_path: Path) -> None:
+    kept = tmp_path / "kept.txt"
+    kept.write_text("kept")
+    os.link(kept, tmp_path / ".writing-new.txt")
+    write_text(tmp_path / "new.txt", "new")
+    assert kept.read_text() == "kept" and (tmp_path / "new.txt").read_text() == "new"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["kept.txt", "new.txt"]
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_run_killed_while_it_wrote_its_settings_had_not_begun(tmp_path: Path, resume: bool) -> None:
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / ".writing-settings.json").write_text("{")
+    Workspace(tmp_path / "out", SETTINGS, resume=resume).close()
+    assert [path.name for path in (tmp_path / "out.partial").iterdir()] == ["settings.json"]
 
 
 def test_arrays_that_cannot_be_written_are_one_line_naming_the_place(tmp_path: Path) -> None:
@@ -399,7 +429,7 @@ def test_full_disk_is_one_clear_error_and_the_run_can_go_on(small_disk: Path) ->
         assert "\n" not in str(error.value)
     assert not (workspace.folder / "text.json").exists()
     assert not (workspace.folder / "weights.safetensors").exists()
-    for path in workspace.folder.glob("writing-*"):
+    for path in workspace.folder.glob(".writing-*"):
         path.unlink()
     workspace.close()
     again = Workspace(small_disk / "out", SETTINGS, resume=True)

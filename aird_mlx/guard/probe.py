@@ -3,8 +3,8 @@
 Fitted on an exported file as llama.cpp runs it, so that what is measured there is what was measured here. Fisher's
 discriminant rather than the difference of means: it also turns away from what harmful prompts share with their benign
 twins. Many places rather than one: where pruning has blurred the direction that the model itself refuses along, what
-a prompt is about can still be read from how the stream gets there. Arrays in, arrays out, but for `read_residuals`,
-which runs the file.
+a prompt is about can still be read from how the stream gets there. Arrays in, arrays out, but for `read_residuals`
+and `read_streams`, which run the file.
 Source: Fisher 1936; ridge on the pooled covariance after Friedman 1989 (regularized discriminant analysis).
 """
 
@@ -33,6 +33,8 @@ FOLDS = 3
 TOKENS = 6
 # Layers read at most, evenly spaced: they decide the size of what a file carries.
 MOST_LAYERS = 8
+# Numbers that are turned into float64 at a time: 64 MB.
+CHUNK = 1 << 23
 
 
 @dataclass(frozen=True)
@@ -73,19 +75,29 @@ def read_residuals(
     Raises:
         DirectionError: llama.cpp does not show this architecture's residual stream.
     """
-    logits, found = [], []
+    found = [_read(runtime, ids, tokens) for ids in prompts]
+    return np.stack([logits for logits, _ in found]), np.stack([stream for _, stream in found])
+
+
+def read_streams(runtime: LlamaRuntime, prompts: Sequence[Sequence[int]], tokens: int) -> np.ndarray:
+    """The stream alone, as `read_residuals` gives it: of thousands of prompts the logits would be the larger part."""
     assert runtime.tap is not None
-    for ids in prompts:
-        last, layers = runtime.residuals(ids)
-        if layers.keys() != runtime.tap.layers:
-            missing = sorted(runtime.tap.layers - layers.keys())
-            raise DirectionError(
-                f"probe: llama.cpp shows no residual stream at layers {missing} of {runtime.path}; blocks whose output "
-                "it names l_out are needed. Use the file without a probe."
-            )
-        logits.append(last)
-        found.append(np.stack([layers[layer][len(ids) - tokens :] for layer in sorted(layers)]))
-    return np.stack(logits), np.stack(found)
+    found = np.empty((len(prompts), len(runtime.tap.layers), tokens, runtime.hidden), dtype=np.float32)
+    for at, ids in enumerate(prompts):
+        found[at] = _read(runtime, ids, tokens)[1]
+    return found
+
+
+def _read(runtime: LlamaRuntime, ids: Sequence[int], tokens: int) -> tuple[np.ndarray, np.ndarray]:
+    assert runtime.tap is not None
+    logits, layers = runtime.residuals(ids)
+    if layers.keys() != runtime.tap.layers:
+        missing = sorted(runtime.tap.layers - layers.keys())
+        raise DirectionError(
+            f"probe: llama.cpp shows no residual stream at layers {missing} of {runtime.path}; blocks whose output "
+            "it names l_out are needed. Use the file without a probe."
+        )
+    return logits, np.stack([layers[layer][len(ids) - tokens :] for layer in sorted(layers)])
 
 
 def read_probe(probe: Probe, residuals: Mapping[int, np.ndarray]) -> Reading:
@@ -142,9 +154,10 @@ def fit_probe(find: Mapping[str, np.ndarray], validate: Mapping[str, np.ndarray]
         if all(map(len, rest.values())):
             without = _scaled(layers, _fit(rest, [ridge])[0], validate)
             for kind, rows in held_out.items():
-                unseen[kind].append(project(rows, without))
+                if len(rows):
+                    unseen[kind].append(project(rows, without))
     scores = {kind: np.concatenate(parts) for kind, parts in unseen.items() if parts}
-    if not scores:
+    if "harmless" not in scores:  # a single one cannot be left out
         return probe
     return replace(probe, threshold=max(probe.threshold, threshold(scores["harmless"], scores.get("twin"))))
 
@@ -206,6 +219,9 @@ def fisher_weights(
     Returns:
         ``[feature]`` float64 each, of unit length, towards harmful. Of prompts and features the fewer are solved for.
 
+    Raises:
+        DirectionError: the equations have no solution; streams may not be finite.
+
     >>> harmful, benign = np.array([[1.0, 0.0], [1.0, 2.0]]), np.array([[0.0, 0.0], [0.0, 2.0]])
     >>> fisher_weights(harmful, benign, np.array([0.5, 0.5]), [0.01])[0].tolist()
     [1.0, 0.0]
@@ -222,7 +238,7 @@ def fisher_weights(
         cloud *= np.sqrt(count / 2)[:, None]
     difference = (means[0] - means[1]).astype(np.float64)
     few_prompts = len(centred) < len(difference)
-    products = (centred @ centred.T if few_prompts else centred.T @ centred).astype(np.float64)
+    products = _products(centred if few_prompts else centred.T)
     variance = float(np.trace(products)) / len(difference)
     projected = centred @ difference.astype(centred.dtype) if few_prompts else difference
     found = []
@@ -230,11 +246,30 @@ def fisher_weights(
         ridge = ridge * variance + 1e-12
         damped = products.copy()
         np.fill_diagonal(damped, damped.diagonal() + ridge)
-        weight = scipy.linalg.solve(damped, projected, assume_a="pos", overwrite_a=True, check_finite=False)
+        try:
+            weight = scipy.linalg.solve(damped, projected, assume_a="pos", overwrite_a=True)
+        except ValueError as error:  # not finite; or LinAlgError, which is one
+            raise DirectionError(
+                f"probe: no weights follow from {len(centred)} prompts' streams of {len(difference)} numbers each "
+                f"({str(error).rstrip('.')}); finite numbers are needed. Use the file without a probe."
+            ) from error
         if few_prompts:  # (C^T C + ridge I)^-1 d = (d - C^T (C C^T + ridge I)^-1 C d) / ridge
             weight = (difference - weight.astype(centred.dtype) @ centred) / ridge
         weight = weight / deviation
         found.append(weight / (np.linalg.norm(weight) or 1.0))
+    return found
+
+
+def _products(rows: np.ndarray) -> np.ndarray:
+    """``rows @ rows.T`` in float64: rounded to float32 it is no longer positive by as little as a ridge adds.
+
+    A part of the columns at a time, since a copy of all would take twice the memory of the rows.
+    """
+    found = np.zeros((len(rows), len(rows)))
+    step = max(1, CHUNK // len(rows))
+    for start in range(0, rows.shape[1], step):
+        part = rows[:, start : start + step].astype(np.float64)
+        found += part @ part.T
     return found
 
 

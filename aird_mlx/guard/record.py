@@ -15,14 +15,15 @@ from aird_mlx.gguf_export import LlamaRuntime, is_available
 from aird_mlx.guard.canaries import ask_canaries, record_canaries
 from aird_mlx.guard.cursor import Scalar
 from aird_mlx.guard.manifest import TEMPLATE_KEY, Manifest, Probe
-from aird_mlx.guard.probe import TOKENS, fit_probe, probe_layers, read_residuals
+from aird_mlx.guard.probe import TOKENS, fit_probe, probe_layers, read_streams
 from aird_mlx.guard.structure import read_structure
 from aird_mlx.prompts import KINDS
 from aird_mlx.report import RepairFigures, Stage
 from aird_mlx.settings import RepairSettings, pruning_words
 
-# Of each kind, at most, that the probe is fitted on; and numbers of the residual stream that may be kept of them: 1 GB,
-# which is 455 prompts of each kind where the stream is 4,096 wide.
+# Of each kind, at most, that the probe is fitted on; and numbers of the residual stream that may be kept of all, those
+# to find and to validate: 1 GB, which is 1,365 prompts where the stream is 4,096 wide. Copies of them, while the probe
+# is fitted, take up to 2.5 times as much again (measured).
 PROBE_PROMPTS, PROBE_NUMBERS = 2000, 1 << 28
 
 Prompts = Mapping[str, Sequence[Sequence[int]]]
@@ -138,11 +139,22 @@ def make_manifest(
     return Manifest(dict(facts), template, probe, why, record)
 
 
+def _most(counts: Sequence[int], room: int) -> int:
+    """How many prompts of each kind and part are kept, at least one, so that there is room for all.
+
+    >>> _most([2000, 600, 300], 1500)
+    600
+    """
+    sizes = range(1, max(counts, default=0) + 1)
+    return max((size for size in sizes if sum(min(size, count) for count in counts) <= room), default=1)
+
+
 def _fit(
     runtime: LlamaRuntime, find: Prompts, validate: Prompts, progress: Callable[[int, int], None]
 ) -> tuple[Probe | None, str]:
     assert runtime.tap is not None
-    most = max(1, PROBE_NUMBERS // (len(runtime.tap.layers) * TOKENS * runtime.hidden * len(KINDS)))
+    counts = [len(prompts) for part in (find, validate) for prompts in part.values()]
+    most = _most(counts, PROBE_NUMBERS // (len(runtime.tap.layers) * TOKENS * runtime.hidden))
     find, validate = ({kind: prompts[:most] for kind, prompts in part.items()} for part in (find, validate))
     parts: list[dict[str, np.ndarray]] = []
     total = sum(len(prompts) for part in (find, validate) for prompts in part.values())
@@ -153,7 +165,7 @@ def _fit(
             parts.append({})
             for kind, prompts in part.items():
                 if prompts:
-                    parts[-1][kind] = read_residuals(runtime, prompts, min(TOKENS, shortest))[1]
+                    parts[-1][kind] = read_streams(runtime, prompts, min(TOKENS, shortest))
                     done += len(prompts)
                     progress(done, total)
         return fit_probe(parts[0], parts[1], sorted(runtime.tap.layers)), ""

@@ -44,9 +44,10 @@ def needs_streaming(folder: Path, copies: int = 1) -> bool:
 
 
 def peak_memory() -> int:
-    """The most bytes this process had in memory; from /proc where there is one: getrusage begins with its parent's."""
+    """The most bytes this process had in memory; from /proc where it tells: getrusage begins with its parent's."""
     status = Path("/proc/self/status")
-    if status.is_file():
-        return 1024 * int(re.findall(r"VmHWM:\s*(\d+) kB", status.read_text())[0])
+    found = re.search(r"VmHWM:\s*(\d+) kB", status.read_text()) if status.is_file() else None  # gVisor has no VmHWM
+    if found:
+        return 1024 * int(found[1])
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(peak if sys.platform == "darwin" else peak * 1024)

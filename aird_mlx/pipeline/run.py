@@ -26,14 +26,13 @@ from aird_mlx.pipeline.streaming import repair_by_block
 from aird_mlx.quantization import restore_modules, set_aside_modules
 from aird_mlx.reference import MAX_NEW_TOKENS, Reference, ask_reference
 from aird_mlx.repair import RepairPlan
-from aird_mlx.report import Control, PruningReport, QuantizationReport, RepairFigures, Report, Stage
+from aird_mlx.report import Control, RepairFigures, Report, Stage
 from aird_mlx.report_page import write_front_matter
 from aird_mlx.settings import Progress, RepairSettings, check_places, check_settings
 from aird_mlx.stages import evaluate_control, evaluate_dense, evaluate_stage, measure_on_reference, refusal_directions
 from aird_mlx.workspace import Workspace, check_space, read_json, read_record, write_json, write_record
 
 Row = TypeVar("Row", Stage, Control)
-Left = TypeVar("Left", PruningReport, QuantizationReport)
 
 
 def repair_model(settings: RepairSettings, *, progress: Progress = lambda stage, done, total: None) -> Report:

@@ -19,7 +19,15 @@ from typing import Any, TypeVar
 
 from aird_mlx.errors import AirdError, DirectionError, OutputError, PromptError, ResumeError
 from aird_mlx.workspace.records import damaged, read_keys, write_json
-from aird_mlx.workspace.whole import check_new_folder, link_or_copy, partial_of, remove, whole_file, writing_to
+from aird_mlx.workspace.whole import (
+    check_new_folder,
+    link_or_copy,
+    partial_of,
+    remove,
+    unfinished_of,
+    whole_file,
+    writing_to,
+)
 
 T = TypeVar("T")
 
@@ -54,7 +62,7 @@ class Workspace:
             raise
 
     def _open(self, settings: dict[str, Any], resume: bool) -> None:
-        (self.folder / "writing-settings.json").unlink(missing_ok=True)
+        unfinished_of(self.folder / "settings.json").unlink(missing_ok=True)
         if resume and any(self.folder.iterdir()):  # else it was killed before it had begun
             _check_same(settings, read_keys(self.folder / "settings.json"), self.folder)
             if (self.folder / "timings.json").exists():

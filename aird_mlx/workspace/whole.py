@@ -15,10 +15,19 @@ from pathlib import Path
 from aird_mlx.errors import OutputError
 
 
+def unfinished_of(path: Path) -> Path:
+    """The name that a file or folder has while it is being written.
+
+    Hidden, and such as nobody gives to their own, since what has it is removed. It ends like the final one: what MLX
+    and matplotlib write depends on the ending.
+    """
+    return path.with_name(".writing-" + path.name)
+
+
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """A name to write a file under, beside ``path``; it gets its own name at the end, or is not there at all."""
-    partial = path.with_name("writing-" + path.name)
+    partial = unfinished_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial.unlink(missing_ok=True)  # what a killed run left may be another file's second name
@@ -31,7 +40,7 @@ def whole_file(path: Path) -> Iterator[Path]:
 @contextmanager
 def whole_folder(path: Path) -> Iterator[Path]:
     """`whole_file` for a folder: a new and empty one to write in."""
-    partial = path.with_name("writing-" + path.name)
+    partial = unfinished_of(path)
     shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True)
@@ -99,7 +108,7 @@ def writing_to(place: Path, choose: str) -> Iterator[None]:
 
 
 def partial_of(path: Path) -> Path:
-    """The name that a folder has while it is being written."""
+    """The name that a run's folder has until the run has ended, and a GGUF file until it is written."""
     return path.with_name(path.name + ".partial")
 
 
