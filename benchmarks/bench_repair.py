@@ -21,10 +21,11 @@ use_openblas()
 from aird_mlx.inputs import gather_inputs  # noqa: E402
 from aird_mlx.model import load  # noqa: E402
 from aird_mlx.patch import fold  # noqa: E402
+from aird_mlx.prompts import KINDS  # noqa: E402
 from aird_mlx.pruning import prune_model  # noqa: E402
 from aird_mlx.reference import Reference, ask_reference  # noqa: E402
 from aird_mlx.repair import fits_in_memory  # noqa: E402
-from aird_mlx.report_page import percent  # noqa: E402
+from aird_mlx.report_page import interval  # noqa: E402
 from aird_mlx.search import choose_repair, spaces_for  # noqa: E402
 from aird_mlx.stages import (  # noqa: E402
     calibrations,
@@ -43,6 +44,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="demo")
+    parser.add_argument("--inputs", help="demo: its prompts, for another model of examples/train_demo.py")
     parser.add_argument("--sparsity", type=float, default=0.6)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
@@ -55,7 +57,7 @@ def main() -> None:
         print(f"{name:24s} {seconds[name]:7.1f} s", flush=True)
         return result
 
-    inputs = gather_inputs(options.model, options.seed)
+    inputs = gather_inputs(options.inputs or options.model, options.seed)
     dense, model = load(options.model), load(options.model)
     answers = timed(
         "dense answers", lambda: ask_reference(dense, inputs, max_new_tokens=TOKENS_PER_ANSWER, batch_size=BATCH)
@@ -103,9 +105,8 @@ def main() -> None:
     alone = seconds["evaluate repaired"]
     print(f"\nchosen: {choice.plan.rule}; {len(choice.trials)} plans tried")
     for row in rows:
-        if row.refusal.harmful is not None:
-            rate = row.refusal.harmful
-            print(f"{row.name:12s} refuses {percent(rate.rate)} of {rate.n} harmful prompts")
+        found = ((kind, getattr(row.refusal, kind)) for kind in KINDS)
+        print(f"{row.name:12s} refuses " + ", ".join(f"{kind} {interval(rate)}" for kind, rate in found))
     repair = seconds["repair (auto)"]
     ratio = f"{repair:.1f} s / {evaluation:.1f} s = {repair / evaluation:.2f}"
     print(f"repair / evaluation of dense, compressed and repaired: {ratio}")
