@@ -190,7 +190,9 @@ def test_bits_do_not_depend_on_the_company(demo_gguf: Path, tmp_path: Path, outt
     following = random.integers(3, 2000, size=(16, 4)).tolist()
     with LlamaRuntime(path, layers=[5]) as runtime:
         sequences = Sequences(runtime, 4, 512)
-        assert sequences.parallel == 4 and sequences.least > 1, "one column alone is rounded otherwise"
+        assert sequences.parallel == 4
+        if outtype == "f16":  # of other types it depends on how llama.cpp packs them for the processor
+            assert sequences.least > 1, "one column alone is rounded otherwise"
         alone, together = [], []
         for found, company in ((alone, False), (together, True)):
             sequences.open(2, prompts_ids[0])
