@@ -7,9 +7,11 @@ since which BLAS a process uses is the application's choice. It imports only the
 from __future__ import annotations
 
 import ctypes
+import functools
 import sys
 
 
+@functools.cache
 def use_openblas() -> bool:
     """Let MLX use the system's OpenBLAS; to be called before anything imports ``mlx``.
 
@@ -18,7 +20,8 @@ def use_openblas() -> bool:
     is all this does. On macOS MLX uses Accelerate and Metal: nothing is done there.
 
     Returns:
-        Whether OpenBLAS is in place. False is no error: MLX works without, only slower.
+        Whether OpenBLAS is in place. False is no error: MLX works without, only slower. It is not where it is
+        missing, or where MLX was imported first.
 
     Source:
         ld.so(8): symbols are looked up in load order among globally loaded libraries.
@@ -26,7 +29,7 @@ def use_openblas() -> bool:
     >>> use_openblas() in (True, False)
     True
     """
-    if sys.platform != "linux":
+    if sys.platform != "linux" or "mlx.core" in sys.modules:
         return False
     try:
         ctypes.CDLL("libopenblas.so.0", mode=ctypes.RTLD_GLOBAL)

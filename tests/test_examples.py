@@ -42,7 +42,7 @@ RUNS: dict[str, tuple[list[str], str, list[str]]] = {
         "ollama create demo",
         ["chat-apps/demo-F16.Modelfile", "chat-apps/demo-F16.run.sh", "models/aird-mlx/demo-GGUF/demo-F16.gguf"],
     ),
-    "quickstart.py": ([], "written to", ["demo-repaired/report.json"]),
+    "quickstart.py": ([], "written to", ["demo-wanda-0.6-repaired/report.json"]),
     "stages.py": ([], "repaired", []),
     "train_demo.py": ([*SMALL, "--out", "trained"], "parameters", ["trained/model.safetensors"]),
 }

@@ -122,7 +122,7 @@ def test_files_of_a_quantized_run(whole_run: tuple[Path, Report]) -> None:
     out, report = whole_run
     left = {path.name for path in out.iterdir()}
     assert left == {"mlx", "gguf", "direction.safetensors", "patch.safetensors", "report.json", "report.md"}
-    assert sorted(path.name for path in (out / "gguf").iterdir())[0] == "demo-repaired-Q4_1.gguf"
+    assert (out / "gguf" / "demo-repaired-Q4_1.gguf").is_file()
     assert report.written["gguf q4_1"] == str(out / "gguf" / "demo-repaired-Q4_1.gguf")
     assert from_json(Report, (out / "report.json").read_text()) == report
 

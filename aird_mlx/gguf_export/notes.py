@@ -64,7 +64,7 @@ def notes_on_writing(tally: Tally, wanted: OutType) -> list[str]:
         keep = ", ".join(one.name for one in OUTTYPES.values() if one.keeps_zeros)
         can = " and ".join(one.name for one in OUTTYPES.values() if one.can_keep_zeros)
         notes.append(
-            f"{wanted.name} loses zeros, and pruning with them: {100 * tally.sparsity:.1f} % of the weights are zero, of "
-            f"{100 * tally.sparsity_before:.1f} % before; {keep} keep the zeros, {can} with --zero-exact"
+            f"{wanted.name} loses zeros, and pruning with them: {100 * tally.sparsity:.1f} % of the weights are zero, "
+            f"of {100 * tally.sparsity_before:.1f} % before; {keep} keep the zeros, {can} with --zero-exact"
         )
     return notes
