@@ -14,6 +14,7 @@ from aird_mlx.guard.split import export_in_parts
 from aird_mlx.guard.structure import read_structure
 from aird_mlx.guard.verify import verify_file
 from aird_mlx.pipeline import single_export
+from aird_mlx.workspace import unfinished_of
 from aird_mlx_cli.main import main
 
 needs_llama = pytest.mark.skipif(not is_available(), reason="llama-cpp-python is not installed")
@@ -113,9 +114,10 @@ def test_stopped_while_it_is_checked_nothing_is_left(
 
 
 def test_what_a_killed_run_left_is_replaced(model_folder: Callable[..., Path], tmp_path: Path) -> None:
-    left = tmp_path / "m.gguf.partial"
+    left, own = unfinished_of(tmp_path / "m.gguf"), tmp_path / "m.gguf.partial"
     left.mkdir()
     (left / "m.gguf").write_bytes(b"half")
+    own.write_bytes(b"the user's")
     written = export_in_parts(model_folder(), tmp_path / "m.gguf", "f16")
     assert written.path == tmp_path / "m.gguf" and written.size_bytes == written.path.stat().st_size
-    assert not left.exists()
+    assert not left.exists() and own.read_bytes() == b"the user's"

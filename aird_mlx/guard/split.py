@@ -23,7 +23,7 @@ from aird_mlx.guard.manifest import encode_text
 from aird_mlx.guard.parts import MOST_PARTS, SPLIT_COUNT, SPLIT_NUMBER, SPLIT_TENSORS, part_path
 from aird_mlx.guard.seal import sidecar_of, write_root
 from aird_mlx.guard.structure import DEFAULT_ALIGNMENT, Structure, Tensor, opened, padded, parse
-from aird_mlx.workspace import partial_of, remove
+from aird_mlx.workspace import partial_of, remove, unfinished_of
 
 KEYS_START = 24  # magic, version, and how many tensors and keys
 UNITS = {"K": 10**3, "M": 10**6, "G": 10**9}
@@ -72,7 +72,7 @@ def export_in_parts(
     else:
         check_new_file(outfile, {})
     made = [folder for folder in outfile.parents if not folder.exists()]
-    temporary = partial_of(outfile)
+    temporary = unfinished_of(outfile)
     try:
         outfile.parent.mkdir(parents=True, exist_ok=True)
         remove(temporary)  # of a killed run
