@@ -83,13 +83,13 @@ def check_parity(
             f"parity: {len(texts)} texts and {len(token_ids)} lists of ids; one list for each of at least one text is "
             "needed. Give both for every prompt."
         )
-    difference: str | None = None
     agreed, compared, largest, divergence = 0, 0, 0.0, 0.0
     n_ctx = max(64, *(len(ids) for ids in token_ids))
     with LlamaRuntime(gguf, n_ctx=n_ctx, n_threads=n_threads, lora=lora) as runtime:
-        for index, (text, ids) in enumerate(zip(texts, token_ids, strict=True)):
-            if difference is None:
-                difference = _describe_difference(index, list(ids), runtime.tokenize(text))
+        pairs = enumerate([*zip(texts, token_ids, strict=True), *corpus])
+        found = (_describe_difference(index, list(ids), runtime.tokenize(text)) for index, (text, ids) in pairs)
+        difference = next(filter(None, found), None)
+        for index, ids in enumerate(token_ids):
             ours, theirs = (
                 np.asarray(mlx_logits(ids), dtype=np.float64),
                 runtime.logits(ids).astype(np.float64),
@@ -104,9 +104,6 @@ def check_parity(
             largest = max(largest, float(np.abs(ours - theirs).max()))
             log_ours, log_theirs = log_softmax(ours), log_softmax(theirs)
             divergence += float((np.exp(log_ours) * (log_ours - log_theirs)).sum())
-        for index, (text, ids) in enumerate(corpus, start=len(texts)):
-            if difference is None:
-                difference = _describe_difference(index, list(ids), runtime.tokenize(text))
     return Parity(
         tokens_compared=compared,
         token_ids_equal=difference is None,
