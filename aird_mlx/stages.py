@@ -22,7 +22,7 @@ from aird_mlx.evaluation import (
     paired_change,
     refusal_rates,
 )
-from aird_mlx.gguf_export import PROBE_TEXTS, GgufFile, Parity, check_parity, is_available
+from aird_mlx.gguf_export import NOT_INSTALLED, PROBE_TEXTS, GgufFile, Parity, check_parity, is_available
 from aird_mlx.gguf_export.behaviour import run_exported
 from aird_mlx.inputs import held_out_sequences
 from aird_mlx.model import ChatModel
@@ -171,14 +171,13 @@ def evaluate_exported(
     name = f"exported:{exported.outtype}"
     bits = 8 * exported.size_bytes / exported.parameters
     if not is_available():
-        missing = "llama-cpp-python is not installed (pip install 'aird-mlx[llama]'), so the file was not run"
         return Stage(
             name,
             RefusalRates(None, None),
             None,
             exported.sparsity,
             bits,
-            not_checked=missing,
+            not_checked=f"{NOT_INSTALLED}, so the file was not run",
             notes=list(exported.notes),
         )
     ids = [tokens for kind in KINDS for tokens in reference.prompts(kind, "test")]

@@ -28,7 +28,7 @@ def export_files(
     from aird_mlx.guard.split import plan_in_parts, read_split_size
     from aird_mlx.importance import find_importance
     from aird_mlx.model import find_folder
-    from aird_mlx.pipeline.single_export import prepare_exports
+    from aird_mlx.pipeline.single_export import Exporter
 
     from . import render
 
@@ -40,8 +40,7 @@ def export_files(
     with render.StageProgress() as progress:
         place = name_imatrix(chosen, folder, files)
         how["imatrix"] = find_importance(imatrix, chosen, files, place, revision=revision, progress=progress)
-        exporter = prepare_exports(chosen, folder, revision=revision, check=check, progress=progress)
-    codes = []
+    exporter, codes = Exporter(chosen, folder, revision, check), []
     for kind, path in files.items():
         with render.StageProgress() as progress:
             found = exporter.export(path, kind, progress=progress, **how)

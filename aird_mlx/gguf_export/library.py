@@ -16,6 +16,7 @@ from typing import Any
 
 from aird_mlx.errors import DependencyError
 
+NOT_INSTALLED = "llama-cpp-python is not installed (pip install 'aird-mlx[llama]')"
 ERROR_LEVEL = 4  # GGML_LOG_LEVEL_ERROR
 
 

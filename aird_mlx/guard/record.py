@@ -18,7 +18,7 @@ from aird_mlx.guard.manifest import TEMPLATE_KEY, Manifest, Probe
 from aird_mlx.guard.probe import TOKENS, fit_probe, probe_layers, read_streams
 from aird_mlx.guard.structure import read_structure
 from aird_mlx.prompts import KINDS
-from aird_mlx.report import RepairFigures, Stage
+from aird_mlx.report import Gate, RepairFigures, Stage
 from aird_mlx.settings import RepairSettings, pruning_words
 
 # Of each kind, at most, that the probe is fitted on; and numbers of the residual stream that may be kept of all, those
@@ -56,10 +56,7 @@ def file_facts(settings: RepairSettings, repair: RepairFigures, exported: Stage,
         repaired: the MLX model's, which stands in where llama.cpp is missing.
     """
     measured = exported if exported.parity else repaired
-    facts: dict[str, Scalar] = {
-        "version": __version__,
-        "source.model": Path(settings.model).name if Path(settings.model).exists() else settings.model,
-        "source.revision": settings.revision or "",
+    facts = source_facts(settings.model, settings.revision) | {
         "prune.method": settings.prune_method,
         "prune.asked": pruning_words(settings),
         "sparsity": measured.sparsity,
@@ -76,22 +73,22 @@ def file_facts(settings: RepairSettings, repair: RepairFigures, exported: Stage,
     if measured.utility is not None:
         facts |= {"evaluation.perplexity": float(measured.utility.perplexity)}
         facts["evaluation.perplexity.n"] = measured.utility.tokens
-    return facts | parity_facts(exported, repaired)
+    return facts | parity_facts(exported, judge_export(exported, repaired.refusal))
 
 
-def parity_facts(exported: Stage, source: Stage) -> dict[str, Scalar]:
-    """Whether llama.cpp followed MLX when a file was written: what marks one that failed.
+def source_facts(model: str, revision: str | None) -> dict[str, Scalar]:
+    """What wrote a file, and from which model: a hub id, or a folder's name without where it lies."""
+    name = Path(model).name if Path(model).exists() else model
+    return {"version": __version__, "source.model": name, "source.revision": revision or ""}
 
-    Args:
-        exported: the file's row.
-        source: that of the model it was written from, in MLX.
-    """
+
+def parity_facts(exported: Stage, gates: Sequence[Gate]) -> dict[str, Scalar]:
+    """Whether llama.cpp followed MLX when a file was written, by its row and gates: what marks one that failed."""
     if exported.parity is None:
         return {"parity": f"not run: {exported.not_checked}"}
-    failed = [gate for gate in judge_export(exported, source) if not gate.passed]
-    reasons = [f"{gate.name} {gate.value:.4g}, limit {gate.limit:.4g}" for gate in failed]
+    failed = [f"{gate.name} {gate.value:.4g}, limit {gate.limit:.4g}" for gate in gates if not gate.passed]
     return {
-        "parity": f"failed: {'; '.join(reasons)}" if failed else "passed",
+        "parity": f"failed: {'; '.join(failed)}" if failed else "passed",
         "parity.tokens": exported.parity.tokens,
         "parity.argmax": exported.parity.argmax_agreement,
         "parity.kl": exported.parity.mean_kl,

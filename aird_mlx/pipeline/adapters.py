@@ -19,7 +19,7 @@ from aird_mlx import __version__
 from aird_mlx.architectures import blocks_path
 from aird_mlx.direction import load_direction
 from aird_mlx.errors import ExportError
-from aird_mlx.gguf_export import is_available
+from aird_mlx.gguf_export import NOT_INSTALLED, is_available
 from aird_mlx.gguf_export.adapter import LoraFile, export_lora
 from aird_mlx.gguf_export.control_vector import export_control_vector
 from aird_mlx.gguf_export.header import Value
@@ -137,7 +137,7 @@ def _notes(patch: Patch, written: LoraFile, base: Path | None) -> list[str]:
     if base is None:
         notes.append("without --base the adapter does not say which file it is for, and was not run")
     elif not is_available():
-        notes.append("llama-cpp-python is not installed (pip install 'aird-mlx[llama]'), so the adapter was not run")
+        notes.append(f"{NOT_INSTALLED}, so the adapter was not run")
     return notes
 
 

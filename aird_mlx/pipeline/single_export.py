@@ -7,18 +7,16 @@ type may be what was wanted, but its manifest says so.
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from aird_mlx import __version__
 from aird_mlx.errors import AirdError
 from aird_mlx.gates import judge_export
-from aird_mlx.gguf_export import GgufFile, is_available
-from aird_mlx.guard.cursor import Scalar
-from aird_mlx.guard.manifest import Manifest
-from aird_mlx.guard.record import parity_facts
+from aird_mlx.gguf_export import NOT_INSTALLED, GgufFile, is_available
+from aird_mlx.guard.manifest import TEMPLATE_KEY, Manifest
+from aird_mlx.guard.record import parity_facts, source_facts
 from aird_mlx.guard.seal import seal
 from aird_mlx.guard.split import export_in_parts
 from aird_mlx.guard.structure import read_structure
@@ -52,22 +50,22 @@ class CheckedFile:
         return 0 if all(gate.passed for gate in self.gates) else 4
 
 
-@dataclass(frozen=True)
+@dataclass
 class Exporter:
-    """Writes one model's files, each held against the same answers in MLX.
+    """Writes one model's files, each held against the same answers in MLX, which it gives once there is a file.
 
     Attributes:
         model: as the user gave it.
         folder: where its files are.
         revision: of a hub model.
-        beside: the model's own answers; None where files are not run, and ``not_checked`` then says why.
+        check: whether files shall be run, where that can be done.
     """
 
     model: str
     folder: Path
     revision: str | None
-    beside: CanaryRun | None
-    not_checked: str | None = None
+    check: bool
+    _beside: CanaryRun | str = field(default="", init=False)  # the model's answers, or why files are not run
 
     def export(self, outfile: Path, outtype: str, *, progress: Progress, **how: Any) -> CheckedFile:
         """Write, run and seal one file.
@@ -80,62 +78,45 @@ class Exporter:
         Raises:
             AirdError: as `export_in_parts`. ParityError: llama.cpp cannot run the file. Nothing is left behind.
         """
-        rows: list[Stage] = []
+        checked: list[tuple[Stage, list[Gate]]] = []
 
         def finish(written: GgufFile) -> None:
-            rows.append(self._run(written, progress))
-            facts: dict[str, Scalar] = {
-                "version": __version__,
-                "source.model": Path(self.model).name if Path(self.model).exists() else self.model,
-                "source.revision": self.revision or "",
-                "sparsity": written.sparsity,
-            }
-            template = read_structure(written.path).text("tokenizer.chat_template")
-            facts |= parity_facts(rows[0], self._source)
+            self._beside = self._beside or _answer_in_mlx(self.model, self.folder, self.check, progress)
+            row, gates = _run(written, self._beside, progress)
+            checked.append((row, gates))
+            facts = source_facts(self.model, self.revision) | parity_facts(row, gates) | {"sparsity": written.sparsity}
+            template = read_structure(written.path).text(TEMPLATE_KEY)
             with writing_to(outfile, "--outfile"):
                 seal(written.path, Manifest(facts, template, no_probe=NO_PROBE))
 
         written = export_in_parts(
             self.folder, outfile, outtype, finish=finish, progress=partial(progress, f"export {outtype}"), **how
         )
-        return CheckedFile(written, rows[0], judge_export(rows[0], self._source))
-
-    @property
-    def _source(self) -> Stage:
-        return Stage("mlx", RefusalRates(None, None) if self.beside is None else self.beside.refusals, None, 0.0, 0.0)
-
-    def _run(self, written: GgufFile, progress: Progress) -> Stage:
-        name, bits = f"exported:{written.outtype}", 8 * written.size_bytes / written.parameters
-        row = Stage(name, RefusalRates(None, None), None, written.sparsity, bits, not_checked=self.not_checked)
-        if self.beside is None:
-            return row
-        refusals = self.beside.refusals_in_llama(
-            written.path, progress=partial(progress, f"run {written.outtype} in llama.cpp")
-        )
-        return dataclasses.replace(row, refusal=refusals, parity=parity_figures(self.beside.parity(written.path)))
+        return CheckedFile(written, *checked[0])
 
 
-def prepare_exports(model: str, folder: Path, *, revision: str | None, check: bool, progress: Progress) -> Exporter:
-    """Let a model answer the canary prompts in MLX once, for all its files to be held against.
-
-    Args:
-        model: as the user gave it; ``folder``: where its files are.
-        revision: of a hub model.
-        check: whether files shall be run. They are not, and say so, where llama-cpp-python is missing, the model does
-            not fit in memory beside them, or MLX cannot run it as a chat model.
-        progress: called with (stage, steps done, steps).
-    """
-    needed, usable = loaded_bytes(folder), usable_memory()
-    why, beside = None, None
+def _answer_in_mlx(model: str, folder: Path, check: bool, progress: Progress) -> CanaryRun | str:
+    """The canaries as the model answers them, or why it is not asked: files are then written and not run."""
     if not check:
-        why = "--no-check was given"
-    elif not is_available():
-        why = "llama-cpp-python is not installed (pip install 'aird-mlx[llama]')"
-    elif needed > usable:
-        why = f"the model takes {needed / 1e9:.1f} GB in MLX, and {usable / 1e9:.1f} GB can be used here"
-    else:
-        try:
-            beside = run_canaries(model, load(folder), partial(progress, "canaries in MLX"))
-        except AirdError as error:
-            why = " ".join(str(error).split())
-    return Exporter(model, folder, revision, beside, why)
+        return "--no-check was given"
+    if not is_available():
+        return NOT_INSTALLED
+    needed, usable = loaded_bytes(folder), usable_memory()
+    if needed > usable:
+        return f"the model takes {needed / 1e9:.1f} GB in MLX, and {usable / 1e9:.1f} GB can be used here"
+    try:
+        return run_canaries(model, load(folder), partial(progress, "canaries in MLX"))
+    except AirdError as error:  # MLX cannot run it, or not as a chat model
+        return " ".join(str(error).split())
+
+
+def _run(written: GgufFile, beside: CanaryRun | str, progress: Progress) -> tuple[Stage, list[Gate]]:
+    """A file's row and gates: what it makes of the canaries in llama.cpp, or why it was not asked."""
+    name, bits = f"exported:{written.outtype}", 8 * written.size_bytes / written.parameters
+    row = Stage(name, RefusalRates(None, None), None, written.sparsity, bits)
+    if isinstance(beside, str):
+        return dataclasses.replace(row, not_checked=beside), []
+    running = partial(progress, f"run {written.outtype} in llama.cpp")
+    refusal = beside.refusals_in_llama(written.path, progress=running)
+    row = dataclasses.replace(row, refusal=refusal, parity=parity_figures(beside.parity(written.path)))
+    return row, judge_export(row, beside.refusals)
