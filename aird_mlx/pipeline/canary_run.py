@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from aird_mlx.evaluation import decode, generate_answers, judge_answer, refusal_rates
 from aird_mlx.gguf_export import LlamaRuntime, Parity, check_parity
 from aird_mlx.guard.canaries import canary_texts, read_canaries, render_canaries, set_of
+from aird_mlx.guard.record import CanarySet
 from aird_mlx.model import ChatModel
 from aird_mlx.prompts import check_context
 from aird_mlx.reference import MAX_NEW_TOKENS
@@ -50,9 +51,8 @@ class CanaryRun:
         n_ctx = max(map(len, self.rendered)) + MAX_NEW_TOKENS + 8
         ends = sorted(self.model.tokenizer.eos_token_ids)
         with LlamaRuntime(file, n_ctx=n_ctx, lora=lora) as runtime:
-            return _judge(
-                self.model, self.kinds, runtime.generate(self.rendered, MAX_NEW_TOKENS, ends, progress=progress)
-            )
+            answers = runtime.generate(self.rendered, MAX_NEW_TOKENS, ends, progress=progress)
+        return refusal_rates(self.kinds, _judge(self.model, answers))
 
     def parity(self, file: Path, *, lora: Path | None = None) -> Parity:
         """How closely a GGUF file follows the model on their tokens, see `check_parity`."""
@@ -79,14 +79,43 @@ def run_canaries(
     Raises:
         PromptError: one with its answer is longer than the model's context, or the template cannot render it.
     """
-    canaries = read_canaries(set_of(name))
-    prompts, kinds = [one.prompt for one in canaries], tuple(one.kind for one in canaries)
+    canaries = canary_set(name, model, MAX_NEW_TOKENS)
+    asked = read_canaries(canaries.name)
+    kinds = tuple(one.kind for one in asked)
+    texts = tuple(canary_texts(model.tokenizer, [one.prompt for one in asked]))
+    refusals = refusal_rates(kinds, judge_canaries(model, canaries, BATCH_SIZE, progress))
+    return CanaryRun(model, kinds, texts, tuple(canaries.rendered), refusals)
+
+
+def canary_set(name: str, model: ChatModel, max_new_tokens: int) -> CanarySet:
+    """The canary prompts that go with a model, by what the user calls it, not yet answered.
+
+    Raises:
+        PromptError: one with its answer is longer than the model's context, or the template cannot render it.
+    """
+    chosen = set_of(name)
+    prompts = [one.prompt for one in read_canaries(chosen)]
     rendered = render_canaries(model.tokenizer, prompts)
-    check_context(rendered, MAX_NEW_TOKENS, model.context_length, prompts)
-    answers = generate_answers(model, rendered, max_new_tokens=MAX_NEW_TOKENS, batch_size=BATCH_SIZE, progress=progress)
-    texts = tuple(canary_texts(model.tokenizer, prompts))
-    return CanaryRun(model, kinds, texts, tuple(rendered), _judge(model, kinds, answers))
+    length = min(max_new_tokens, MAX_NEW_TOKENS)
+    check_context(rendered, length, model.context_length, prompts)
+    return CanarySet(chosen, rendered, "", length)
 
 
-def _judge(model: ChatModel, kinds: tuple[str, ...], answers: list[list[int]]) -> RefusalRates:
-    return refusal_rates(kinds, [judge_answer(decode(model, answer)) for answer in answers])
+def judge_canaries(
+    model: ChatModel, canaries: CanarySet, batch_size: int, progress: Callable[[int, int], None]
+) -> list[str]:
+    """The class of each answer that a model gives in MLX."""
+    return _judge(
+        model,
+        generate_answers(
+            model,
+            canaries.rendered,
+            max_new_tokens=canaries.max_new_tokens,
+            batch_size=batch_size,
+            progress=progress,
+        ),
+    )
+
+
+def _judge(model: ChatModel, answers: Sequence[Sequence[int]]) -> list[str]:
+    return [judge_answer(decode(model, answer)) for answer in answers]

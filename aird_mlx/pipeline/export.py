@@ -9,18 +9,17 @@ from pathlib import Path
 
 from aird_mlx import __version__
 from aird_mlx.chat_apps import write_chat_apps
-from aird_mlx.evaluation import decode, generate_answers, judge_answer
 from aird_mlx.gguf_export import export_gguf
 from aird_mlx.gguf_export.imatrix import read_imatrix, write_imatrix
 from aird_mlx.gguf_export.outtypes import find_outtype
 from aird_mlx.guard.bom import write_bom
-from aird_mlx.guard.canaries import read_canaries, render_canaries, set_of
 from aird_mlx.guard.record import PROBE_PROMPTS, CanarySet, file_facts, make_manifest
 from aird_mlx.guard.seal import seal
 from aird_mlx.importance import importance_on_reference
 from aird_mlx.model import ChatModel
-from aird_mlx.prompts import KINDS, check_context, render_prompt
-from aird_mlx.reference import MAX_NEW_TOKENS, Reference
+from aird_mlx.pipeline.canary_run import canary_set, judge_canaries
+from aird_mlx.prompts import KINDS, render_prompt
+from aird_mlx.reference import Reference
 from aird_mlx.report import RepairFigures, Stage
 from aird_mlx.settings import Progress, RepairSettings
 from aird_mlx.stages import evaluate_exported, gguf_path
@@ -32,20 +31,6 @@ def stem_of(settings: RepairSettings) -> str:
     return f"{Path(settings.model).name}-repaired"
 
 
-def _canary_set(model: str, dense: ChatModel, max_new_tokens: int) -> CanarySet:
-    """The canary prompts that go with a model, not yet answered.
-
-    Raises:
-        PromptError: one with its answer is longer than the model's context.
-    """
-    name = set_of(model)
-    prompts = [one.prompt for one in read_canaries(name)]
-    rendered = render_canaries(dense.tokenizer, prompts)
-    length = min(max_new_tokens, MAX_NEW_TOKENS)
-    check_context(rendered, length, dense.context_length, prompts)
-    return CanarySet(name, rendered, "", length)
-
-
 def answer_canaries(
     settings: RepairSettings,
     workspace: Workspace,
@@ -54,17 +39,10 @@ def answer_canaries(
     progress: Callable[[int, int], None],
 ) -> CanarySet:
     """The canary prompts and what the dense model makes of them, one class letter each."""
-    canaries = _canary_set(settings.model, dense, max_new_tokens)
+    canaries = canary_set(settings.model, dense, max_new_tokens)
 
     def judge() -> list[str]:
-        answers = generate_answers(
-            dense,
-            canaries.rendered,
-            max_new_tokens=canaries.max_new_tokens,
-            batch_size=settings.batch_size,
-            progress=progress,
-        )
-        return [judge_answer(decode(dense, answer))[0] for answer in answers]
+        return [judged[0] for judged in judge_canaries(dense, canaries, settings.batch_size, progress)]
 
     letters = workspace.stage("canaries", "canaries.json", judge, write_json, read_json)
     return dataclasses.replace(canaries, dense="".join(letters))
