@@ -48,26 +48,19 @@ RUNS: dict[str, tuple[list[str], str, list[str]]] = {
 }
 
 
-def run_example(name: str, folder: Path) -> None:
-    arguments, said, files = RUNS[name]
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "examples" / name), *arguments], cwd=folder, capture_output=True, text=True,
-        check=False, env={**os.environ, "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert said in done.stdout
-    assert [file for file in files if not (folder / file).exists()] == []
-
-
 def test_every_example_is_run_here() -> None:
     assert {path.name for path in (ROOT / "examples").glob("*.py")} == set(RUNS)
 
 
-def test_example_of_chat_programs_runs(tmp_path: Path) -> None:
-    run_example("chat_apps.py", tmp_path)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(set(RUNS) - {"chat_apps.py"}))
+@pytest.mark.parametrize(
+    "name", [name if name == "chat_apps.py" else pytest.param(name, marks=pytest.mark.slow) for name in sorted(RUNS)]
+)
 def test_example_runs(tmp_path: Path, name: str) -> None:
-    run_example(name, tmp_path)
+    arguments, said, files = RUNS[name]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / name), *arguments], cwd=tmp_path, capture_output=True, text=True,
+        check=False, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert said in done.stdout
+    assert [file for file in files if not (tmp_path / file).exists()] == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import resource
 import shutil
 import sys
@@ -25,8 +26,9 @@ from aird_mlx.pruning import prune_model
 Maker = Callable[..., Path]
 
 
-def refuse(model: str | Path, words: str, kind: type[AirdError] = ModelError) -> str:
-    with pytest.raises(kind, match=words) as raised:
+def refusal(model: str | Path, kind: type[AirdError] = ModelError) -> str:
+    """What `load` says of a model that it refuses, in one line."""
+    with pytest.raises(kind) as raised:
         load(model)
     message = str(raised.value)
     assert "\n" not in message
@@ -51,11 +53,12 @@ def change_config(folder: Path, **changes: Any) -> None:
 
 @pytest.mark.parametrize("name", ["./no-such-folder", "/no/such/folder", "~/no-such-folder", "gone", "a/b/c", "a\\b"])
 def test_mistyped_folder_is_one_line(name: str) -> None:
-    assert name in refuse(name, "there is no folder")
+    said = refusal(name)
+    assert name in said and "there is no folder" in said
 
 
 def test_file_instead_of_folder_is_one_line(model_folder: Maker) -> None:
-    refuse(model_folder() / "model.safetensors", "is a file; a folder")
+    assert "is a file; a folder" in refusal(model_folder() / "model.safetensors")
 
 
 def test_hub_id_without_a_connection_is_one_line_and_fast(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -65,7 +68,7 @@ def test_hub_id_without_a_connection_is_one_line_and_fast(monkeypatch: pytest.Mo
     monkeypatch.setattr(hub, "ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path))
     started = time.monotonic()
-    refuse("no-such-organization/no-such-model", "the hub cannot be reached")
+    assert "the hub cannot be reached" in refusal("no-such-organization/no-such-model")
     assert time.monotonic() - started < 10
 
 
@@ -74,11 +77,11 @@ def test_hub_id_in_offline_mode_is_one_line(monkeypatch: pytest.MonkeyPatch, tmp
 
     monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(hub, "HF_HUB_CACHE", str(tmp_path))
-    refuse("no-such-organization/no-such-model", "no-such-organization/no-such-model")
+    assert "no-such-organization/no-such-model" in refusal("no-such-organization/no-such-model")
 
 
 def test_impossible_hub_id_is_one_line() -> None:
-    refuse("bad id!/x", "nor a valid hub id")
+    assert "nor a valid hub id" in refusal("bad id!/x")
 
 
 @pytest.mark.parametrize(
@@ -98,13 +101,13 @@ def test_impossible_hub_id_is_one_line() -> None:
 def test_unusable_config_is_one_line(model_folder: Maker, text: str | None, words: str) -> None:
     folder = model_folder()
     (folder / "config.json").unlink() if text is None else (folder / "config.json").write_text(text)
-    refuse(folder, words)
+    assert re.search(words, refusal(folder))
 
 
 def test_config_that_is_no_text_is_one_line(model_folder: Maker) -> None:
     folder = model_folder()
     (folder / "config.json").write_bytes(b"\xff\xfe\x00")
-    refuse(folder, "is not JSON")
+    assert "is not JSON" in refusal(folder)
 
 
 @pytest.mark.parametrize(
@@ -122,13 +125,13 @@ def test_config_that_is_no_text_is_one_line(model_folder: Maker) -> None:
 def test_setting_of_a_wrong_kind_blames_the_config(model_folder: Maker, changes: dict[str, Any]) -> None:
     folder = model_folder()
     change_config(folder, **changes)
-    refuse(folder, r"config\.json cannot be used")
+    assert re.search(r"config\.json cannot be used", refusal(folder))
 
 
 def test_rope_parameters_that_are_no_object_are_named(model_folder: Maker) -> None:
     folder = model_folder()
     change_config(folder, rope_parameters="x")
-    refuse(folder, "rope_parameters in config.json is 'x'")
+    assert re.search("rope_parameters in config.json is 'x'", refusal(folder))
 
 
 def test_code_of_the_model_is_not_run_without_permission(model_folder: Maker) -> None:
@@ -136,7 +139,7 @@ def test_code_of_the_model_is_not_run_without_permission(model_folder: Maker) ->
     change_config(folder, model_file="own.py")
     (folder / "own.py").write_text("from mlx_lm.models.llama import Model, ModelArgs\nRAN = __file__ + '.ran'\n"
                                    "open(RAN, 'w').close()\n")  # fmt: skip
-    refuse(folder, r"code of its own \('own\.py'\), which was not run; .* add --trust-remote-code")
+    assert re.search(r"code of its own \('own\.py'\), which was not run; .* add --trust-remote-code", refusal(folder))
     assert not (folder / "own.py.ran").exists()
     assert load(folder, trust_remote_code=True).parameters
     assert (folder / "own.py.ran").exists()
@@ -155,20 +158,20 @@ def test_link_to_nowhere_is_no_hub_id(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path)
     (tmp_path / "org").mkdir()
     (tmp_path / "org" / "name").symlink_to("gone")
-    refuse("org/name", "org/name is a link to gone, where nothing is")
+    assert "org/name is a link to gone, where nothing is" in refusal("org/name")
 
 
 def test_missing_weights_are_one_line(model_folder: Maker) -> None:
     folder = model_folder()
     (folder / "model.safetensors").unlink()
-    refuse(folder, "has no weights")
+    assert "has no weights" in refusal(folder)
 
 
 @pytest.mark.parametrize("kept", [0, 4, 100, 5000])
 def test_truncated_weights_are_one_line(model_folder: Maker, kept: int) -> None:
     path = model_folder() / "model.safetensors"
     path.write_bytes(path.read_bytes()[:kept])
-    refuse(path.parent, "the weights in .* cannot be read")
+    assert re.search("the weights in .* cannot be read", refusal(path.parent))
 
 
 def test_missing_tensor_is_named(model_folder: Maker) -> None:
@@ -176,7 +179,7 @@ def test_missing_tensor_is_named(model_folder: Maker) -> None:
     arrays = mx.load(str(path))
     del arrays["model.layers.2.mlp.down_proj.weight"]
     mx.save_safetensors(str(path), arrays)
-    refuse(path.parent, "the weights in .*Missing 1 parameters: model.layers.2.mlp.down_proj.weight")
+    assert re.search("the weights in .*Missing 1 parameters: model.layers.2.mlp.down_proj.weight", refusal(path.parent))
 
 
 def test_tensor_of_a_wrong_shape_is_one_line(model_folder: Maker) -> None:
@@ -184,20 +187,20 @@ def test_tensor_of_a_wrong_shape_is_one_line(model_folder: Maker) -> None:
     arrays = mx.load(str(path))
     arrays["model.layers.2.mlp.down_proj.weight"] = mx.zeros((3, 3))
     mx.save_safetensors(str(path), arrays)
-    refuse(path.parent, "cannot be read")
+    assert "cannot be read" in refusal(path.parent)
 
 
 def test_missing_tokenizer_is_one_line(model_folder: Maker) -> None:
     folder = model_folder()
     (folder / "tokenizer.json").unlink()
-    refuse(folder, "has no tokenizer")
+    assert "has no tokenizer" in refusal(folder)
 
 
 @pytest.mark.parametrize("text", ["{", "{}", "not json"])
 def test_broken_tokenizer_is_one_line(model_folder: Maker, text: str) -> None:
     folder = model_folder()
     (folder / "tokenizer.json").write_text(text)
-    refuse(folder, "the tokenizer in .* cannot be read")
+    assert re.search("the tokenizer in .* cannot be read", refusal(folder))
 
 
 @pytest.mark.parametrize("template", [None, ""])
@@ -205,7 +208,7 @@ def test_missing_chat_template_is_one_line(model_folder: Maker, template: str | 
     folder = model_folder()
     settings = json.loads((folder / "tokenizer_config.json").read_text()) | {"chat_template": template}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    refuse(folder, "has no chat template")
+    assert "has no chat template" in refusal(folder)
 
 
 # --- what is loaded -----------------------------------------------------------------------------------------------
