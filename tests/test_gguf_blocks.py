@@ -18,6 +18,7 @@ from aird_mlx.gguf_export import is_available
 from aird_mlx.gguf_export.blocks import BLOCK_KERNELS, bfloat16_to_half, count_zeros, dequantize, quantize
 from aird_mlx.gguf_export.choice import find_nearest
 from aird_mlx.gguf_export.outtypes import NEAREST, OUTTYPES, Kind
+from aird_mlx.gguf_export.packing import BYTES_IN_CACHE, count_zero_codes
 from aird_mlx.gguf_export.repack import repack_affine, repack_mxfp4, repack_nvfp4, unpack_codes
 
 needs_llama = pytest.mark.skipif(not is_available(), reason="llama-cpp-python is not installed")
@@ -155,6 +156,25 @@ def test_four_bit_floats_are_repacked_bit_for_bit(
     theirs = np.array(mx.dequantize(codes, scales, mode=mode).astype(mx.float32))
     assert np.abs(dequantize(encoded, kind) - theirs).max() == 0.0
     np.testing.assert_array_equal(dequantize(encoded, kind), gguf.quants.dequantize(encoded, kind))
+
+
+@pytest.mark.parametrize("mode", ["affine", "mxfp4"])
+def test_codes_taken_in_parts_are_all_there(mode: str) -> None:
+    rows, width = 701, 1984
+    assert rows * width // 2 > 2 * BYTES_IN_CACHE and rows * width // 2 % BYTES_IN_CACHE
+    group = {"affine": 64, "mxfp4": 32}[mode]
+    parts = mx.quantize(mx.array(weights(1, rows, width, 0.02, 0.4)).astype(mx.float16), group, 4, mode)
+    codes, *scales = map(np.array, parts)
+    if mode == "affine":
+        kind, encoded = Kind.Q4_1, repack_affine(codes, *scales, bits=4, group_size=group)
+        zeros = count_zero_codes(codes, *(part.astype(np.float32) for part in scales), group)
+    else:
+        kind, encoded = Kind.MXFP4, repack_mxfp4(codes, *scales)
+        zeros = count_zeros(encoded, kind)
+    theirs = mx.dequantize(*(part.astype(mx.float32) if part.dtype == mx.float16 else part for part in parts),
+                           group_size=group, bits=4, mode=mode)  # fmt: skip
+    np.testing.assert_array_equal(dequantize(encoded, kind), np.array(theirs.astype(mx.float32)))
+    assert zeros == (np.array(theirs.astype(mx.float32)) == 0).sum() > 0
 
 
 def test_repack_refuses_what_does_not_belong_together() -> None:

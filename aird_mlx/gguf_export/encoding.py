@@ -26,7 +26,7 @@ from aird_mlx.gguf_export.zero_exact import BITS as ZERO_EXACT
 from aird_mlx.gguf_export.zero_exact import quantize_zero_exact
 
 INFINITE_BITS = {Kind.F16: 0x7C00, Kind.BF16: 0x7F80}
-BYTES_AT_A_TIME = 1 << 21  # larger ones fall out of the cache between two steps, smaller ones cost more calls
+BYTES_AT_A_TIME = 1 << 22  # smaller ones cost more calls, larger ones memory
 LARGEST_F16 = 65504.0
 # Largest absolute value: what the f16 scale of a block, times its largest code, can reach.
 LARGEST = {

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 
 ONES = np.uint64(0x1111111111111111)  # one in each of 16 codes of four bits
-_LOW_FOURS, _BYTE_ONES = np.uint64(0x0F0F0F0F0F0F0F0F), np.uint64(0x0101010101010101)
+LOW = np.uint64(0x0F0F0F0F0F0F0F0F)  # of two codes in a byte the lower one
+_MAGNITUDE = np.uint64(0x0707070707070707)  # of that its bits but the sign
+BYTES_IN_CACHE = 1 << 18  # codes taken at a time: all that is made of them stays in a processor's cache
 
 
 def pack_nibbles(codes: np.ndarray) -> np.ndarray:
@@ -35,7 +39,7 @@ def count_zero_codes(packed: np.ndarray, scales: np.ndarray, biases: np.ndarray,
     Args:
         packed: ``[out, in / 8]`` uint32, in whatever order within a group.
         scales, biases: ``[out, in / group_size]`` float32, as the runtime has them.
-        group_size: a multiple of 16, at most 240.
+        group_size: a multiple of 16.
 
     >>> count_zero_codes(np.full((1, 4), 0x77777770, dtype=np.uint32), np.ones((1, 1)), np.full((1, 1), -7.0), 32)
     28
@@ -45,19 +49,13 @@ def count_zero_codes(packed: np.ndarray, scales: np.ndarray, biases: np.ndarray,
         may = (code * scales.reshape(-1) + biases.reshape(-1) == 0) & (code >= 0) & (code <= 15)
         pattern = code.astype(np.uint8).astype(np.uint64)  # nonsense where no code may be zero
     nothing = int(np.count_nonzero((scales == 0) & (biases == 0)))
-    pattern *= ONES  # in all 16 places of a word, to be compared word by word of a group: rows of a few are slow
-    different, shifted, others = (np.zeros(scales.size, dtype=np.uint64) for _ in range(3))
-    for column in np.ascontiguousarray(packed).view(np.uint64).reshape(scales.size, -1).T:
-        np.bitwise_xor(column, pattern, out=different)
-        for bits in (1, 2):
-            different |= np.right_shift(different, np.uint64(bits), out=shifted)
-        different &= ONES
-        others += different  # in each place how many differ, at most 15 words
-    of_group = (others & _LOW_FOURS) + ((others >> np.uint64(4)) & _LOW_FOURS)
-    of_group *= _BYTE_ONES  # the uppermost byte becomes the sum of all
-    of_group >>= np.uint64(56)
-    of_group *= may
-    return (int(np.count_nonzero(may)) + nothing) * group_size - int(of_group.sum())
+    pattern *= ONES
+    low = may * LOW  # where no code may be zero nothing is seen, which looks like zeros
+    zeros = (nothing - may.size + int(np.count_nonzero(may))) * group_size
+    for part, words in columns_in_parts(packed, group_size // 16):
+        words ^= pattern[part]
+        zeros += _count_zero_nibbles(words, low[part])
+    return zeros
 
 
 def count_zero_floats(packed: np.ndarray) -> int:
@@ -66,7 +64,29 @@ def count_zero_floats(packed: np.ndarray) -> int:
     >>> count_zero_floats(np.array([[0x8765432100000000]], dtype=np.uint64))
     9
     """
-    words = np.ascontiguousarray(packed).view(np.uint64)
-    others = words | (words >> np.uint64(1)) | (words >> np.uint64(2))
-    others &= ONES
-    return 16 * words.size - int(np.bitwise_count(others).sum())
+    return sum(_count_zero_nibbles(words, _MAGNITUDE) for _, words in columns_in_parts(packed, 1))
+
+
+def columns_in_parts(packed: np.ndarray, width: int) -> Iterator[tuple[slice, np.ndarray]]:
+    """Words of 16 four-bit codes as numpy is fast on them: contiguous, and few enough to stay in the processor's cache.
+
+    Args:
+        packed: codes in rows of ``width`` words, in arrays of whatever shape and type.
+        width: words that belong together.
+
+    Yields:
+        Which rows, and a copy of their columns, ``[width, row]`` uint64.
+    """
+    rows = np.ascontiguousarray(packed).view(np.uint64).reshape(-1, width)
+    step = max(1, BYTES_IN_CACHE // rows[:1].nbytes) if len(rows) else 1
+    for start in range(0, len(rows), step):
+        part = slice(start, start + step)
+        yield part, rows[part].T.copy()
+
+
+def _count_zero_nibbles(words: np.ndarray, low: np.ndarray | np.uint64) -> int:
+    """How many codes are zero in the bits that ``low`` has of them, which are those of a byte's lower half."""
+    zeros = 16 * words.size
+    for bits in (low, low << np.uint64(4)):
+        zeros -= int(np.count_nonzero((words & bits).view(np.uint8)))
+    return zeros

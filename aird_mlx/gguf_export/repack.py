@@ -10,14 +10,14 @@ from __future__ import annotations
 import numpy as np
 
 from aird_mlx.errors import ShapeError
-from aird_mlx.gguf_export.packing import pack_high_bits, pack_nibbles
+from aird_mlx.gguf_export.packing import LOW, columns_in_parts, pack_high_bits, pack_nibbles
 
-LOW = np.uint64(0x0F0F0F0F0F0F0F0F)
+FOUR = np.uint64(4)
 BLOCK = 32
-_MXFP4_WORDS = np.dtype([("scale", "u1"), ("lower", "<u8"), ("upper", "<u8")])
-# Blocks of Q4_1 and Q5_1 as words, which numpy copies faster than fields.
-_Q4_1_WORDS = np.dtype([("scales", "<u4"), ("lower", "<u8"), ("upper", "<u8")])
-_Q5_1_WORDS = np.dtype([("scales", "<u4"), ("high", "<u4"), ("lower", "<u8"), ("upper", "<u8")])
+# What is only moved is one item to numpy: both scales of a block, and its 16 bytes of codes.
+_MXFP4 = np.dtype([("scale", "u1"), ("codes", "V16")])
+_Q4_1 = np.dtype([("scales", "<u4"), ("codes", "V16")])
+_Q5_1 = np.dtype([("scales", "<u4"), ("high", "<u4"), ("codes", "V16")])
 
 
 def unpack_codes(packed: np.ndarray, bits: int) -> np.ndarray:
@@ -72,7 +72,7 @@ def repack_affine(
             f"repack: {bits} bits, group {group_size}, scales {scales.shape} for {rows} x {length} weights; 2 to 5 "
             f"bits, a multiple of {BLOCK} and one scale per group are needed. Dequantize these weights instead."
         )
-    blocks = np.empty(rows * length // BLOCK, dtype=_Q5_1_WORDS if bits == 5 else _Q4_1_WORDS)
+    blocks = np.empty(rows * length // BLOCK, dtype=_Q5_1 if bits == 5 else _Q4_1)
     pairs = np.empty((scales.size, 2), dtype=np.float16)
     for column, values in enumerate((scales, biases)):
         with np.errstate(over="ignore"):  # refused before, where the folder is read
@@ -80,14 +80,13 @@ def repack_affine(
     for block in range(group_size // BLOCK):  # of a group, one after the other: rows of a few are slow in numpy
         blocks["scales"][block :: group_size // BLOCK] = pairs.view(np.uint32)[:, 0]
     if bits == 4:
-        words = _interleave(packed)
+        _put_nibbles(packed, blocks["codes"])
     else:
         codes = unpack_codes(packed, bits).reshape(-1, BLOCK)
         if bits == 5:
             blocks["high"] = pack_high_bits(codes).view(np.uint32).reshape(-1)
             codes = codes & 15
-        words = pack_nibbles(codes).view(np.uint64)
-    blocks["lower"], blocks["upper"] = words.T.copy()  # contiguous ones are copied much faster
+        blocks["codes"] = pack_nibbles(codes).view("V16")[:, 0]
     return blocks.view(np.uint8).reshape(rows, -1)
 
 
@@ -101,9 +100,9 @@ def repack_mxfp4(packed: np.ndarray, scales: np.ndarray) -> np.ndarray:
     Returns:
         ``[out, in / 32 * 17]`` uint8.
     """
-    blocks = np.empty(scales.size, dtype=_MXFP4_WORDS)
+    blocks = np.empty(scales.size, dtype=_MXFP4)
     blocks["scale"] = scales.reshape(-1)
-    blocks["lower"], blocks["upper"] = _interleave(packed).T.copy()
+    _put_nibbles(packed, blocks["codes"])
     return blocks.view(np.uint8).reshape(len(packed), -1)
 
 
@@ -124,26 +123,21 @@ def repack_nvfp4(packed: np.ndarray, scales: np.ndarray) -> np.ndarray:
     return blocks.reshape(len(packed), -1)
 
 
-def _interleave(packed: np.ndarray) -> np.ndarray:
+def _put_nibbles(packed: np.ndarray, codes: np.ndarray) -> None:
     """From neighbours in a byte to halves of a block in a byte: 32 four-bit codes in, 32 out.
 
     Args:
         packed: ``[out, in / 8]`` uint32, two neighbours a byte, the first low.
-
-    Returns:
-        ``[block, 2]`` uint64: byte i holds code i low and code i + 16 high.
+        codes: ``[block]`` of 16 bytes, written to: byte i holds code i low and code i + 16 high.
     """
-    # Codes 0-15 and 16-31 of each block, side by side: numpy is several times faster on what is contiguous.
-    first, second = np.ascontiguousarray(packed).view(np.uint64).reshape(-1, 2).T.copy()
-    even = second & LOW  # bytes 0, 2, 4, ... of the result
-    even <<= np.uint64(4)
-    even |= first & LOW
-    odd = first
-    odd >>= np.uint64(4)
-    odd &= LOW
-    second &= ~LOW
-    odd |= second
-    result = odd.view(np.uint8).astype(np.uint16)
-    result <<= np.uint16(8)
-    result |= even.view(np.uint8)
-    return result.view(np.uint64).reshape(-1, 2)
+    for part, (first, second) in columns_in_parts(packed, 2):
+        moved = first >> FOUR  # the odd codes of the first half change places with the even ones of the second
+        moved ^= second
+        moved &= LOW
+        second ^= moved
+        moved <<= FOUR
+        first ^= moved
+        pairs = second.view(np.uint8).astype(np.uint16)
+        pairs <<= np.uint16(8)
+        pairs |= first.view(np.uint8)
+        codes[part] = pairs.view("V16")

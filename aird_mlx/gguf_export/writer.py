@@ -33,6 +33,7 @@ from aird_mlx.gguf_export.stream import whole_file, write_outline, write_tensors
 from aird_mlx.gguf_export.tensors import PlannedTensor, is_block_linear
 
 MOST_WORKERS = 4  # that encode; writing waits for them more than for the disk
+WAITING = 3  # jobs more than workers, so that none of these waits while the file is written
 BYTES_KEPT = 1 << 24
 SEAL_KEY = "aird.hash.root"  # of a file whose manifest has been written
 
@@ -217,7 +218,7 @@ def _encode(
 
         def take(planned: PlannedTensor) -> Iterator[np.ndarray]:
             for _ in jobs_of(planned):
-                for job in itertools.islice(jobs, workers + 1 - len(ahead)):
+                for job in itertools.islice(jobs, workers + WAITING - len(ahead)):
                     ahead.append(pool.submit(encode_job, job, prepared.stored, zero_exact))
                 encoded, counted = ahead.popleft().result()
                 tally.add(counted)
