@@ -1,11 +1,11 @@
 """How fast is an export beside copying a file, and how much memory does it take?
 
 Writes random llamas whose weights take the given size into a temporary folder: float16, bfloat16, and quantized by MLX
-(affine, 4 bits, groups of 64; mxfp4), which holds about 3.5 times as many. Exports each in a process of its own:
-float16 and bfloat16 as f16, the quantized ones as q4_1 and mxfp4 with their codes and scales. Beside each it copies the
-file that came out. Prints seconds (the best of ``--repeat``), the throughput as a share of the copy's, seconds of
-processor time of both (with other jobs on the machine only these mean something: an export keeps two cores busy, a
-copy one), and the peak memory beside 3 times the largest tensor + 300 MB.
+(affine, 4 and 5 bits, groups of 64; mxfp4; nvfp4), which holds about three times as many. Exports each in a process of
+its own: float16 and bfloat16 as f16, the quantized ones as q4_1, q5_1, mxfp4 and nvfp4 with their codes and scales.
+Beside each it copies the file that came out. Prints seconds (the best of ``--repeat``), the throughput as a share of
+the copy's, seconds of processor time of both (with other jobs on the machine only these mean something: an export
+keeps two cores busy, a copy one), and the peak memory beside 3 times the largest tensor + 300 MB.
 
 Both end where the operating system has the bytes, not the disk. A copy within the page cache never leaves the
 kernel; the export converts each byte as well.
@@ -36,14 +36,19 @@ PER_BLOCK = 4 * HIDDEN**2 + 3 * HIDDEN * 4 * HIDDEN
 SHARE, FIXED_BYTES, TENSORS = 0.3, 300 * 10**6, 3
 SCHEMES: dict[str, dict[str, Any]] = {
     "affine": {"group_size": 64, "bits": 4},
+    "affine5": {"group_size": 64, "bits": 5},
     "mxfp4": {"group_size": 32, "bits": 4, "mode": "mxfp4"},
+    "nvfp4": {"group_size": 16, "bits": 4, "mode": "nvfp4"},
 }
-BITS = {"affine": 4 + 32 / 64, "mxfp4": 4 + 8 / 32}  # of a weight, with its share of scales and biases
+# Of a weight, with its share of scales and biases.
+BITS = {"affine": 4 + 32 / 64, "affine5": 5 + 32 / 64, "mxfp4": 4 + 8 / 32, "nvfp4": 4 + 8 / 16}
 CASES = {
     "float16 as f16": ("float16", "f16"),
     "bfloat16 as f16": ("bfloat16", "f16"),
     "affine 4-bit as q4_1": ("affine", "auto"),
+    "affine 5-bit as q5_1": ("affine5", "auto"),
     "mxfp4 as mxfp4": ("mxfp4", "auto"),
+    "nvfp4 as nvfp4": ("nvfp4", "auto"),
 }
 
 

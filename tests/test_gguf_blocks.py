@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aird_mlx.errors import ShapeError
-from aird_mlx.gguf_export import is_available
+from aird_mlx.gguf_export import is_available, repack
 from aird_mlx.gguf_export.blocks import BLOCK_KERNELS, bfloat16_to_half, count_zeros, dequantize, quantize
 from aird_mlx.gguf_export.choice import find_nearest
 from aird_mlx.gguf_export.outtypes import NEAREST, OUTTYPES, Kind
-from aird_mlx.gguf_export.packing import BYTES_IN_CACHE, count_zero_codes
+from aird_mlx.gguf_export.packing import BYTES_IN_CACHE
 from aird_mlx.gguf_export.repack import repack_affine, repack_mxfp4, repack_nvfp4, unpack_codes
 
 needs_llama = pytest.mark.skipif(not is_available(), reason="llama-cpp-python is not installed")
@@ -135,6 +135,8 @@ def test_affine_repack_is_codes_times_scales(
     np.testing.assert_array_equal(decoded, oracle.astype(np.float32))
     np.testing.assert_array_equal(decoded, gguf.quants.dequantize(encoded, kind))
     assert count_zeros(encoded, kind) == (decoded == 0).sum()
+    as_held = [part.astype(np.float32) for part in held]
+    assert repack.count_zeros(np.array(codes), *as_held, bits=bits, group_size=group) == (decoded == 0).sum()
     inexact = sum(int((part != whole).sum()) for part, whole in zip(stored, held, strict=True))
     theirs = mx.dequantize(codes, *(mx.array(part) for part in stored), group_size=group, bits=bits)
     if inexact == 0:
@@ -151,10 +153,11 @@ def test_four_bit_floats_are_repacked_bit_for_bit(
     seed: int, mode: str, rows: int, blocks: int, dtype: Any, scale: float
 ) -> None:
     codes, scales = mx.quantize(mx.array(weights(seed, rows, 64 * blocks, scale, 0.3)).astype(dtype), mode=mode)
-    kind, repack = (Kind.MXFP4, repack_mxfp4) if mode == "mxfp4" else (Kind.NVFP4, repack_nvfp4)
-    encoded = repack(np.array(codes), np.array(scales))
+    kind, repacked = (Kind.MXFP4, repack_mxfp4) if mode == "mxfp4" else (Kind.NVFP4, repack_nvfp4)
+    encoded = repacked(np.array(codes), np.array(scales))
     theirs = np.array(mx.dequantize(codes, scales, mode=mode).astype(mx.float32))
     assert np.abs(dequantize(encoded, kind) - theirs).max() == 0.0
+    assert count_zeros(encoded, kind) == (theirs == 0).sum()
     np.testing.assert_array_equal(dequantize(encoded, kind), gguf.quants.dequantize(encoded, kind))
 
 
@@ -167,7 +170,7 @@ def test_codes_taken_in_parts_are_all_there(mode: str) -> None:
     codes, *scales = map(np.array, parts)
     if mode == "affine":
         kind, encoded = Kind.Q4_1, repack_affine(codes, *scales, bits=4, group_size=group)
-        zeros = count_zero_codes(codes, *(part.astype(np.float32) for part in scales), group)
+        zeros = repack.count_zeros(codes, *(part.astype(np.float32) for part in scales), bits=4, group_size=group)
     else:
         kind, encoded = Kind.MXFP4, repack_mxfp4(codes, *scales)
         zeros = count_zeros(encoded, kind)

@@ -16,18 +16,18 @@ from aird_mlx.errors import ShapeError
 from aird_mlx.gguf_export import microscaling, ternary
 from aird_mlx.gguf_export.outtypes import Kind
 from aird_mlx.gguf_export.packing import (
+    EVERY_CODE,
+    column_of,
     count_zero_codes,
     count_zero_floats,
     pack_high_bits,
     pack_nibbles,
+    parts_of,
     unpack_high_bits,
     unpack_nibbles,
+    zero_codes,
 )
 from aird_mlx.gguf_export.rounding import float16_bytes, float16_column, inverse_of, round_away
-
-# Bytes that are only moved are void: numpy copies them as one item.
-Q4_1_BLOCK = np.dtype([("scale", "<f2"), ("minimum", "<f2"), ("codes", "V16")])
-MXFP4_BLOCK = np.dtype([("scale", "u1"), ("codes", "V16")])
 
 # bfloat16 bits of the smallest normal float16 number, and of what float16 holds no more.
 SMALLEST_HALF, INFINITE_HALF = 113 << 7, 143 << 7
@@ -100,12 +100,9 @@ def count_zeros(encoded: np.ndarray, kind: Kind) -> int:
     if kind in (Kind.F16, Kind.BF16):
         bits = np.ascontiguousarray(encoded).view(np.uint16)
         return bits.size - int(np.count_nonzero(bits << 1))  # without their signs
-    if kind == Kind.Q4_1:
-        fields = np.ascontiguousarray(encoded).reshape(-1, 20).view(Q4_1_BLOCK)
-        scale, minimum = fields["scale"].astype(np.float32), fields["minimum"].astype(np.float32)
-        return count_zero_codes(fields["codes"].copy().view(np.uint32).reshape(-1, 4), scale, minimum, 32)
-    if kind == Kind.MXFP4:
-        return count_zero_floats(np.ascontiguousarray(encoded).reshape(-1, 17).view(MXFP4_BLOCK)["codes"].copy())
+    if kind in _ZERO_COUNTS:
+        blocks = np.ascontiguousarray(encoded).reshape(-1, gguf.GGML_QUANT_SIZES[kind][1])
+        return sum(_ZERO_COUNTS[kind](blocks[part]) for part in parts_of(blocks))
     decoded = dequantize(encoded, kind)
     return decoded.size - int(np.count_nonzero(decoded))
 
@@ -154,7 +151,9 @@ def bfloat16_to_half(bits: np.ndarray) -> tuple[np.ndarray, int, int]:
 
 
 def _five_bits(blocks: np.ndarray, start: int) -> np.ndarray:
-    return unpack_nibbles(blocks[:, start + 4 :]) | unpack_high_bits(blocks[:, start : start + 4])
+    codes = unpack_nibbles(column_of(blocks, start + 4, "V16"))
+    codes |= unpack_high_bits(column_of(blocks, start, "V4"))
+    return codes
 
 
 def _extreme_of(blocks: np.ndarray) -> np.ndarray:
@@ -238,4 +237,22 @@ BLOCK_KERNELS: dict[Kind, tuple[Kernel, Kernel]] = {
     Kind.NVFP4: (microscaling.quantize_nvfp4, microscaling.dequantize_nvfp4),
     Kind.TQ1_0: (ternary.quantize_tq1_0, ternary.dequantize_tq1_0),
     Kind.TQ2_0: (ternary.quantize_tq2_0, ternary.dequantize_tq2_0),
+}
+
+
+def _count_zeros_q4_1(blocks: np.ndarray) -> int:
+    return count_zero_codes(column_of(blocks, 4, "V16"), float16_column(blocks, 0), float16_column(blocks, 2), 32)
+
+
+def _count_zeros_q5_1(blocks: np.ndarray) -> int:
+    code = zero_codes(float16_column(blocks, 0), float16_column(blocks, 2), 5)
+    return int(np.count_nonzero(_five_bits(blocks, 4) == code)) + 32 * int(np.count_nonzero(code == EVERY_CODE))
+
+
+# [block, bytes] uint8 to how many of their values are zero, where that is faster than decoding them
+_ZERO_COUNTS: dict[Kind, Callable[[np.ndarray], int]] = {
+    Kind.Q4_1: _count_zeros_q4_1,
+    Kind.Q5_1: _count_zeros_q5_1,
+    Kind.MXFP4: lambda blocks: count_zero_floats(column_of(blocks, 1, "V16")),
+    Kind.NVFP4: lambda blocks: count_zero_floats(column_of(blocks, 4, "V32"), column_of(blocks, 0, "V4")),
 }

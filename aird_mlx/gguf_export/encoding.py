@@ -18,7 +18,6 @@ from aird_mlx.errors import ExportError, ModelError
 from aird_mlx.gguf_export import blocks, repack
 from aird_mlx.gguf_export.microscaling import LARGEST_NVFP4
 from aird_mlx.gguf_export.outtypes import NATIVE_KINDS, Kind
-from aird_mlx.gguf_export.packing import count_zero_codes
 from aird_mlx.gguf_export.pieces import Rows
 from aird_mlx.gguf_export.stored import StoredTensor
 from aird_mlx.gguf_export.tensors import PlannedTensor
@@ -212,8 +211,8 @@ def _repack(job: Job, stored: Mapping[str, StoredTensor], tally: Tally) -> Encod
     bits, group_size = int(settings["bits"]), int(settings.get("group_size", 64))
     if inexact and planned.is_block_linear:  # then the zeros of the folder need not be those of the file
         before = blocks.count_zeros(read_values(job.source, stored, settings, job.rows), Kind.F32)
-    elif bits == 4 and planned.is_block_linear:
-        zeros = count_zero_codes(codes, exact_scales, exact_biases, group_size)
+    elif planned.is_block_linear:
+        zeros = repack.count_zeros(codes, exact_scales, exact_biases, bits=bits, group_size=group_size)
     return repack.repack_affine(codes, scales, biases, bits=bits, group_size=group_size), zeros, before
 
 

@@ -7,15 +7,25 @@ Source: ``mx.quantize``'s documentation; ``ggml/src/ggml-common.h``.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from aird_mlx.errors import ShapeError
-from aird_mlx.gguf_export.packing import LOW, columns_in_parts, pack_high_bits, pack_nibbles
+from aird_mlx.gguf_export.packing import (
+    EVERY_CODE,
+    LOW,
+    count_zero_codes,
+    pack_high_bits,
+    pack_nibbles,
+    parts_of,
+    zero_codes,
+)
 
-FOUR = np.uint64(4)
 BLOCK = 32
 # What is only moved is one item to numpy: both scales of a block, and its 16 bytes of codes.
 _MXFP4 = np.dtype([("scale", "u1"), ("codes", "V16")])
+_NVFP4 = np.dtype([("scales", "<u4"), ("codes", "V32")])
 _Q4_1 = np.dtype([("scales", "<u4"), ("codes", "V16")])
 _Q5_1 = np.dtype([("scales", "<u4"), ("high", "<u4"), ("codes", "V16")])
 
@@ -33,15 +43,36 @@ def unpack_codes(packed: np.ndarray, bits: int) -> np.ndarray:
     >>> unpack_codes(np.array([[0x87654321]], dtype=np.uint32), 4).tolist()
     [[1, 2, 3, 4, 5, 6, 7, 8]]
     """
-    stream = np.ascontiguousarray(packed).view(np.uint8).reshape(len(packed), -1, bits)  # eight codes
-    codes = np.empty((*stream.shape[:2], 8), dtype=np.uint8)
-    for number in range(8):
-        byte, shift = divmod(number * bits, 8)
-        code = stream[..., byte] >> shift
-        if shift + bits > 8:
-            code = code | (stream[..., byte + 1] << (8 - shift))
-        codes[..., number] = code & (2**bits - 1)
-    return codes.reshape(len(packed), -1)
+    stream = np.zeros(packed.nbytes + 8 - bits, dtype=np.uint8)
+    stream[: packed.nbytes] = np.ascontiguousarray(packed).view(np.uint8).reshape(-1)
+    words = np.ndarray(packed.nbytes // bits, "<u8", stream, strides=(bits,)).copy()  # eight codes, and what follows
+    for room in (32, 16, 8):  # the upper half of the codes that are together moves up, until each has a byte
+        half = room * bits // 8
+        low = np.uint64(sum(((1 << half) - 1) << lane for lane in range(0, 64, 2 * room)))
+        upper = words >> np.uint64(half)
+        upper &= low
+        upper <<= np.uint64(room)
+        words &= low
+        words |= upper
+    return words.view(np.uint8).reshape(len(packed), -1)
+
+
+def count_zeros(packed: np.ndarray, scales: np.ndarray, biases: np.ndarray, *, bits: int, group_size: int) -> int:
+    """How many weights of affine codes are exactly zero.
+
+    Args:
+        packed: ``[out, in * bits / 32]`` uint32.
+        scales, biases: ``[out, in / group_size]`` float32, as the runtime has them.
+        bits: 1 to 8.
+        group_size: a multiple of 32.
+    """
+    if bits == 4:
+        return count_zero_codes(packed, scales, biases, group_size)
+    zero = zero_codes(scales, biases, bits).reshape(-1, 1)
+    zeros, groups = int(np.count_nonzero(zero == EVERY_CODE)) * group_size, packed.reshape(len(zero), -1)
+    for part in parts_of(groups):
+        zeros += int(np.count_nonzero(unpack_codes(groups[part], bits) == zero[part]))
+    return zeros
 
 
 def repack_affine(
@@ -82,11 +113,12 @@ def repack_affine(
     if bits == 4:
         _put_nibbles(packed, blocks["codes"])
     else:
-        codes = unpack_codes(packed, bits).reshape(-1, BLOCK)
-        if bits == 5:
-            blocks["high"] = pack_high_bits(codes).view(np.uint32).reshape(-1)
-            codes = codes & 15
-        blocks["codes"] = pack_nibbles(codes).view("V16")[:, 0]
+        for part in parts_of(packed.reshape(-1, bits)):  # a block each
+            codes = unpack_codes(packed.reshape(-1, bits)[part], bits)
+            if bits == 5:
+                blocks["high"][part] = pack_high_bits(codes).view(np.uint32)[:, 0]
+                codes &= 15
+            blocks["codes"][part] = pack_nibbles(codes).view("V16")[:, 0]
     return blocks.view(np.uint8).reshape(rows, -1)
 
 
@@ -116,28 +148,31 @@ def repack_nvfp4(packed: np.ndarray, scales: np.ndarray) -> np.ndarray:
     Returns:
         ``[out, in / 64 * 36]`` uint8: four scales, then their groups of 16.
     """
-    blocks = np.empty((scales.size // 4, 36), dtype=np.uint8)
-    blocks[:, :4] = scales.reshape(-1, 4)
-    codes = unpack_codes(packed, 4).reshape(-1, 16)
-    blocks[:, 4:] = pack_nibbles(codes).reshape(-1, 32)
-    return blocks.reshape(len(packed), -1)
+    blocks = np.empty(scales.size // 4, dtype=_NVFP4)
+    blocks["scales"] = np.ascontiguousarray(scales).view(np.uint32).reshape(-1)
+    _put_nibbles(packed, blocks["codes"], np.uint32)
+    return blocks.view(np.uint8).reshape(len(packed), -1)
 
 
-def _put_nibbles(packed: np.ndarray, codes: np.ndarray) -> None:
-    """From neighbours in a byte to halves of a block in a byte: 32 four-bit codes in, 32 out.
+def _put_nibbles(packed: np.ndarray, codes: np.ndarray, half: type[np.unsignedinteger[Any]] = np.uint64) -> None:
+    """From neighbours in a byte to halves of a group in a byte.
 
     Args:
         packed: ``[out, in / 8]`` uint32, two neighbours a byte, the first low.
-        codes: ``[block]`` of 16 bytes, written to: byte i holds code i low and code i + 16 high.
+        codes: ``[block]`` of bytes, written to: byte i of a group holds code i low and code i of its other half high.
+        half: what half a group of codes fits in.
     """
-    for part, (first, second) in columns_in_parts(packed, 2):
-        moved = first >> FOUR  # the odd codes of the first half change places with the even ones of the second
+    words = np.ascontiguousarray(packed).view(half).reshape(len(codes), -1, 2)
+    four, low = half(4), LOW.astype(half)
+    for part in parts_of(words):
+        first, second = words[part].reshape(-1, 2).T.copy()
+        moved = first >> four  # the odd codes of the first half change places with the even ones of the second
         moved ^= second
-        moved &= LOW
+        moved &= low
         second ^= moved
-        moved <<= FOUR
+        moved <<= four
         first ^= moved
         pairs = second.view(np.uint8).astype(np.uint16)
         pairs <<= np.uint16(8)
         pairs |= first.view(np.uint8)
-        codes[part] = pairs.view("V16")
+        codes[part] = pairs.view(codes.dtype)

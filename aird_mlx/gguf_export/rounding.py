@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from aird_mlx.gguf_export.packing import column_of
+
 
 def round_away(values: np.ndarray) -> np.ndarray:
     """Nearest whole number, halves away from zero, as C's ``roundf``; numpy rounds them to even.
@@ -30,4 +32,4 @@ def float16_bytes(column: np.ndarray) -> np.ndarray:
 
 def float16_column(blocks: np.ndarray, start: int) -> np.ndarray:
     """Two bytes of each block as float32, ``[block, 1]``."""
-    return np.ascontiguousarray(blocks[:, start : start + 2]).view(np.float16).astype(np.float32)
+    return column_of(blocks, start, "<f2").astype(np.float32)
