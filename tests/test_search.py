@@ -572,8 +572,7 @@ def test_rules_far_behind_one_that_lacks_nothing_are_not_varied(
     validation.dense = replace(validation.dense, harmful=harmful)
     choice = choose_repair(*pair, SPACES, calibration(), DIRECTIONS, validation)
     restored = [trial.plan for trial in choice.trials if trial.plan.rule == "restore"]
-    assert [plan.strength for plan in restored][-1] == 2.0, "strengths cost no solving"
-    assert (len(restored) == 4) == varied and len(restored) in (2, 4)
+    assert len(restored) == (4 if varied else 1)
 
 
 @pytest.mark.parametrize(

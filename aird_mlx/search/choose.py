@@ -29,10 +29,10 @@ COARSE_TOKENS = 4096
 # At most so many plans answer; their foreseen refusals are within so many standard errors of the most.
 FINALISTS, FAR = 3, 2.0
 # Nothing is gained by varying a plan this many times as far from the dense model as one that lacks no refusals: what
-# another block, ridge or beta changes of the distance is a small part of it.
+# another block, ridge, beta or strength changes of the distance is a small part of it.
 BEHIND = 2.0
 # Rules whose solving is long and is done once, on all tokens, with its share of the work for the progress shown.
-DESCENDING = {"reconstruct": 12, "distill": 12}
+DESCENDING = {"reconstruct": 8, "distill": 12}
 STEPS = 100
 
 Progress = Callable[[int, int], None]
@@ -155,7 +155,9 @@ class _Search:
     def explore(self, space: PlanSpace) -> Trial:
         """The best foreseen trial of a space: neighbours along each axis in turn, then other strengths."""
         best = self.tried(space.first)
-        for axis in range(0 if self.is_behind(best[0].foreseen) else len(space.axes)):
+        if self.is_behind(best[0].foreseen):
+            return best[0]
+        for axis in range(len(space.axes)):
             for plan in list(space.neighbours(best[0].plan, axis)):
                 best = self.better(best, self.tried(plan))
         trial, patch = best
@@ -169,7 +171,7 @@ class _Search:
         bars = self.foreseen
         return any(
             bars.broken(other) == 0
-            and bars.rivals(other, [bars.dense])
+            and bars.rivals(other, [bars.dense], FAR)
             and figures.kl_to_dense > BEHIND * other.kl_to_dense
             for other in (trial.foreseen for trial in self.trials)
         )
