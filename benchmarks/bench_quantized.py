@@ -148,7 +148,7 @@ def main() -> None:
     parser.add_argument("--group-size", type=int, default=None)
     parser.add_argument("--mode", default="affine")
     parser.add_argument("--ranks", type=int, nargs="*", default=[8, 32])
-    parser.add_argument("--steps", type=int, help="of each descent; by default as many as it takes")
+    parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--limit", type=int, default=None)
     parser.add_argument("--only", nargs="*", default=["before", "after", "loop", "half"])
     parser.add_argument("--undone", action="store_true")

@@ -204,13 +204,12 @@ class _Estimator:
 
     def solve(self, plan: RepairPlan, tokens: float) -> float:
         share = len(plan.blocks) / len(self.model.blocks)
-        rule = reconstruction if plan.rule == "reconstruct" else distillation
-        taken = rule.STEPS * rule.TOKENS_PER_STEP
-        descent = 3 * self.forward(taken, rule.STEPS) + 2 * self.forward(TOKENS_CHECKED)
+        of_step = (reconstruction if plan.rule == "reconstruct" else distillation).TOKENS_PER_STEP
+        descent = 3 * self.forward(plan.steps * of_step, plan.steps) + 2 * self.forward(TOKENS_CHECKED)
         if plan.rule == "reconstruct":
             return 5 * self.forward(tokens) + descent
         if plan.rule == "distill":
-            return self.forward(tokens) + descent + 8 * self.head * taken / self.speed.flops
+            return self.forward(tokens) + descent + 8 * self.head * plan.steps * of_step / self.speed.flops
         if plan.rule in ("paper", "restore"):
             return share * self.speed.pass_seconds
         steps = REFIT_ITERATIONS * 2 * self.weights * max(self.widths) / self.speed.flops

@@ -25,7 +25,7 @@ from aird_mlx.repair.descent import TOKENS_CHECKED, descend, schedule_rows
 LEARNING_RATE = 0.01
 # With 512 tokens, or 400 steps of 256, it ends as near to the dense model or nearer, but refuses more benign twins or,
 # with less weight on openings, fewer harmful prompts.
-STEPS, TOKENS_PER_STEP = 200, 1024
+TOKENS_PER_STEP = 1024
 # Logits of a large vocabulary are the most a step holds, so each step compares the models at this many tokens only.
 TOKENS_COMPARED = 512
 # The token an answer opens from decides whether it refuses: one of dozens, it weighs as much as all the others.

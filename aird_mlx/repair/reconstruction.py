@@ -21,7 +21,7 @@ from aird_mlx.repair.descent import TOKENS_CHECKED, descend, schedule_rows
 
 # Steps are relative to each linear's root mean square weight, so that one rate serves every model and layer.
 LEARNING_RATE = 0.03
-STEPS, TOKENS_PER_STEP = 200, 512  # with twice as many, distillation from there ends no nearer to the dense model
+TOKENS_PER_STEP = 512  # with twice as many, distillation from there ends no nearer to the dense model
 # Times the median length of a hidden state; only the outliers of large models are longer.
 LONGEST = 4.0
 

@@ -12,7 +12,6 @@ from aird_mlx.activations import TokenBatch, Walk
 from aird_mlx.errors import UsageError
 from aird_mlx.model import ChatModel
 from aird_mlx.patch import LinearPatch, Patch, changed_weight, patched, plain_weight, scaled
-from aird_mlx.repair import distillation, reconstruction
 from aird_mlx.repair.closed_form import (
     least_squares_change,
     least_squares_inside_mask,
@@ -52,7 +51,7 @@ class RepairPlan:
         rank: how many of the directions given are used.
         tokens: which calibration tokens it is solved on, a key of `TOKENS`.
         inside_mask: keep every zero of the compressed model (rules that choose linears again always do).
-        steps: of ``reconstruct`` for each block, of ``distill`` for all together; None: as many as the rule takes.
+        steps: per block, of ``reconstruct``; ``distill`` goes on from there with as many for all blocks together.
     """
 
     rule: str
@@ -63,7 +62,7 @@ class RepairPlan:
     rank: int = 1
     tokens: str = "all"
     inside_mask: bool = True
-    steps: int | None = None
+    steps: int = 200
 
 
 def solve_patch(
@@ -291,8 +290,7 @@ def _solve_reconstruction(
     wanted = [walks[0].run_block(index) for index in range(len(walks[0].batches))]
     mx.eval(wanted)
     walks[0].advance(wanted)  # the dense block is not needed any more
-    steps = reconstruction.STEPS if plan.steps is None else plan.steps
-    found = reconstruct_block(walks[1], wanted, steps=steps, directions=directions, beta=plan.beta, seed=block)
+    found = reconstruct_block(walks[1], wanted, steps=plan.steps, directions=directions, beta=plan.beta, seed=block)
     for name in list(found):
         apply(_replaced(model, block, name, found.pop(name)))
 
@@ -311,8 +309,7 @@ def _solve_distillation(
     begun = {(part.block, part.name): plain_weight(model, part.block, part.name) + part.change() for part in parts}
     with patched(model, start or Patch(plan.rule, 1.0, 0.0, ())):
         walk = Walk(model, calibration)
-        steps = distillation.STEPS if plan.steps is None else plan.steps
-        found = distill(walk, reference, plan.blocks, steps=steps, start=begun, progress=progress)
+        found = distill(walk, reference, plan.blocks, steps=plan.steps, start=begun, progress=progress)
     return [_replaced(model, block, name, weight) for (block, name), weight in found.items()]
 
 

@@ -26,7 +26,7 @@ from aird_mlx.search.validation import Validation
 
 # Calibration tokens that closed-form rules are compared on.
 COARSE_TOKENS = 4096
-# At most so many plans answer; their foreseen refusals are within so many standard errors of the most.
+# At most so many plans answer. Foreseen refusals so many standard errors below others may be as many but for chance.
 FINALISTS, FAR = 3, 2.0
 # Nothing is gained by varying a plan this many times as far from the dense model as one that lacks no refusals: what
 # another block, ridge, beta or strength changes of the distance is a small part of it.
