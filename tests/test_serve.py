@@ -145,8 +145,8 @@ def ask_raw(url: str, prompt: str, stream: bool) -> tuple[str, dict[str, Any]]:
     return "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks), chunks[0]["aird"]
 
 
-def load(url: str, clients: int, requests: int) -> None:
-    """Every client gets, each time, exactly what a single client got."""
+def answered_otherwise(url: str, clients: int, requests: int) -> list[str]:
+    """Prompts to which one of many clients did not get exactly what a single client got."""
     asked = [one for kind in ("harmless", "harmful", "twin") for one in prompts(kind, "test", 12, 3)]
     alone = {prompt: ask_raw(url, prompt, False) for prompt in asked}
     assert len({text for text, _ in alone.values()}) > 15, "answers can be told apart"
@@ -156,12 +156,11 @@ def load(url: str, clients: int, requests: int) -> None:
         return [prompt for turn, prompt in enumerate(mine) if ask_raw(url, prompt, turn % 2 == 0) != alone[prompt]]
 
     with ThreadPoolExecutor(clients) as pool:
-        wrong = [prompt for found in pool.map(client, range(clients)) for prompt in found]
-    assert wrong == []
+        return [prompt for found in pool.map(client, range(clients)) for prompt in found]
 
 
 def test_many_clients_get_the_single_clients_answers(server: Running) -> None:
-    load(server.url, CLIENTS, REQUESTS)
+    assert answered_otherwise(server.url, CLIENTS, REQUESTS) == []
 
 
 @pytest.mark.slow
@@ -171,9 +170,9 @@ def test_sixty_four_clients_ten_requests_memory_flat(server: Running) -> None:
     def resident() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 
-    load(server.url, 64, 3)  # threads, caches and pools are there
+    assert answered_otherwise(server.url, 64, 3) == []  # threads, caches and pools are there
     before = resident()
-    load(server.url, 64, 10)
+    assert answered_otherwise(server.url, 64, 10) == []
     assert resident() - before < 32 << 20
 
 

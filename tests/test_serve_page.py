@@ -123,4 +123,5 @@ def test_answer_is_stopped_and_errors_are_said(server: Running, browser: Any) ->
     page.keyboard.press("Escape")
     expect(page.get_by_role("button", name="Send")).to_be_visible()
     expect(page.locator(".turn.failed .said").last).to_have_text("Stopped.")
+    assert page.locator(".turn.failed").count() == 2, "the prompt that was too long, and the answer that was stopped"
     page.close()
