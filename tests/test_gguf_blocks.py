@@ -14,12 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aird_mlx.errors import ShapeError
-from aird_mlx.gguf_export import is_available, repack
+from aird_mlx.gguf_export import is_available
 from aird_mlx.gguf_export.blocks import BLOCK_KERNELS, bfloat16_to_half, count_zeros, dequantize, quantize
 from aird_mlx.gguf_export.choice import find_nearest
 from aird_mlx.gguf_export.outtypes import NEAREST, OUTTYPES, Kind
 from aird_mlx.gguf_export.packing import BYTES_IN_CACHE
-from aird_mlx.gguf_export.repack import repack_affine, repack_mxfp4, repack_nvfp4, unpack_codes
+from aird_mlx.gguf_export.repack import repack_affine, repack_mxfp4, repack_nvfp4, spread_codes
 
 needs_llama = pytest.mark.skipif(not is_available(), reason="llama-cpp-python is not installed")
 KINDS = list(BLOCK_KERNELS)
@@ -104,13 +104,13 @@ def test_rows_that_do_not_divide_are_refused() -> None:
         quantize(np.zeros((2, 48), dtype=np.float32), Kind.Q4_0)
 
 
-@given(seed=st.integers(0, 10**6), bits=st.integers(1, 8), rows=st.integers(1, 4), words=st.integers(1, 4))
-def test_unpacked_codes_are_those_of_the_bit_stream(seed: int, bits: int, rows: int, words: int) -> None:
-    packed = np.random.default_rng(seed).integers(0, 2**32, (rows, bits * words), dtype=np.uint32)
-    found = unpack_codes(packed, bits)
-    for row, codes in zip(packed, found, strict=True):
-        stream = sum(int(word) << (32 * place) for place, word in enumerate(row))
-        assert codes.tolist() == [stream >> (bits * place) & (2**bits - 1) for place in range(32 * words)]
+@given(seed=st.integers(0, 10**6), bits=st.integers(1, 8), blocks=st.integers(1, 9))
+def test_spread_codes_are_those_of_the_bit_stream(seed: int, bits: int, blocks: int) -> None:
+    packed = np.random.default_rng(seed).integers(0, 2**32, (blocks, bits), dtype=np.uint32)
+    spread = spread_codes(packed, bits).T.copy().view(np.uint8)
+    for block, codes in zip(packed, spread, strict=True):
+        stream = sum(int(word) << (32 * place) for place, word in enumerate(block))
+        assert codes.tolist() == [stream >> (bits * place) & (2**bits - 1) for place in range(32)]
 
 
 @settings(max_examples=60)
@@ -126,17 +126,16 @@ def test_affine_repack_is_codes_times_scales(
         mx.array(weights(seed, rows, group * groups, scale, zeros)).astype(dtype), group_size=group, bits=bits
     )
     stored = [np.array(part.astype(mx.float32)) for part in (scales, biases)]
-    encoded = repack_affine(np.array(codes), *stored, bits=bits, group_size=group)
+    encoded, counted = repack_affine(np.array(codes), *stored, bits=bits, group_size=group)
     kind = Kind.Q5_1 if bits == 5 else Kind.Q4_1
     decoded = dequantize(encoded, kind)
     held = [part.astype(np.float16).astype(np.float64) for part in stored]
-    numbers = unpack_codes(np.array(codes), bits).reshape(rows, groups, group)
+    unscaled = mx.dequantize(codes, mx.ones(scales.shape), mx.zeros(scales.shape), group_size=group, bits=bits)
+    numbers = np.array(unscaled, dtype=np.float64).reshape(rows, groups, group)
     oracle = (numbers * held[0][..., None] + held[1][..., None]).reshape(rows, -1)
     np.testing.assert_array_equal(decoded, oracle.astype(np.float32))
     np.testing.assert_array_equal(decoded, gguf.quants.dequantize(encoded, kind))
-    assert count_zeros(encoded, kind) == (decoded == 0).sum()
-    as_held = [part.astype(np.float32) for part in held]
-    assert repack.count_zeros(np.array(codes), *as_held, bits=bits, group_size=group) == (decoded == 0).sum()
+    assert counted == count_zeros(encoded, kind) == (decoded == 0).sum()
     inexact = sum(int((part != whole).sum()) for part, whole in zip(stored, held, strict=True))
     theirs = mx.dequantize(codes, *(mx.array(part) for part in stored), group_size=group, bits=bits)
     if inexact == 0:
@@ -161,21 +160,22 @@ def test_four_bit_floats_are_repacked_bit_for_bit(
     np.testing.assert_array_equal(dequantize(encoded, kind), gguf.quants.dequantize(encoded, kind))
 
 
-@pytest.mark.parametrize("mode", ["affine", "mxfp4"])
-def test_codes_taken_in_parts_are_all_there(mode: str) -> None:
+@pytest.mark.parametrize(("mode", "bits"), [("affine", 4), ("affine", 5), ("mxfp4", 4)])
+def test_codes_taken_in_parts_are_all_there(mode: str, bits: int) -> None:
     rows, width = 701, 1984
-    assert rows * width // 2 > 2 * BYTES_IN_CACHE and rows * width // 2 % BYTES_IN_CACHE
+    size = rows * width * bits // 8
+    assert size > 2 * BYTES_IN_CACHE and size % BYTES_IN_CACHE
     group = {"affine": 64, "mxfp4": 32}[mode]
-    parts = mx.quantize(mx.array(weights(1, rows, width, 0.02, 0.4)).astype(mx.float16), group, 4, mode)
+    parts = mx.quantize(mx.array(weights(1, rows, width, 0.02, 0.4)).astype(mx.float16), group, bits, mode)
     codes, *scales = map(np.array, parts)
     if mode == "affine":
-        kind, encoded = Kind.Q4_1, repack_affine(codes, *scales, bits=4, group_size=group)
-        zeros = repack.count_zeros(codes, *(part.astype(np.float32) for part in scales), bits=4, group_size=group)
+        kind = Kind.Q5_1 if bits == 5 else Kind.Q4_1
+        encoded, zeros = repack_affine(codes, *scales, bits=bits, group_size=group)
     else:
         kind, encoded = Kind.MXFP4, repack_mxfp4(codes, *scales)
         zeros = count_zeros(encoded, kind)
     theirs = mx.dequantize(*(part.astype(mx.float32) if part.dtype == mx.float16 else part for part in parts),
-                           group_size=group, bits=4, mode=mode)  # fmt: skip
+                           group_size=group, bits=bits, mode=mode)  # fmt: skip
     np.testing.assert_array_equal(dequantize(encoded, kind), np.array(theirs.astype(mx.float32)))
     assert zeros == (np.array(theirs.astype(mx.float32)) == 0).sum() > 0
 

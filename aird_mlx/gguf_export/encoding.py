@@ -203,33 +203,31 @@ def _repack(job: Job, stored: Mapping[str, StoredTensor], tally: Tally) -> Encod
             raise _not_finite(job.source, undefined, job.rows, "scales")
         repacked = repack.repack_mxfp4 if planned.type == Kind.MXFP4 else repack.repack_nvfp4
         return repacked(codes, scales), None, None
-    parts = [_read_halves(job, stored[f"{stem}.{part}"]) for part in ("scales", "biases")]
-    (scales, exact_scales, _), (biases, exact_biases, _) = parts
-    inexact = sum(count for *_, count in parts)
-    tally.scales, tally.inexact_scales = scales.size + biases.size, inexact
-    zeros, before = None, None
-    bits, group_size = int(settings["bits"]), int(settings.get("group_size", 64))
-    if inexact and planned.is_block_linear:  # then the zeros of the folder need not be those of the file
+    (scales, inexact_scales), (biases, inexact_biases) = (
+        _read_halves(job, stored[f"{stem}.{part}"]) for part in ("scales", "biases")
+    )
+    tally.scales, tally.inexact_scales = scales.size + biases.size, inexact_scales + inexact_biases
+    before = None
+    if tally.inexact_scales and planned.is_block_linear:  # then the zeros of the folder need not be those of the file
         before = blocks.count_zeros(read_values(job.source, stored, settings, job.rows), Kind.F32)
-    elif planned.is_block_linear:
-        zeros = repack.count_zeros(codes, exact_scales, exact_biases, bits=bits, group_size=group_size)
-    return repack.repack_affine(codes, scales, biases, bits=bits, group_size=group_size), zeros, before
+    group_size = int(settings.get("group_size", 64))
+    encoded, zeros = repack.repack_affine(codes, scales, biases, bits=int(settings["bits"]), group_size=group_size)
+    return encoded, zeros, before
 
 
-def _read_halves(job: Job, tensor: StoredTensor) -> tuple[np.ndarray, np.ndarray, int]:
-    """Scales or biases of some rows as float16, as float32 before that, and how many float16 does not hold."""
+def _read_halves(job: Job, tensor: StoredTensor) -> tuple[np.ndarray, int]:
+    """Scales or biases of some rows as float16, and how many of them float16 does not hold."""
     rows = tensor.read(job.rows)
-    values = _as_float(rows, tensor.dtype)
     if tensor.dtype == "BF16":
         bits, inexact, _ = blocks.bfloat16_to_half(rows)
         halves = bits.view(np.float16)
     else:
         with np.errstate(over="ignore"):  # refused below
-            halves = values.astype(np.float16)
-        inexact = 0 if tensor.dtype == "F16" else int(np.count_nonzero(halves != values))
+            halves = rows.astype(np.float16)
+        inexact = 0 if tensor.dtype == "F16" else int(np.count_nonzero(halves != rows))
     if halves.size and (halves.view(np.uint16) << 1).max() >= INFINITE_BITS[Kind.F16] << 1:  # without the signs
-        _check_range(job.planned, job.source, values, job.rows)
-    return halves, values, inexact
+        _check_range(job.planned, job.source, _as_float(rows, tensor.dtype), job.rows)
+    return halves, inexact
 
 
 def _read_parts(

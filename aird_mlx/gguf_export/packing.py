@@ -7,7 +7,9 @@ from collections.abc import Iterator
 import numpy as np
 
 ONES = np.uint64(0x1111111111111111)  # one in each of 16 codes of four bits
+EIGHT_ONES = np.uint64(0x0101010101010101)  # one in each of 8 codes of a byte
 LOW = np.uint64(0x0F0F0F0F0F0F0F0F)  # of two codes in a byte the lower one
+UPPER = np.uint64(0x1010101010101010)  # the fifth bit of a code in a byte
 NO_CODE, EVERY_CODE = 254, 255
 _MAGNITUDE = np.uint64(0x0707070707070707)  # of that its bits but the sign
 BYTES_IN_CACHE = 1 << 18  # codes taken at a time: all that is made of them stays in a processor's cache

@@ -13,11 +13,11 @@ import numpy as np
 
 from aird_mlx.errors import ShapeError
 from aird_mlx.gguf_export.packing import (
+    EIGHT_ONES,
     EVERY_CODE,
     LOW,
+    UPPER,
     count_zero_codes,
-    pack_high_bits,
-    pack_nibbles,
     parts_of,
     zero_codes,
 )
@@ -26,58 +26,43 @@ BLOCK = 32
 # What is only moved is one item to numpy: both scales of a block, and its 16 bytes of codes.
 _MXFP4 = np.dtype([("scale", "u1"), ("codes", "V16")])
 _NVFP4 = np.dtype([("scales", "<u4"), ("codes", "V32")])
-_Q4_1 = np.dtype([("scales", "<u4"), ("codes", "V16")])
-_Q5_1 = np.dtype([("scales", "<u4"), ("high", "<u4"), ("codes", "V16")])
+# The codes of these two also as two words.
+_Q4_1 = np.dtype(
+    {"names": ["scales", "codes", "first", "second"], "formats": ["<u4", "V16", "<u8", "<u8"], "offsets": [0, 4, 4, 12]}
+)
+_Q5_1 = np.dtype(
+    {"names": ["scales", "high", "first", "second"], "formats": ["<u4", "4u1", "<u8", "<u8"], "offsets": [0, 4, 8, 16]}
+)
 
 
-def unpack_codes(packed: np.ndarray, bits: int) -> np.ndarray:
-    """The codes of MLX's packed rows.
+def spread_codes(packed: np.ndarray, bits: int) -> np.ndarray:
+    """The codes of MLX's packed rows, a byte each, eight in a word.
 
     Args:
-        packed: ``[out, in * bits / 32]`` uint32.
+        packed: ``[block, bits]`` uint32: 32 codes a block, as one little-endian stream of bits.
         bits: 1 to 8.
 
     Returns:
-        ``[out, in]`` uint8.
+        ``[4, block]`` uint64: of each block the first eight codes, the second, and so on; the first of them lowest.
 
-    >>> unpack_codes(np.array([[0x87654321]], dtype=np.uint32), 4).tolist()
-    [[1, 2, 3, 4, 5, 6, 7, 8]]
+    >>> [hex(eight) for eight in spread_codes(np.array([[0x87654321, 0, 0, 0x10]], dtype=np.uint32), 4)[:, 0].tolist()]
+    ['0x807060504030201', '0x0', '0x0', '0x100']
     """
-    stream = np.zeros(packed.nbytes + 8 - bits, dtype=np.uint8)
+    stream = np.empty(packed.nbytes + 8 - bits, dtype=np.uint8)
     stream[: packed.nbytes] = np.ascontiguousarray(packed).view(np.uint8).reshape(-1)
-    words = np.ndarray(packed.nbytes // bits, "<u8", stream, strides=(bits,)).copy()  # eight codes, and what follows
+    words = np.ndarray((4, len(packed)), "<u8", stream, strides=(bits, 4 * bits)).copy()  # eight codes and some more
+    words &= np.uint64((1 << 8 * bits) - 1)
     for room in (32, 16, 8):  # the upper half of the codes that are together moves up, until each has a byte
         half = room * bits // 8
-        low = np.uint64(sum(((1 << half) - 1) << lane for lane in range(0, 64, 2 * room)))
-        upper = words >> np.uint64(half)
-        upper &= low
-        upper <<= np.uint64(room)
-        words &= low
-        words |= upper
-    return words.view(np.uint8).reshape(len(packed), -1)
-
-
-def count_zeros(packed: np.ndarray, scales: np.ndarray, biases: np.ndarray, *, bits: int, group_size: int) -> int:
-    """How many weights of affine codes are exactly zero.
-
-    Args:
-        packed: ``[out, in * bits / 32]`` uint32.
-        scales, biases: ``[out, in / group_size]`` float32, as the runtime has them.
-        bits: 1 to 8.
-        group_size: a multiple of 32.
-    """
-    if bits == 4:
-        return count_zero_codes(packed, scales, biases, group_size)
-    zero = zero_codes(scales, biases, bits).reshape(-1, 1)
-    zeros, groups = int(np.count_nonzero(zero == EVERY_CODE)) * group_size, packed.reshape(len(zero), -1)
-    for part in parts_of(groups):
-        zeros += int(np.count_nonzero(unpack_codes(groups[part], bits) == zero[part]))
-    return zeros
+        upper = words & np.uint64(sum(((1 << half) - 1) << (lane + half) for lane in range(0, 64, 2 * room)))
+        upper *= np.uint64((1 << (room - half)) - 1)  # what the place it goes to is more than its own
+        words += upper
+    return words
 
 
 def repack_affine(
     packed: np.ndarray, scales: np.ndarray, biases: np.ndarray, *, bits: int, group_size: int
-) -> np.ndarray:
+) -> tuple[np.ndarray, int]:
     """Affine codes of 2, 3 or 4 bits as Q4_1, of 5 bits as Q5_1.
 
     Args:
@@ -88,14 +73,16 @@ def repack_affine(
         group_size: a multiple of 32.
 
     Returns:
-        ``[out, bytes]`` uint8: per 32 weights f16 scale, f16 minimum, for 5 bits four bytes of upper bits, 16 bytes.
+        ``[out, bytes]`` uint8: per 32 weights f16 scale, f16 minimum, for 5 bits four bytes of upper bits, 16 bytes;
+        and how many of these weights are exactly zero.
 
     Raises:
         ShapeError: the group does not divide into blocks, or scales and codes do not belong together.
 
     >>> codes = np.full((1, 4), 0x77777777, dtype=np.uint32)
-    >>> repack_affine(codes, np.ones((1, 1)), -np.ones((1, 1)), bits=4, group_size=32)[0, :5].tolist()
-    [0, 60, 0, 188, 119]
+    >>> blocks, zeros = repack_affine(codes, np.ones((1, 1)), -7 * np.ones((1, 1)), bits=4, group_size=32)
+    >>> blocks[0, :5].tolist(), zeros
+    ([0, 60, 0, 199, 119], 32)
     """
     rows, length = len(packed), packed.shape[1] * 32 // bits
     if bits not in (2, 3, 4, 5) or group_size % BLOCK or scales.shape != (rows, length // group_size):
@@ -104,22 +91,20 @@ def repack_affine(
             f"bits, a multiple of {BLOCK} and one scale per group are needed. Dequantize these weights instead."
         )
     blocks = np.empty(rows * length // BLOCK, dtype=_Q5_1 if bits == 5 else _Q4_1)
-    pairs = np.empty((scales.size, 2), dtype=np.float16)
-    for column, values in enumerate((scales, biases)):
-        with np.errstate(over="ignore"):  # refused before, where the folder is read
-            pairs[:, column] = values.reshape(-1)
+    halves = np.empty((2, scales.size), dtype=np.float16)
+    with np.errstate(over="ignore"):  # refused before, where the folder is read
+        halves[0], halves[1] = scales.reshape(-1), biases.reshape(-1)
+    pairs = halves[1].view(np.uint16).astype(np.uint32) << np.uint32(16)
+    pairs |= halves[0].view(np.uint16)
     for block in range(group_size // BLOCK):  # of a group, one after the other: rows of a few are slow in numpy
-        blocks["scales"][block :: group_size // BLOCK] = pairs.view(np.uint32)[:, 0]
+        blocks["scales"][block :: group_size // BLOCK] = pairs
+    scale, bias = halves.astype(np.float32)  # what a runtime computes with
     if bits == 4:
         _put_nibbles(packed, blocks["codes"])
+        zeros = count_zero_codes(packed, scale, bias, group_size)
     else:
-        for part in parts_of(packed.reshape(-1, bits)):  # a block each
-            codes = unpack_codes(packed.reshape(-1, bits)[part], bits)
-            if bits == 5:
-                blocks["high"][part] = pack_high_bits(codes).view(np.uint32)[:, 0]
-                codes &= 15
-            blocks["codes"][part] = pack_nibbles(codes).view("V16")[:, 0]
-    return blocks.view(np.uint8).reshape(rows, -1)
+        zeros = _put_spread(packed.reshape(-1, bits), blocks, zero_codes(scale, bias, bits))
+    return blocks.view(np.uint8).reshape(rows, -1), zeros
 
 
 def repack_mxfp4(packed: np.ndarray, scales: np.ndarray) -> np.ndarray:
@@ -176,3 +161,29 @@ def _put_nibbles(packed: np.ndarray, codes: np.ndarray, half: type[np.unsignedin
         pairs <<= np.uint16(8)
         pairs |= first.view(np.uint8)
         codes[part] = pairs.view(codes.dtype)
+
+
+def _put_spread(packed: np.ndarray, blocks: np.ndarray, zero: np.ndarray) -> int:
+    """Codes of 2, 3 or 5 bits into blocks; how many of them decode to zero.
+
+    Args:
+        packed: ``[block, bits]`` uint32.
+        blocks: ``[block]`` of `_Q4_1` or `_Q5_1`, whose codes are written to.
+        zero: `packing.zero_codes` of each group.
+    """
+    group_size = BLOCK * len(blocks) // max(len(zero), 1)
+    zeros = int(np.count_nonzero(zero == EVERY_CODE)) * group_size
+    pattern = np.repeat(zero * EIGHT_ONES, group_size // BLOCK)
+    for part in parts_of(packed):
+        words = spread_codes(packed[part], packed.shape[-1])
+        others = (words ^ pattern[part]).view(np.uint8)
+        zeros += others.size - int(np.count_nonzero(others))
+        if packed.shape[-1] == 5:
+            high = np.packbits((words & UPPER).view(np.uint8), bitorder="little").reshape(4, -1)
+            for quarter in range(4):
+                blocks["high"][part, quarter] = high[quarter]
+            words &= LOW
+        words[2:] <<= np.uint64(4)
+        words[:2] |= words[2:]
+        blocks["first"][part], blocks["second"][part] = words[:2]
+    return zeros

@@ -37,4 +37,5 @@ def quantize_zero_exact(values: np.ndarray, kind: Kind) -> np.ndarray:
     0.0
     """
     codes, scales, biases = quantize_with_zeros(mx.array(values), BLOCK, BITS[kind])
-    return repack_affine(np.array(codes), np.array(scales), np.array(biases), bits=BITS[kind], group_size=BLOCK)
+    parts = (np.array(part) for part in (codes, scales, biases))
+    return repack_affine(*parts, bits=BITS[kind], group_size=BLOCK)[0]
