@@ -6,9 +6,17 @@ since which BLAS a process uses is the application's choice. It imports only the
 
 from __future__ import annotations
 
+import _ctypes
 import ctypes
 import functools
+import os
 import sys
+from pathlib import Path
+
+LIBRARY = "libopenblas.so.0"
+# What OpenBLAS before 0.3.25 takes an Intel processor for that is newer than itself, and its name for what that can do
+# with the flag that Linux has for it, best first.
+UNKNOWN, CORES, CHOSEN = "Prescott", {"avx512vl": "SkylakeX", "avx2": "Haswell"}, "OPENBLAS_CORETYPE"
 
 
 @functools.cache
@@ -19,12 +27,15 @@ def use_openblas() -> bool:
     (measured, mlx 0.32.4). Symbols of a library that is loaded globally before MLX are found first, and that
     is all this does. On macOS MLX uses Accelerate and Metal: nothing is done there.
 
+    An OpenBLAS that does not know the processor (Debian 12's on Intel's of 2023) would use kernels of 2004, a fifth as
+    fast; it is told what the processor can do, unless ``OPENBLAS_CORETYPE`` is set.
+
     Returns:
         Whether OpenBLAS is in place. False is no error: MLX works without, only slower. It is not where it is
         missing, or where MLX was imported first.
 
     Source:
-        ld.so(8): symbols are looked up in load order among globally loaded libraries.
+        ld.so(8): symbols are looked up in load order among globally loaded libraries. OpenBLAS issue 4267.
 
     >>> use_openblas() in (True, False)
     True
@@ -32,7 +43,35 @@ def use_openblas() -> bool:
     if sys.platform != "linux" or "mlx.core" in sys.modules:
         return False
     try:
-        ctypes.CDLL("libopenblas.so.0", mode=ctypes.RTLD_GLOBAL)
+        better = _better_core()
+        if better is not None:
+            os.environ[CHOSEN] = better  # read when the library is loaded
+        ctypes.CDLL(LIBRARY, mode=ctypes.RTLD_GLOBAL)
+        if better is not None:
+            del os.environ[CHOSEN]  # another OpenBLAS, such as numpy's, knows better
     except OSError:
         return False
     return True
+
+
+def core_of(library: ctypes.CDLL) -> str:
+    """The processor that an OpenBLAS takes this one for, by its name for it; empty where it does not say."""
+    try:
+        name = library.openblas_get_corename
+    except AttributeError:
+        return ""
+    name.restype = ctypes.c_char_p
+    return bytes(name() or b"").decode()
+
+
+def _better_core() -> str | None:
+    """What OpenBLAS should take the processor for; None where it knows it, or was told."""
+    if CHOSEN in os.environ:
+        return None
+    library = ctypes.CDLL(LIBRARY)
+    core = core_of(library)
+    _ctypes.dlclose(library._handle)  # it chooses when it is loaded
+    if core != UNKNOWN:
+        return None
+    flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split()
+    return next((name for flag, name in CORES.items() if flag in flags), None)

@@ -119,10 +119,3 @@ def test_packaging_lists_every_package() -> None:
     # Folders of data files are packages to setuptools.
     expected = {".".join(folder.parts) for folder in folders} | {"aird_mlx_cli", "aird_mlx.data", "aird_mlx.demo.model"}
     assert set(PYPROJECT["tool"]["setuptools"]["packages"]) == expected
-
-
-def test_openblas_is_in_place_only_before_mlx() -> None:
-    """Loaded later it takes no symbol's place, and products stay slow: the answer has to say so."""
-    late = "import mlx.core; from aird_mlx.blas import use_openblas; print(use_openblas())"
-    done = subprocess.run([sys.executable, "-c", late], capture_output=True, text=True, check=True)
-    assert done.stdout == "False\n"
