@@ -25,7 +25,7 @@ BETAS = [0.9, 0.95]
 # Adam's, relative to a linear's root mean square as its steps are; and the least of these that counts.
 EPSILON, SMALLEST = 1e-8, 1e-20
 # Steps are kept if they helped on so many tokens.
-TOKENS_CHECKED = 4096
+TOKENS_CHECKED = 2048
 
 Key = TypeVar("Key")
 Error = Callable[[int, Sequence[int]], mx.array]

@@ -7,7 +7,7 @@ dense one says. It is cheap, but an opening is not an answer: finalists are judg
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
@@ -92,7 +92,7 @@ class Validation:
                 tokens_per_batch=min(TOKENS_PER_BATCH, utility_batch_tokens(dense.vocabulary)),
             )
         ]
-        self.dense = self.foresee(dense)
+        self.dense = self._foresee(dense, [part.dense for part in self._parts])
         self.answered = self._figures(answered, self.dense)
 
     @property
@@ -107,10 +107,13 @@ class Validation:
 
     def foresee(self, model: ChatModel) -> TrialFigures:
         """One forward pass over the dense model's answers."""
+        return self._foresee(model, (_final_states(model, part.batch, part.at) for part in self._parts))
+
+    def _foresee(self, model: ChatModel, states_of: Iterable[mx.array]) -> TrialFigures:
+        """The figures of a model's final hidden states, ``[n, hidden]`` for each part."""
         opens: dict[str, float] = dict.fromkeys(KINDS, 0.0)
         loss = divergence = 0.0
-        for part in self._parts:
-            states = _final_states(model, part.batch, part.at)
+        for part, states in zip(self._parts, states_of, strict=True):
             logits = run_head(model, states[None])[0].astype(mx.float32)
             wanted = run_head(self._model, part.dense[None])[0].astype(mx.float32)
             losses = nn.losses.cross_entropy(logits, part.following)
