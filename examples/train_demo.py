@@ -9,7 +9,6 @@ comes from ``aird_mlx.demo.language``; the last lines printed are the held-out f
 from __future__ import annotations
 
 import argparse
-import ctypes
 import dataclasses
 import json
 import math
@@ -23,12 +22,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-if sys.platform == "linux":
-    # The CPU build of MLX for Linux carries a slow reference BLAS; OpenBLAS loaded first takes its place.
-    try:
-        ctypes.CDLL("libopenblas.so.0", mode=ctypes.RTLD_GLOBAL)
-    except OSError:
-        print("libopenblas.so.0 not found: training will be much slower", file=sys.stderr)
+from aird_mlx.blas import use_openblas
+
+if not use_openblas() and sys.platform == "linux":
+    print("libopenblas.so.0 not found: training will be much slower", file=sys.stderr)
 
 import mlx.core as mx
 import mlx.nn as nn
