@@ -65,7 +65,7 @@ def selftest(file: Path, as_json: bool, **options: Any) -> int:
 
 @click.command()
 @serve_options
-def serve(file: Path, root: str | None, canary_set: str | None, allow_unverified: bool, **options: Any) -> int:
+def serve(file: Path, **options: Any) -> int:
     """Check FILE.gguf with verify and selftest, then serve it: OpenAI's protocol and a chat page, with a guard.
 
     Every prompt is read by the file's probe while llama.cpp evaluates it; --policy says what an alarm does. A file that
@@ -78,18 +78,18 @@ def serve(file: Path, root: str | None, canary_set: str | None, allow_unverified
     from . import serving
 
     check_packages("serve", "serve")
-    how = {"root": root, "canary_set": canary_set, "allow_unverified": allow_unverified}
+    how = {name: options.pop(name) for name in serving.CHECKED_BY}
     return serving.check_then(serving.run_server, file, ServiceSettings(**options), **how)
 
 
 @click.command()
 @chat_options
-def chat(file: Path, root: str | None, canary_set: str | None, allow_unverified: bool, **options: Any) -> int:
+def chat(file: Path, **options: Any) -> int:
     """Check FILE.gguf with verify and selftest, then talk to it in the terminal, with the guard of `serve`."""
     start_library()
     from aird_mlx.server.settings import ServiceSettings
 
     from . import serving
 
-    how = {"root": root, "canary_set": canary_set, "allow_unverified": allow_unverified}
+    how = {name: options.pop(name) for name in serving.CHECKED_BY}
     return serving.check_then(serving.run_chat, file, ServiceSettings(parallel=1, queue=0, **options), **how)

@@ -254,13 +254,18 @@ compare_options = with_options(
 
 gguf_file_argument = click.argument("file", metavar="FILE.gguf", type=FILE)
 
+# What says who made a file: it has to come from elsewhere.
+origin_options = with_options(
+    click.option("--root", metavar="SHA256", help="Root hash the file must have, known from elsewhere."),
+    click.option("--public-key", type=FILE, metavar="KEY.pub", help="Whose signature it must have (PEM)."),
+    click.option("--signature", type=FILE, metavar="FILE.sig", help="The signature.  [default: FILE.gguf.sig]"),
+)
+
 verify_options = with_options(
     gguf_file_argument,
     click.option("--fast", is_flag=True, help="Hash keys and layout, but only a random sample of the tensors."),
-    click.option("--root", metavar="SHA256", help="Root hash the file must have, known from elsewhere."),
     click.option("--require-manifest", is_flag=True, help="A file without a manifest fails."),
-    click.option("--public-key", type=FILE, metavar="KEY.pub", help="Whose signature it must have (PEM)."),
-    click.option("--signature", type=FILE, metavar="FILE.sig", help="The signature.  [default: FILE.gguf.sig]"),
+    origin_options,
     json_option,
 )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from .option_sets import gguf_file_argument
+from .option_sets import gguf_file_argument, origin_options
 from .options import FILE, with_options
 
 guard_options = with_options(
@@ -61,7 +61,7 @@ guard_options = with_options(
         show_default=True,
         help="Of requests that name none; 0 is what was measured.",
     ),
-    click.option("--root", metavar="SHA256", help="Root hash the file must have, known from elsewhere."),
+    origin_options,
     click.option(
         "--canary-set",
         type=click.Choice(["demo", "built-in"]),

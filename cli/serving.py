@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from aird_mlx.server.guard import Guard, Verdict
     from aird_mlx.server.settings import ServiceSettings
 
+# Options that say what a file is held against before it is used.
+CHECKED_BY = ("root", "public_key", "signature", "canary_set", "allow_unverified")
 COLOURS = {"passed": "green", "unscored": None, "refused": "red", "model-refused": "yellow"}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import importlib.util
+import io
 import json
 import random
 import shutil
@@ -117,6 +118,21 @@ def test_another_key_and_no_signature_fail(signed: tuple[Path, Path]) -> None:
     signature_of(path).rename(path.parent / "moved.sig")
     assert "cannot be read" in said(verify_file(path, public_key=public))[1]
     assert verify_file(path, public_key=public, signature=path.parent / "moved.sig").signed
+
+
+def test_only_a_signed_file_is_served(
+    demo_gguf: Path, signed: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, public = signed
+    other = write_keys(path.parent, "p384")[1]
+    assert main(["serve", str(path), "--public-key", str(other)]) == 5
+    assert main(["serve", str(path), "--public-key", str(path.with_suffix(".sig"))]) == 2
+    assert main(["chat", str(path), "--signature", str(signature_of(path))]) == 2
+    moved = tmp_path / "moved.sig"
+    sign_file(demo_gguf, public.with_suffix(".pem"), out=moved)
+    assert main(["chat", str(demo_gguf), "--public-key", str(public)]) == 5
+    monkeypatch.setattr("sys.stdin", io.StringIO(""))
+    assert main(["chat", str(demo_gguf), "--public-key", str(public), "--signature", str(moved)]) == 0
 
 
 def test_renamed_and_linked_files_stay_signed(signed: tuple[Path, Path]) -> None:

@@ -44,6 +44,8 @@ def check_file(
     path: Path,
     *,
     root: str | None = None,
+    public_key: Path | None = None,
+    signature: Path | None = None,
     canary_set: str | None = None,
     allow_unverified: bool = False,
     progress: Progress = lambda done, total: None,
@@ -52,7 +54,7 @@ def check_file(
 
     Args:
         path: the GGUF file.
-        root: the root hash it must have, known from elsewhere.
+        root, public_key, signature: as for `verify_file`.
         canary_set: as for `selftest_file`.
         allow_unverified: a file without a manifest is run, and one whose selftest fails is allowed.
         progress: as for `verify_file`.
@@ -60,7 +62,7 @@ def check_file(
     Raises:
         AirdError: the file cannot be opened or run. UsageError: it has no manifest.
     """
-    verification = verify_file(path, root=root, progress=progress)
+    verification = verify_file(path, root=root, public_key=public_key, signature=signature, progress=progress)
     if verification.exit_code:
         return CheckedFile(path, verification, None, None)
     manifest = read_manifest(read_structure(path))
