@@ -73,13 +73,11 @@ def serve(file: Path, **options: Any) -> int:
     """
     start_library()
     from aird_mlx.guard.packages import check_packages
-    from aird_mlx.server.settings import ServiceSettings
 
     from . import serving
 
     check_packages("serve", "serve")
-    how = {name: options.pop(name) for name in serving.CHECKED_BY}
-    return serving.check_then(serving.run_server, file, ServiceSettings(**options), **how)
+    return serving.check_then(serving.run_server, file, **options)
 
 
 @click.command()
@@ -87,9 +85,6 @@ def serve(file: Path, **options: Any) -> int:
 def chat(file: Path, **options: Any) -> int:
     """Check FILE.gguf with verify and selftest, then talk to it in the terminal, with the guard of `serve`."""
     start_library()
-    from aird_mlx.server.settings import ServiceSettings
-
     from . import serving
 
-    how = {name: options.pop(name) for name in serving.CHECKED_BY}
-    return serving.check_then(serving.run_chat, file, ServiceSettings(parallel=1, queue=0, **options), **how)
+    return serving.check_then(serving.run_chat, file, parallel=1, queue=0, **options)

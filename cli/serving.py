@@ -37,11 +37,13 @@ def check(file: Path, **options: Any) -> CheckedFile:
     return checked
 
 
-def check_then(
-    run: Callable[[CheckedFile, ServiceSettings], int], file: Path, settings: ServiceSettings, **options: Any
-) -> int:
+def check_then(run: Callable[[CheckedFile, ServiceSettings], int], file: Path, **options: Any) -> int:
     """Check a file, and ``run`` it if it may be; else the exit code of what it failed."""
-    checked = check(file, **options)
+    from aird_mlx.server.settings import ServiceSettings
+
+    checks = {name: options.pop(name) for name in CHECKED_BY}
+    settings = ServiceSettings(**options)  # what is wrong with these is said before the file is read
+    checked = check(file, **checks)
     return run(checked, settings) if checked.is_allowed else checked.exit_code
 
 
