@@ -43,14 +43,15 @@ def use_openblas() -> bool:
     if sys.platform != "linux" or "mlx.core" in sys.modules:
         return False
     try:
-        better = _better_core()
-        if better is not None:
-            os.environ[CHOSEN] = better  # read when the library is loaded
-        ctypes.CDLL(LIBRARY, mode=ctypes.RTLD_GLOBAL)
-        if better is not None:
-            del os.environ[CHOSEN]  # another OpenBLAS, such as numpy's, knows better
+        library = ctypes.CDLL(LIBRARY, mode=ctypes.RTLD_GLOBAL)
     except OSError:
         return False
+    better = _better_core() if core_of(library) == UNKNOWN and CHOSEN not in os.environ else None
+    if better is not None:  # it chooses when it is loaded
+        _ctypes.dlclose(library._handle)
+        os.environ[CHOSEN] = better
+        ctypes.CDLL(LIBRARY, mode=ctypes.RTLD_GLOBAL)
+        del os.environ[CHOSEN]  # another OpenBLAS, such as numpy's, knows better
     return True
 
 
@@ -65,13 +66,6 @@ def core_of(library: ctypes.CDLL) -> str:
 
 
 def _better_core() -> str | None:
-    """What OpenBLAS should take the processor for; None where it knows it, or was told."""
-    if CHOSEN in os.environ:
-        return None
-    library = ctypes.CDLL(LIBRARY)
-    core = core_of(library)
-    _ctypes.dlclose(library._handle)  # it chooses when it is loaded
-    if core != UNKNOWN:
-        return None
+    """What OpenBLAS should take the processor for; None where it has no more than that one had."""
     flags = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").split()
     return next((name for flag, name in CORES.items() if flag in flags), None)
