@@ -187,8 +187,10 @@ def _encode_values(job: Job, values: np.ndarray, zero_exact: bool) -> Encoded:
     planned = job.planned
     _check_range(planned, job.source, values, job.rows)
     before = blocks.count_zeros(values, Kind.F32) if planned.is_block_linear else None
-    quantize = quantize_zero_exact if zero_exact and planned.type in ZERO_EXACT else blocks.quantize
-    return quantize(values, planned.type), None, before
+    if zero_exact and planned.type in ZERO_EXACT:
+        encoded, zeros = quantize_zero_exact(values, planned.type)
+        return encoded, zeros, before
+    return blocks.quantize(values, planned.type), None, before
 
 
 def _repack(job: Job, stored: Mapping[str, StoredTensor], tally: Tally) -> Encoded:

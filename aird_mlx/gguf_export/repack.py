@@ -103,7 +103,7 @@ def repack_affine(
         _put_nibbles(packed, blocks["codes"])
         zeros = count_zero_codes(packed, scale, bias, group_size)
     else:
-        zeros = _put_spread(packed.reshape(-1, bits), blocks, zero_codes(scale, bias, bits))
+        zeros = _put_spread(packed.reshape(-1, bits), blocks, zero_codes(scale, bias, bits), group_size)
     return blocks.view(np.uint8).reshape(rows, -1), zeros
 
 
@@ -163,15 +163,15 @@ def _put_nibbles(packed: np.ndarray, codes: np.ndarray, half: type[np.unsignedin
         codes[part] = pairs.view(codes.dtype)
 
 
-def _put_spread(packed: np.ndarray, blocks: np.ndarray, zero: np.ndarray) -> int:
+def _put_spread(packed: np.ndarray, blocks: np.ndarray, zero: np.ndarray, group_size: int) -> int:
     """Codes of 2, 3 or 5 bits into blocks; how many of them decode to zero.
 
     Args:
         packed: ``[block, bits]`` uint32.
         blocks: ``[block]`` of `_Q4_1` or `_Q5_1`, whose codes are written to.
         zero: `packing.zero_codes` of each group.
+        group_size: a multiple of 32.
     """
-    group_size = BLOCK * len(blocks) // max(len(zero), 1)
     zeros = int(np.count_nonzero(zero == EVERY_CODE)) * group_size
     pattern = np.repeat(zero * EIGHT_ONES, group_size // BLOCK)
     for part in parts_of(packed):

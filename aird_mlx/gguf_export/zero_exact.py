@@ -18,7 +18,7 @@ BITS = {Kind.Q4_1: 4, Kind.Q5_1: 5}
 BLOCK = 32
 
 
-def quantize_zero_exact(values: np.ndarray, kind: Kind) -> np.ndarray:
+def quantize_zero_exact(values: np.ndarray, kind: Kind) -> tuple[np.ndarray, int]:
     """Encode rows so that every zero is exactly zero again.
 
     Args:
@@ -26,16 +26,16 @@ def quantize_zero_exact(values: np.ndarray, kind: Kind) -> np.ndarray:
         kind: of `BITS`.
 
     Returns:
-        ``[out, bytes]`` uint8.
+        ``[out, bytes]`` uint8, and how many weights are exactly zero in them.
 
     Raises:
         ShapeError: rows do not divide into blocks.
 
-    >>> block = quantize_zero_exact(np.array([[0.0] * 30 + [1.0, -0.3]], dtype=np.float32), Kind.Q4_1)
+    >>> block, zeros = quantize_zero_exact(np.array([[0.0] * 30 + [1.0, -0.3]], dtype=np.float32), Kind.Q4_1)
     >>> scale, minimum = block[0, :4].copy().view(np.float16)
     >>> float(minimum + (int(block[0, 4]) & 15) * scale)  # what the first weight becomes
     0.0
     """
     codes, scales, biases = quantize_with_zeros(mx.array(values), BLOCK, BITS[kind])
     parts = (np.array(part) for part in (codes, scales, biases))
-    return repack_affine(*parts, bits=BITS[kind], group_size=BLOCK)[0]
+    return repack_affine(*parts, bits=BITS[kind], group_size=BLOCK)
