@@ -9,11 +9,11 @@ from aird_mlx.report import Gate, Rate, RefusalRates, RepairFigures, Stage
 
 # Points by which refusals of the exported file may differ from MLX's.
 MARGIN = 0.02
-# Share of tokens where the exported file must find the same next one likeliest: below what a healthy file of that type
-# loses, above a broken one's tenth. It is 1 - 0.43 sqrt(KL to the unrounded model, in nats), for the demo as for models
-# of 8B; here with twice the KL of Llama 3 8B on wikitext (llama.cpp, tools/perplexity/README.md), since smaller models
-# lose more, less 0.03. Where the smallest and sparsest model measured loses more, the demo at `repair demo --sparsity
-# 0.7` and then `export OUT/mlx --outtype TYPE`, it is that model's share less about 0.04.
+# Share of tokens where the exported file must find the same next one likeliest: below what a healthy file of its type
+# reaches, above a broken one's tenth. It is 1 - 0.43 sqrt(KL to the unrounded model, in nats), for the demo as for
+# models of 8B; here with twice the KL of Llama 3 8B on wikitext (llama.cpp, tools/perplexity/README.md), since smaller
+# models lose more, less 0.03. Where the smallest and sparsest model measured loses more, the demo at `repair demo
+# --sparsity 0.7` and then `export OUT/mlx --outtype TYPE`, it is that model's share less about 0.04.
 ARGMAX_AGREEMENT = {
     **{"f32": 0.99, "f16": 0.99, "bf16": 0.97, "q8_0": 0.95},  # that demo: 1, 1, 0.993, 0.984
     **{"q6_k": 0.91, "q5_k_m": 0.85, "q5_k_s": 0.85, "q5_1": 0.80, "q5_0": 0.86},  # 0.953, 0.892, 0.889, 0.848, 0.916
