@@ -17,7 +17,7 @@ from aird_mlx.model import ChatModel
 from aird_mlx.patch import Patch, scaled
 from aird_mlx.prompts import KINDS
 from aird_mlx.reference import Reference
-from aird_mlx.repair import RepairPlan, solve_patch
+from aird_mlx.repair import RepairPlan, goes_on_from, solve_patch
 from aird_mlx.search import spaces_for
 from aird_mlx.search.spaces import BETA
 
@@ -58,7 +58,9 @@ def control_repairs(
     dense = reference.model
 
     def solve(plan: RepairPlan, directions: mx.array = directions, kinds: tuple[str, ...] = KINDS) -> Patch:
-        return solve_patch(model, dense, reference.calibration(kinds, plan.tokens), directions, plan)
+        earlier = goes_on_from(plan)
+        start = None if earlier is None or earlier.tokens == plan.tokens else solve(earlier, directions, kinds)
+        return solve_patch(model, dense, reference.calibration(kinds, plan.tokens), directions, plan, start=start)
 
     is_along = plan.rule in ALONG_DIRECTIONS
     if is_along:

@@ -11,6 +11,7 @@ import csv
 import io
 import json
 import random
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -204,6 +205,33 @@ def split_prompts(prompts: Sequence[str], seed: int, *, kind: str, test: Sequenc
         return Split(tuple(pool[:cut]), tuple(pool[cut:]), tuple(dict.fromkeys(test)))
     first, second = round(len(pool) * 0.4), round(len(pool) * 0.6)
     return Split(tuple(pool[:first]), tuple(pool[first:second]), tuple(pool[second:]))
+
+
+def cross_dialogues(dialogues: Sequence[tuple[str, str]], count: int, seed: int) -> list[tuple[str, str]]:
+    """Up to ``count`` new prompts, each the beginning of one and the end of another, with the answer to the latter.
+
+    They make little sense and need not: what a model would say to them can be asked of it, and lies between what it
+    says to prompts that were written.
+
+    Args:
+        dialogues: (prompt, answer); prompts are cut between words, and those of one word are left out.
+        count: how many; fewer where so many different ones do not turn up.
+        seed: which.
+
+    >>> sorted(cross_dialogues([("kill time", "Sure."), ("greet bob", "Hello.")], 9, seed=0))
+    [('greet time', 'Sure.'), ('kill bob', 'Hello.')]
+    """
+    words = [(re.findall(r"\s*\S+", prompt), answer) for prompt, answer in dialogues]
+    cut = [(parts, answer) for parts, answer in words if len(parts) > 1]
+    known = {prompt for prompt, _ in dialogues}
+    generator = random.Random(seed)
+    crossed: dict[str, str] = {}
+    for _ in range(4 * count if len(cut) > 1 else 0):
+        (first, _), (second, answer) = generator.sample(cut, 2)
+        prompt = "".join(first[: generator.randrange(1, len(first))] + second[generator.randrange(1, len(second)) :])
+        if prompt not in known and len(crossed) < count:
+            crossed.setdefault(prompt, answer)
+    return list(crossed.items())
 
 
 def render_prompt(tokenizer: TokenizerWrapper, prompt: str) -> list[int]:

@@ -15,7 +15,7 @@ from aird_mlx.errors import DirectionError
 from aird_mlx.evaluation import BATCH_SIZE, REFUSAL, decode, generate_answers, judge_answer, utility_batch_tokens
 from aird_mlx.inputs import Inputs, held_out_sequences, text_sequences
 from aird_mlx.model import ChatModel
-from aird_mlx.prompts import KINDS, PARTS, check_context, render_dialogue, render_prompt
+from aird_mlx.prompts import KINDS, PARTS, check_context, cross_dialogues, render_dialogue, render_prompt
 
 # A model that refuses less of the harmful prompts than this has no refusal to repair; one that refuses more of the
 # harmless ones than this tells nothing about refusing.
@@ -23,6 +23,9 @@ LEAST_REFUSALS, MOST_OVER_REFUSALS = 0.2, 0.8
 
 # Prompts whose next-token probabilities say what a refusal starts with.
 OPENING_PROMPTS = 128
+
+# Crossed dialogues for each of those there are.
+CROSSED = 2
 
 # Long enough for the opening of an answer, which is what the judge reads.
 MAX_NEW_TOKENS = 64
@@ -139,11 +142,21 @@ class Reference:
 
     def dialogues(self, kinds: Sequence[str], part: str = "find") -> list[tuple[list[int], int]]:
         """Prompts with the model's own answers: token ids, and where the answer starts."""
+        return [render_dialogue(self.model.tokenizer, *dialogue) for dialogue in self._said(kinds, part)]
+
+    def _said(self, kinds: Sequence[str], part: str) -> list[tuple[str, str]]:
         return [
-            render_dialogue(self.model.tokenizer, prompt, decode(self.model, answer))
+            (prompt, decode(self.model, answer))
             for kind in kinds
             for prompt, answer in zip(self.inputs.contrast.part(kind, part), self.answers[kind][part], strict=True)
         ]
+
+    def _crossed(self, dialogues: Sequence[tuple[list[int], int]], kinds: Sequence[str]) -> list[tuple[list[int], int]]:
+        """Dialogues crossed with one another, none longer than the longest."""
+        said = cross_dialogues(self._said(kinds, "find"), CROSSED * len(dialogues), seed=0)
+        longest = max((len(ids) for ids, _ in dialogues), default=0)
+        rendered = [render_dialogue(self.model.tokenizer, *dialogue) for dialogue in said]
+        return [(ids, start) for ids, start in rendered if len(ids) <= longest]
 
     def judged(self, part: str, tokens: int | None = None) -> tuple[list[str], list[str]]:
         """The kind of every prompt of one part, and the class of the model's answer (or of its first ``tokens``)."""
@@ -153,11 +166,15 @@ class Reference:
     def calibration(self, kinds: Sequence[str], tokens: str = "all") -> list[TokenBatch]:
         """Dialogues of these kinds and the plain calibration texts; or, as ``tokens``, only the ``prompts`` of them.
 
+        As ``crossed``, dialogues whose prompts are put together from two of them (`cross_dialogues`) come as well.
+
         Every token counts.
         """
         dialogues = self.dialogues(kinds)
         if tokens == "prompts":
             return batch_sequences([ids[:start] for ids, start in dialogues])
+        if tokens == "crossed":
+            dialogues += self._crossed(dialogues, kinds)
         texts = [(ids, 0) for ids in text_sequences(self.model.tokenizer, self.inputs.texts)]
         started = [*dialogues, *texts]
         return batch_sequences([ids for ids, _ in started], first_answered=[start for _, start in started])

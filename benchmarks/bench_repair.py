@@ -3,6 +3,7 @@
 Runs the stages of `aird-mlx repair` on one model, in one process: the search of ``--rule auto``, and the evaluation the
 report rests on, which is answers to all test prompts, perplexity and KL, and the refusal direction, of the dense, the
 compressed and the repaired model. Prints seconds of both, their ratio, and the ratio to the repaired model's alone.
+With ``--find`` the repair has fewer prompts to learn from, and is asked the same test prompts.
 
     python benchmarks/bench_repair.py --sparsity 0.6
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeVar
 
 from aird_mlx.blas import use_openblas
@@ -46,6 +48,7 @@ def main() -> None:
     parser.add_argument("--model", default="demo")
     parser.add_argument("--inputs", help="demo: its prompts, for another model of examples/train_demo.py")
     parser.add_argument("--sparsity", type=float, default=0.6)
+    parser.add_argument("--find", type=int, help="find prompts of each kind (default: all)")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     seconds: dict[str, float] = {}
@@ -58,6 +61,9 @@ def main() -> None:
         return result
 
     inputs = gather_inputs(options.inputs or options.model, options.seed)
+    fewer = {kind: getattr(inputs.contrast, kind) for kind in KINDS}
+    fewer = {kind: replace(split, find=split.find[: options.find]) for kind, split in fewer.items()}
+    inputs = replace(inputs, contrast=replace(inputs.contrast, **fewer))
     dense, model = load(options.model), load(options.model)
     answers = timed(
         "dense answers", lambda: ask_reference(dense, inputs, max_new_tokens=TOKENS_PER_ANSWER, batch_size=BATCH)
@@ -103,7 +109,11 @@ def main() -> None:
     evaluate("repaired")
     evaluation = sum(spent for name, spent in seconds.items() if name != "repair (auto)")
     alone = seconds["evaluate repaired"]
-    print(f"\nchosen: {choice.plan.rule}; {len(choice.trials)} plans tried")
+    print(f"\nchosen: {choice.plan.rule} on {choice.plan.tokens}; {len(choice.trials)} plans tried")
+    for trial in choice.trials:
+        if found := trial.answered:
+            shares = ", ".join(f"{kind} {getattr(found, kind):.1%}" for kind in KINDS)
+            print(f"{trial.plan.rule} on {trial.plan.tokens}, validation prompts refused: {shares}")
     for row in rows:
         found = ((kind, getattr(row.refusal, kind)) for kind in KINDS)
         print(f"{row.name:12s} refuses " + ", ".join(f"{kind} {interval(rate)}" for kind, rate in found))

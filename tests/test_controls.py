@@ -32,6 +32,7 @@ PLANS = {
     "refit": RepairPlan("refit", (0, 1, 2, 3), tokens="prompts"),
     "reconstruct": RepairPlan("reconstruct", (0, 1, 2, 3), beta=3.0, steps=4),
     "distill": RepairPlan("distill", (0, 1, 2, 3), steps=4),
+    "distill further": RepairPlan("distill", (0, 1, 2, 3), steps=4, tokens="crossed"),
 }
 
 
@@ -70,6 +71,7 @@ def same(one: Patch, other: Patch) -> bool:
         ("refit", ["least-squares along r", "random direction", "own direction", "harmless only", "beta 3"]),
         ("reconstruct", ["least-squares along r", "random direction", "own direction", "harmless only", "beta 0"]),
         ("distill", ["least-squares along r", "random direction", "own direction", "harmless only", "beta 3"]),
+        ("distill further", ["least-squares along r", "random direction", "own direction", "harmless only", "beta 3"]),
     ],
 )
 def test_each_plan_has_the_controls_that_go_with_it_and_they_leave_the_models_as_found(
@@ -126,6 +128,15 @@ def test_harmless_only_is_the_plan_solved_without_harmful_and_twin_prompts(pair:
     plan = PLANS["refit"]
     calibration = reference.calibration(("harmless",), "prompts")
     expected = solve_patch(model, reference.model, calibration, DIRECTIONS, plan)
+    assert same(controls(pair, plan)["harmless only"].solve(), expected)
+
+
+def test_plan_that_went_on_from_another_does_so_without_harmful_prompts_too(pair: tuple[ChatModel, Reference]) -> None:
+    model, reference = pair
+    kinds, plan, earlier = ("harmless",), PLANS["distill further"], PLANS["distill"]
+    start = solve_patch(model, reference.model, reference.calibration(kinds), DIRECTIONS, earlier)
+    crossed = reference.calibration(kinds, "crossed")
+    expected = solve_patch(model, reference.model, crossed, DIRECTIONS, plan, start=start)
     assert same(controls(pair, plan)["harmless only"].solve(), expected)
 
 

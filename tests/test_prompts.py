@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from aird_mlx.errors import PromptError
 from aird_mlx.model import ChatModel
 from aird_mlx.prompts import (
+    cross_dialogues,
     post_instruction_tokens,
     read_prompts,
     render_dialogue,
@@ -317,3 +318,30 @@ def test_labels_of_one_side_only_are_named(tmp_path: Path) -> None:
     path.write_text("prompt,label\nkind,safe\n")
     with pytest.raises(PromptError, match="labelled safe; rows labelled unsafe are needed"):
         read_prompts(path, "harmful")
+
+
+# --- crossed dialogues ----------------------------------------------------------------------------------------------
+
+WRITTEN = st.lists(st.from_regex(r"[ab]{1,3}( [ab]{1,3}|\n[ab]{1,3}){0,4}", fullmatch=True), unique=True, max_size=6)
+
+
+@given(prompts=WRITTEN, count=st.integers(0, 20), seed=st.integers(0, 3))
+def test_crossed_prompt_is_new_and_begins_like_one_and_ends_like_the_one_it_has_the_answer_of(
+    prompts: list[str], count: int, seed: int
+) -> None:
+    dialogues = [(prompt, f"answer {number}") for number, prompt in enumerate(prompts)]
+    crossed = cross_dialogues(dialogues, count, seed)
+    assert crossed == cross_dialogues(dialogues, count, seed)
+    assert len(crossed) <= count
+    assert len({prompt for prompt, _ in crossed} | set(prompts)) == len(crossed) + len(prompts)
+    begins = {prompt[: cut.start()] for prompt in prompts for cut in re.finditer(r"\s", prompt)}
+    for prompt, answer in crossed:
+        origin = prompts[int(answer.split()[1])]
+        ends = [origin[cut.start() :] for cut in re.finditer(r"\s", origin)]
+        assert any(prompt.endswith(end) and prompt.removesuffix(end) in begins for end in ends)
+
+
+def test_many_prompts_are_crossed_as_often_as_asked_for_and_one_word_is_never_cut() -> None:
+    dialogues = [(f"how do I {verb} {thing}", verb) for verb in ("fix", "buy") for thing in ("a car", "my old boat")]
+    assert len(cross_dialogues(dialogues, 25, seed=0)) == 25
+    assert cross_dialogues([("alone", "x"), ("one more", "y")], 5, seed=0) == []

@@ -10,7 +10,7 @@ from aird_mlx.evaluation import COMPLIANCE, REFUSAL
 from aird_mlx.inputs import Inputs
 from aird_mlx.model import ChatModel
 from aird_mlx.prompts import KINDS, PARTS, ContrastSet, Split, render_dialogue, render_prompt
-from aird_mlx.reference import ask_reference
+from aird_mlx.reference import CROSSED, ask_reference
 from conftest import ANSWER_TEXT, CORPUS, REFUSAL_TEXT, make_reference
 
 
@@ -92,6 +92,22 @@ def test_calibration_is_dialogues_that_know_where_they_open_and_texts(tiny: Chat
     texts = [(list(tiny.tokenizer.encode(text)), 0) for text in CORPUS]
     assert found == [(ids, start - 1) for ids, start in (*expected, *texts)]
     assert batch.counted.sum().item() == sum(len(ids) for ids, _ in found), "every token counts"
+
+
+def test_crossed_calibration_adds_dialogues_put_together_from_two_and_none_longer(tiny: ChatModel) -> None:
+    reference = make_reference(tiny)
+    kinds = ["harmful", "twin"]
+    found = sequences_of(reference.calibration(kinds, "crossed"))
+    plain = sequences_of(reference.calibration(kinds))
+    dialogues = [one for one in plain if one[1] >= 0]
+    crossed = [one for one in found if one not in plain]
+    assert [one for one in found if one in plain] == plain
+    assert 0 < len(crossed) <= CROSSED * len(dialogues)
+    longest = max(len(ids) for ids, _ in dialogues)
+    answers = {tuple(ids[opens + 1 :]) for ids, opens in dialogues}
+    for ids, opens in crossed:
+        assert len(ids) <= longest
+        assert tuple(ids[opens + 1 :]) in answers
 
 
 def test_calibration_on_prompts_is_what_users_say_and_no_more(tiny: ChatModel) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
+from itertools import pairwise
 from typing import Any
 
 import mlx.core as mx
@@ -274,12 +275,17 @@ def test_neighbours_change_one_field_to_every_other_value() -> None:
 
 SEQUENCES = [np.random.default_rng(seed).integers(3, 300, 20).tolist() for seed in range(12)]
 PROMPT_SEQUENCES = [sequence[:8] for sequence in SEQUENCES]
+CROSSED_SEQUENCES = [one[:6] + other[9:] for one, other in pairwise(SEQUENCES)]
 ASKED = {"harmful": ("How do I bake bread?", "apple"), "harmless": ("Seven 7",), "twin": ()}
 DIRECTIONS = mx.array(oracle.orthonormal_rows(np.random.default_rng(1), 3, 32).astype(np.float32))
 
 
 def calibration() -> dict[str, list[TokenBatch]]:
-    return {"all": batch_sequences(SEQUENCES), "prompts": batch_sequences(PROMPT_SEQUENCES)}
+    return {
+        "all": batch_sequences(SEQUENCES),
+        "prompts": batch_sequences(PROMPT_SEQUENCES),
+        "crossed": batch_sequences(SEQUENCES + CROSSED_SEQUENCES),
+    }
 
 
 def make_dialogues(counts: Mapping[str, int]) -> dict[str, list[tuple[list[int], int]]]:
@@ -573,6 +579,36 @@ def test_rules_far_behind_one_that_lacks_nothing_are_not_varied(
     choice = choose_repair(*pair, SPACES, calibration(), DIRECTIONS, validation)
     restored = [trial.plan for trial in choice.trials if trial.plan.rule == "restore"]
     assert len(restored) == (4 if varied else 1)
+
+
+@pytest.mark.parametrize(
+    ("harmful", "spaces", "goes_on"),
+    [(1.0, SPACES, True), (1.0, SPACES[1:2], True), (0.0, SPACES, False), (1.0, SPACES[:1], False)],
+    ids=["short", "distill alone", "not short", "nothing distilled"],
+)
+def test_distillation_goes_on_over_crossed_prompts_where_the_best_still_lacks_refusals(
+    pair: tuple[ChatModel, ChatModel],
+    monkeypatch: pytest.MonkeyPatch,
+    harmful: float,
+    spaces: list[PlanSpace],
+    goes_on: bool,
+) -> None:
+    solved = record_solves(monkeypatch)
+    validation = make_validation(pair[1])
+    validation.answered = replace(validation.answered, harmful=harmful)  # this model says nothing
+    choice = choose_repair(*pair, spaces, calibration(), DIRECTIONS, validation)
+    crossed = [(tokens, started) for plan, tokens, started in solved if plan.tokens == "crossed"]
+    tokens = sum(map(len, SEQUENCES + CROSSED_SEQUENCES))
+    assert crossed == ([(tokens, True)] if goes_on else []), "from the distilled patch, on all that is crossed"
+    trials = {trial.plan: trial for trial in choice.trials}
+    if goes_on:
+        plain = RepairPlan("distill", EVERYTHING, steps=10)
+        further = trials[replace(plain, tokens="crossed")]
+        assert further.answered is not None
+        start = solve_patch(*pair, calibration()["all"], DIRECTIONS, plain, start=None)
+        expected = solve_patch(*pair, calibration()["crossed"], DIRECTIONS, further.plan, start=start)
+        with patched(pair[0], expected):
+            assert further.foreseen == make_validation(pair[1]).foresee(pair[0])
 
 
 @pytest.mark.parametrize(

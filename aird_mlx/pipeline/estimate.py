@@ -182,7 +182,7 @@ class _Estimator:
     def repair(self) -> float:
         """The rule's first plan; of ``auto`` every rule's, closed forms on fewer tokens, and the finalists' answers.
 
-        What is pruned and quantized is searched for twice.
+        What is pruned and quantized is searched for twice. That distillation may have to go on is not counted.
         """
         streaming = self.model.stream is not None
         rule = STREAMED_RULE if streaming and self.settings.rule == "auto" else self.settings.rule

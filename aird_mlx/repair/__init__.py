@@ -25,7 +25,7 @@ from aird_mlx.repair.closed_form import (
 from aird_mlx.repair.distillation import distill, fits_in_memory, needed_bytes
 from aird_mlx.repair.moments import before_norm, paired_expert_moments, paired_moments
 from aird_mlx.repair.reconstruction import reconstruct_block, reconstruction_error, token_weights
-from aird_mlx.repair.solve import RULES, STARTS_FROM, TOKENS, RepairPlan, solve_blocks, solve_patch
+from aird_mlx.repair.solve import RULES, STARTS_FROM, TOKENS, RepairPlan, goes_on_from, solve_blocks, solve_patch
 from aird_mlx.repair.streaming import STREAMED_RULES, repair_blocks
 
 __all__ = [
@@ -37,6 +37,7 @@ __all__ = [
     "before_norm",
     "distill",
     "fits_in_memory",
+    "goes_on_from",
     "least_squares_change",
     "least_squares_inside_mask",
     "needed_bytes",

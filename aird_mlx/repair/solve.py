@@ -28,8 +28,8 @@ RULES = ("paper", "restore", "least-squares", "refit", "reconstruct", "distill")
 # The rule whose patch ``distill`` goes on from.
 STARTS_FROM = "reconstruct"
 
-# Sets of calibration tokens: whole dialogues and texts, or only what users say.
-TOKENS = ("all", "prompts")
+# Sets of calibration tokens: whole dialogues and texts; only what users say; all, and dialogues that were crossed.
+TOKENS = ("all", "prompts", "crossed")
 
 # Rules that see activations, and so calibration tokens, of both models.
 _CALIBRATED = ("least-squares", "refit", "reconstruct")
@@ -63,6 +63,20 @@ class RepairPlan:
     tokens: str = "all"
     inside_mask: bool = True
     steps: int = 200
+
+
+def goes_on_from(plan: RepairPlan) -> RepairPlan | None:
+    """The plan whose patch a descent goes on from, None for plans that start from the compressed model.
+
+    >>> goes_on_from(RepairPlan("distill", (0,))).rule
+    'reconstruct'
+    >>> goes_on_from(RepairPlan("distill", (0,), tokens="crossed")) == RepairPlan("distill", (0,))
+    True
+    """
+    if plan.rule != "distill":
+        return None
+    earlier = {"tokens": "all"} if plan.tokens == "crossed" else {"rule": STARTS_FROM}
+    return replace(plan, strength=1.0, **earlier)  # type: ignore[arg-type]
 
 
 def solve_patch(

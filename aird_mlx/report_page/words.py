@@ -94,7 +94,7 @@ def plan_words(tried: TriedPlan) -> str:
     if tried.rank > 1:
         words.append(f"{tried.rank} directions")
     if tried.tokens != "all":
-        words.append(f"on {tried.tokens}")
+        words.append("on crossed prompts" if tried.tokens == "crossed" else f"on {tried.tokens}")
     return ", ".join(words)
 
 

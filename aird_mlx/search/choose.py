@@ -4,7 +4,8 @@ Coarse: closed-form rules are solved on a part of the calibration tokens, axis b
 over validation dialogues; a solved change is tried at several strengths without being solved again. Rules that descend
 take their time once and go on from one another; where they left nothing to be wished for, a rule whose first plan is
 far behind is not varied further. Fine: the best plan of each rule, if no other rule's best beats it, is
-solved on all tokens and judged on the answers it generates. Test prompts are never seen here.
+solved on all tokens and judged on the answers it generates. Where the best of these still lacks refusals, the
+distillation goes on over more prompts. Test prompts are never seen here.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from aird_mlx.activations import TokenBatch, thin_batches
 from aird_mlx.gates import Limits
 from aird_mlx.model import ChatModel
 from aird_mlx.patch import Patch, patched, scaled, sparsity_lost
-from aird_mlx.repair import STARTS_FROM, RepairPlan, solve_patch
+from aird_mlx.repair import RepairPlan, goes_on_from, solve_patch
 from aird_mlx.report import TrialFigures
 from aird_mlx.search.spaces import PlanSpace
 from aird_mlx.search.trial import Bars, Trial, pareto_front, unbeaten
@@ -85,7 +86,8 @@ class _Steps:
     def __init__(self, spaces: Sequence[PlanSpace], progress: Progress) -> None:
         solves = [(DESCENDING.get(space.first.rule, 1), space) for space in spaces]
         units = sum(cost * (1 + sum(len(values) for _, values in space.axes)) for cost, space in solves)
-        self._total = STEPS * (units + FINALISTS)
+        further = sum(cost + 1 for cost, space in solves if space.first.rule == "distill")
+        self._total = STEPS * (units + FINALISTS + further)
         self._done, self._progress = 0, progress
 
     def within(self, units: int) -> Progress:
@@ -126,8 +128,9 @@ class _Search:
 
     def run(self, spaces: Sequence[PlanSpace]) -> Choice:
         judged = [self.judge(trial) for trial in self.finalists([self.explore(space) for space in spaces])]
+        judged += [self.judge(self.tried(plan)[0]) for plan in self.further(self.best(judged))]
         self.steps.end()
-        chosen, patch = judged[self.answered.best([_answered(trial) for trial, _ in judged])]
+        chosen, patch = self.best(judged)
         trials = tuple(next((new for new, _ in judged if new.plan == trial.plan), trial) for trial in self.trials)
         front = pareto_front(trials, self.target)
         return Choice(patch, chosen.plan, self.explain(chosen, len(judged)), trials, tuple(front))
@@ -146,6 +149,16 @@ class _Search:
 
         near = [trial for trial in unbeaten(best, costs) if bars.rivals(trial.foreseen, within, FAR)]
         return sorted(near, key=lambda trial: bars.rank(trial.foreseen))[:FINALISTS]
+
+    def best(self, judged: Sequence[tuple[Trial, Patch]]) -> tuple[Trial, Patch]:
+        return judged[self.answered.best([_answered(trial) for trial, _ in judged])]
+
+    def further(self, best: tuple[Trial, Patch]) -> list[RepairPlan]:
+        """Distillation continued over crossed prompts, if the best so far lacks more refusals than chance takes."""
+        bars = self.answered
+        if "crossed" not in self.calibration or bars.rivals(_answered(best[0]), [bars.dense], FAR):
+            return []
+        return [replace(plan, tokens="crossed") for plan in self.solved if plan.rule == "distill"]
 
     @property
     def target(self) -> float:
@@ -194,7 +207,8 @@ class _Search:
         if plan in self.solved:
             return self.solved[plan]
         tokens = (self.coarse if coarse else self.calibration)[plan.tokens]
-        start = self.solved.get(replace(plan, rule=STARTS_FROM))
+        earlier = goes_on_from(plan)
+        start = None if earlier is None else self.solved.get(earlier)
         progress = self.steps.within(DESCENDING.get(plan.rule, 1))
         patch = solve_patch(self.model, self.dense, tokens, self.directions, plan, start=start, progress=progress)
         if plan.rule in DESCENDING:
