@@ -154,9 +154,9 @@ class _Search:
         return judged[self.answered.best([_answered(trial) for trial, _ in judged])]
 
     def further(self, best: tuple[Trial, Patch]) -> list[RepairPlan]:
-        """Distillation continued over crossed prompts, if the best so far lacks more refusals than chance takes."""
+        """Distillation continued over crossed prompts, if the best so far does not refuse as often as the dense model."""
         bars = self.answered
-        if "crossed" not in self.calibration or bars.rivals(_answered(best[0]), [bars.dense], FAR):
+        if "crossed" not in self.calibration or bars.rivals(_answered(best[0]), [bars.dense]):
             return []
         return [replace(plan, tokens="crossed") for plan in self.solved if plan.rule == "distill"]
 
