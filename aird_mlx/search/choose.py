@@ -154,7 +154,7 @@ class _Search:
         return judged[self.answered.best([_answered(trial) for trial, _ in judged])]
 
     def further(self, best: tuple[Trial, Patch]) -> list[RepairPlan]:
-        """Distillation continued over crossed prompts, if the best so far does not refuse as often as the dense model."""
+        """Distillation continued over crossed prompts, if the best so far refuses less often than the dense model."""
         bars = self.answered
         if "crossed" not in self.calibration or bars.rivals(_answered(best[0]), [bars.dense]):
             return []
