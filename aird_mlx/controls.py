@@ -58,7 +58,7 @@ def control_repairs(
     dense = reference.model
 
     def solve(plan: RepairPlan, directions: mx.array = directions, kinds: tuple[str, ...] = KINDS) -> Patch:
-        earlier = goes_on_from(plan)
+        earlier = goes_on_from(plan)  # what is solved on the same tokens `solve_patch` starts with by itself
         start = None if earlier is None or earlier.tokens == plan.tokens else solve(earlier, directions, kinds)
         return solve_patch(model, dense, reference.calibration(kinds, plan.tokens), directions, plan, start=start)
 

@@ -227,9 +227,11 @@ def cross_dialogues(dialogues: Sequence[tuple[str, str]], count: int, seed: int)
     generator = random.Random(seed)
     crossed: dict[str, str] = {}
     for _ in range(4 * count if len(cut) > 1 else 0):
+        if len(crossed) == count:
+            break
         (first, _), (second, answer) = generator.sample(cut, 2)
         prompt = "".join(first[: generator.randrange(1, len(first))] + second[generator.randrange(1, len(second)) :])
-        if prompt not in known and len(crossed) < count:
+        if prompt not in known:
             crossed.setdefault(prompt, answer)
     return list(crossed.items())
 

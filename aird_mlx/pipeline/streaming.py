@@ -7,12 +7,13 @@ from collections.abc import Callable
 from aird_mlx.compress import prune_on_reference
 from aird_mlx.direction import Direction
 from aird_mlx.model import ChatModel, ShardFolder
+from aird_mlx.prompts import KINDS
 from aird_mlx.reference import Reference
 from aird_mlx.repair import repair_blocks
 from aird_mlx.report import RepairFigures
 from aird_mlx.search import spaces_for
 from aird_mlx.settings import RepairSettings
-from aird_mlx.stages import calibrations, refusal_directions
+from aird_mlx.stages import refusal_directions
 from aird_mlx.workspace import Workspace, read_record, write_record
 
 # What rule auto means where plans cannot be searched: of the rules that go block by block, what the search takes most.
@@ -62,7 +63,7 @@ def repair_by_block(
             folded = repair_blocks(
                 compressed,
                 reference.model,
-                calibrations(reference)[plan.tokens],
+                reference.calibration(KINDS, plan.tokens),
                 refusal_directions(reference, direction),
                 plan,
                 shards,
