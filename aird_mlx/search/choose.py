@@ -27,7 +27,7 @@ from aird_mlx.search.validation import Validation
 
 # Calibration tokens that closed-form rules are compared on.
 COARSE_TOKENS = 4096
-# At most so many plans answer. Foreseen refusals so many standard errors below others may be as many but for chance.
+# At most so many plans answer. Refusals so many standard errors below others may be as many but for chance.
 FINALISTS, FAR = 3, 2.0
 # Nothing is gained by varying a plan this many times as far from the dense model as one that lacks no refusals: what
 # another block, ridge, beta or strength changes of the distance is a small part of it.
@@ -154,9 +154,9 @@ class _Search:
         return judged[self.answered.best([_answered(trial) for trial, _ in judged])]
 
     def further(self, best: tuple[Trial, Patch]) -> list[RepairPlan]:
-        """Distillation continued over crossed prompts, if the best so far refuses less often than the dense model."""
+        """Distillation continued over crossed prompts, if the best so far lacks more refusals than chance takes."""
         bars = self.answered
-        if "crossed" not in self.calibration or bars.rivals(_answered(best[0]), [bars.dense]):
+        if "crossed" not in self.calibration or bars.rivals(_answered(best[0]), [bars.dense], FAR):
             return []
         return [replace(plan, tokens="crossed") for plan in self.solved if plan.rule == "distill"]
 
