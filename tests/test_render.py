@@ -201,6 +201,14 @@ def test_front_of_one_plan_is_no_table(report: Report, capsys: pytest.CaptureFix
     assert "plans none beats" not in shown(alone, capsys)
 
 
+def test_calibration_of_the_chosen_plan_is_said(report: Report, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "crossed" not in shown(report, capsys)
+    assert "dialogues and texts" in to_markdown(report)
+    crossed = replace(report, repair=replace(report.repair, rule="distill", tokens="crossed"))
+    assert "rule distill, on crossed prompts" in shown(crossed, capsys)
+    assert "crossed prompts" in to_markdown(crossed)
+
+
 def test_changes_are_shown_prompt_by_prompt(report: Report, capsys: pytest.CaptureFixture[str]) -> None:
     text = shown(report, capsys)
     assert re.search(r"harmful +compressed +88.2 % +98.7 % +25 +1 +< 0.0001", text)

@@ -108,6 +108,7 @@ def figures_of(choice: Choice) -> RepairFigures:
         sparsity_lost=0.0,
         ridge=choice.patch.ridge,
         beta=choice.patch.beta,
+        tokens=choice.plan.tokens,
         why=choice.why,
         tried=tried_plans(choice.trials, choice.front),
     )

@@ -77,6 +77,7 @@ def repair_by_block(
                 sparsity_lost=folded.sparsity_lost,
                 ridge=plan.ridge,
                 beta=plan.beta,
+                tokens=plan.tokens,
                 why="the first plan of its rule; plans are searched only where whole models fit",
             )
             workspace.write("repair.json", figures, write_record)

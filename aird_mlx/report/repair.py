@@ -137,7 +137,15 @@ class Control:
 
 @dataclass(frozen=True)
 class RepairFigures:
-    """How the repair was made; ``rank`` None = not low-rank, ``sparsity_lost`` counted in the weights."""
+    """How the repair was made.
+
+    Attributes:
+        rule, layers, strength, beta, ridge, tokens: the plan, see `aird_mlx.repair.RepairPlan`.
+        rank: None = not low-rank.
+        sparsity_lost: counted in the weights.
+        why: of a search, why this plan.
+        tried: all plans of the search.
+    """
 
     rule: str
     layers: list[int]
@@ -148,6 +156,7 @@ class RepairFigures:
     beta: float = 0.0
     why: str = ""
     tried: list[TriedPlan] = field(default_factory=list)
+    tokens: str = "all"
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,9 @@ from collections.abc import Iterable, Sequence
 
 from aird_mlx.report import Rate, Stage, TriedPlan
 
+# What a repair was solved on, as `aird_mlx.repair.TOKENS` calls it.
+CALIBRATION = {"all": "dialogues and texts", "prompts": "prompts", "crossed": "crossed prompts"}
+
 
 def percent(share: float) -> str:
     """A share as a percentage with one decimal.
@@ -94,7 +97,7 @@ def plan_words(tried: TriedPlan) -> str:
     if tried.rank > 1:
         words.append(f"{tried.rank} directions")
     if tried.tokens != "all":
-        words.append("on crossed prompts" if tried.tokens == "crossed" else f"on {tried.tokens}")
+        words.append(f"on {CALIBRATION[tried.tokens]}")
     return ", ".join(words)
 
 
