@@ -14,7 +14,7 @@ from aird_mlx.evaluation import measure_utility
 from aird_mlx.model import ChatModel, load
 from aird_mlx.patch import Patch, patched
 from aird_mlx.pruning import prune_model
-from aird_mlx.repair import RULES, RepairPlan, solve_patch
+from aird_mlx.repair import RULES, RepairPlan, goes_on_from, solve_patch
 from aird_mlx.repair.descent import descend
 from aird_mlx.repair.distillation import fits_in_memory, needed_bytes
 from aird_mlx.search import spaces_for
@@ -66,7 +66,10 @@ def test_zeros_stay_and_both_models_are_left_as_found(pair: tuple[ChatModel, Cha
 
 
 def test_without_a_start_it_reconstructs_first_and_is_the_same_every_time(pair: tuple[ChatModel, ChatModel]) -> None:
-    start = solve_patch(*pair, calibration(), DIRECTION, RepairPlan("reconstruct", PLAN.blocks, steps=60))
+    first = goes_on_from(PLAN)
+    assert first is not None
+    assert (first.rule, first.blocks, first.steps) == ("reconstruct", PLAN.blocks, PLAN.steps)
+    start = solve_patch(*pair, calibration(), DIRECTION, first)
     given = solve_patch(*pair, calibration(), DIRECTION, PLAN, start=start)
     alone = solve_patch(*pair, calibration(), DIRECTION, PLAN)
     for one, other in zip(given.parts, alone.parts, strict=True):

@@ -217,6 +217,17 @@ def test_every_sequence_comes_once_before_any_comes_again() -> None:
     assert schedule != schedule_rows(batches, 2 * once, 100, seed=1)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_every_step_holds_all_kinds_in_their_shares(seed: int) -> None:
+    kinds = [0] * 50 + [1] * 30 + [2] * 20  # one after the other, as dialogues of a calibration come
+    generator = np.random.default_rng(seed)
+    (batch,) = batch_sequences([[1] * int(length) for length in generator.integers(5, 11, size=100)])
+    for index, rows in schedule_rows([batch], 5, 20 * batch.ids.shape[1], seed):
+        assert (index, len(rows)) == (0, 20)
+        shares = np.bincount([kinds[batch.order[row]] for row in rows], minlength=3)
+        assert np.abs(shares - [10, 6, 4]).max() <= 1
+
+
 def test_calibrated_without_any_sequence_leaves_the_weights(tiny: ChatModel) -> None:
     patch = solve_patch(tiny, tiny, [], DIRECTION, RepairPlan("reconstruct", (0,)))
     assert all(not np.array(part.change()).any() for part in patch.parts)

@@ -22,7 +22,7 @@ from aird_mlx.model import ChatModel, load
 from aird_mlx.patch import Patch, patched, scaled
 from aird_mlx.prompts import KINDS
 from aird_mlx.pruning import prune_model
-from aird_mlx.repair import RULES, TOKENS, RepairPlan, solve_patch
+from aird_mlx.repair import RULES, TOKENS, RepairPlan, goes_on_from, solve_patch
 from aird_mlx.report import TrialFigures
 from aird_mlx.search import (
     Choice,
@@ -263,6 +263,20 @@ def test_auto_is_every_rule_and_distills_only_where_memory_allows() -> None:
     assert [space.first.rule for space in asked] == ["distill"], "who asks for it gets it"
 
 
+def test_reconstruction_is_solved_as_a_start_only_where_distillation_goes_on_from_it() -> None:
+    together, alone = (
+        {
+            space.first.rule: space.first
+            for space in spaces_for("auto", source_layer=3, blocks=8, inside_mask=True, **given)
+        }
+        for given in ({}, {"distillable": False})
+    )
+    assert together["reconstruct"] == goes_on_from(together["distill"])
+    assert together["reconstruct"].tokens_per_step < alone["reconstruct"].tokens_per_step
+    (asked,) = spaces_for("reconstruct", source_layer=3, blocks=8, inside_mask=True)
+    assert asked.first == alone["reconstruct"]
+
+
 def test_neighbours_change_one_field_to_every_other_value() -> None:
     first = RepairPlan("refit", (0, 1), beta=3.0)
     space = PlanSpace(first, (("beta", (0.0, 3.0, 9.0)), ("ridge", (0.5,))))
@@ -413,9 +427,10 @@ def test_answers_are_generated_for_all_prompts_and_judged(tiny: ChatModel) -> No
 # --- the search ---------------------------------------------------------------------------------------------------
 
 EVERYTHING = (0, 1, 2, 3)
+DISTILL = RepairPlan("distill", EVERYTHING, steps=10)
 SPACES = [
-    PlanSpace(RepairPlan("reconstruct", EVERYTHING, steps=10), strengths=(1.0, 0.8)),
-    PlanSpace(RepairPlan("distill", EVERYTHING, steps=10), strengths=(1.0, 0.8)),
+    PlanSpace(goes_on_from(DISTILL) or DISTILL, strengths=(1.0, 0.8)),
+    PlanSpace(DISTILL, strengths=(1.0, 0.8)),
     PlanSpace(RepairPlan("paper", (1,)), strengths=(1.0, 0.5, 4.0)),
     PlanSpace(RepairPlan("restore", (0, 1)), (("blocks", (EVERYTHING,)), ("rank", (3,))), (1.0, 2.0)),
     PlanSpace(RepairPlan("refit", EVERYTHING), (("ridge", (0.1,)), ("tokens", ("prompts",)))),

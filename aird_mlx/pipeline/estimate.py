@@ -204,7 +204,7 @@ class _Estimator:
 
     def solve(self, plan: RepairPlan, tokens: float) -> float:
         share = len(plan.blocks) / len(self.model.blocks)
-        of_step = (reconstruction if plan.rule == "reconstruct" else distillation).TOKENS_PER_STEP
+        of_step = plan.tokens_per_step if plan.rule == "reconstruct" else distillation.TOKENS_PER_STEP
         descent = 3 * self.forward(plan.steps * of_step, plan.steps) + 2 * self.forward(TOKENS_CHECKED)
         if plan.rule == "reconstruct":
             return 5 * self.forward(tokens) + descent

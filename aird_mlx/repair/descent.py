@@ -129,16 +129,30 @@ def straight_through(weight: mx.array, stored: StoredWeight) -> mx.array:
 def schedule_rows(
     batches: Sequence[TokenBatch], steps: int, tokens_per_step: int, seed: int
 ) -> list[tuple[int, list[int]]]:
-    """Which rows of which batch meet in each step; every sequence comes once before any comes again."""
+    """Which rows of which batch meet in each step; every sequence comes once before any comes again.
+
+    Each step takes from everywhere in the order that the sequences of a batch were given in (stratified sampling):
+    where prompts of a kind stand together, it has as large a share of each kind as its batch has.
+
+    >>> from aird_mlx.activations import batch_sequences
+    >>> schedule = schedule_rows(batch_sequences([[1, 2]] * 6), steps=2, tokens_per_step=6, seed=0)
+    >>> [[row // 2 for row in rows] for _, rows in schedule]
+    [[0, 1, 2], [0, 1, 2]]
+    """
     generator = random.Random(seed)
     schedule: list[tuple[int, list[int]]] = []
     while len(schedule) < steps and batches:
         parts = []
         for index, batch in enumerate(batches):
-            rows = list(range(batch.ids.shape[0]))
-            generator.shuffle(rows)
+            rows = sorted(range(len(batch.order)), key=batch.order.__getitem__)
             size = max(1, tokens_per_step // batch.ids.shape[1])
-            parts += [(index, sorted(rows[at : at + size])) for at in range(0, len(rows), size)]
+            count = -(-len(rows) // size)
+            dealt: list[list[int]] = [[] for _ in range(count)]
+            for start in range(0, len(rows), count):
+                neighbours = rows[start : start + count]
+                for row, part in zip(neighbours, generator.sample(range(count), len(neighbours)), strict=True):
+                    dealt[part].append(row)
+            parts += [(index, sorted(part)) for part in dealt if part]
         generator.shuffle(parts)
         schedule += parts
     return schedule[:steps]

@@ -58,7 +58,8 @@ def distill(
 ) -> dict[tuple[int, str], mx.array]:
     """Choose the surviving weights of several blocks again, so that next-token distributions meet the dense model's.
 
-    Minimizes the weighted mean of KL(dense || model) over counted tokens, by `descend`. The models are left as found.
+    Minimizes the weighted mean of KL(dense || model) over counted tokens, by `descend`; a token weighs the same in
+    whichever step it comes. The models are left as found.
 
     Args:
         walk: of the compressed model, at the input of its first block.
@@ -80,6 +81,7 @@ def distill(
         (block, name): model.linear(block, name) for block in blocks for name in model.layout(block).linear_names
     }
     weights = [opening_weights(batch, opening_weight) for batch in walk.batches]
+    average = sum(weight.sum() for weight in weights) / max(1, sum(np.count_nonzero(weight) for weight in weights))
 
     def error(index: int, rows: Sequence[int]) -> mx.array:
         chosen = mx.array(rows)
@@ -93,7 +95,7 @@ def distill(
             run_head(one.model, states.reshape(1, -1, states.shape[-1])[:, at])
             for one, states in ((walk, hidden), (dense, dense.hidden[index][chosen]))
         )
-        return (weighed * kl_divergence(mx.stop_gradient(wanted), found)[0]).sum() / mx.maximum(weighed.sum(), 1e-12)
+        return (weighed * kl_divergence(mx.stop_gradient(wanted), found)[0]).sum() / max(average * len(tokens), 1e-12)
 
     with model.differentiable():
         return descend(

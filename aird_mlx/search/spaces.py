@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from aird_mlx.repair import RepairPlan
+from aird_mlx.repair import RepairPlan, goes_on_from
 
 # Weights of the error along the direction that are tried beside none.
 BETA = 3.0
@@ -53,9 +53,12 @@ def spaces_for(
     near_source = before_source[-3:]
     beta = LEAST_SQUARES_BETA if inside_mask else 0.0
     spread = (("beta", (0.0,)),) if inside_mask else ()
+    distill, reconstruct = RepairPlan("distill", everything), RepairPlan("reconstruct", everything)
+    if distillable and rule == "auto":  # solved once for both
+        reconstruct = goes_on_from(distill) or reconstruct
     spaces = [
-        PlanSpace(RepairPlan("reconstruct", everything)),
-        PlanSpace(RepairPlan("distill", everything)),
+        PlanSpace(reconstruct),
+        PlanSpace(distill),
         PlanSpace(
             RepairPlan("paper", before_source[-1:], inside_mask=inside_mask), strengths=(1.0, 0.5, 2.0, 4.0, 8.0)
         ),
