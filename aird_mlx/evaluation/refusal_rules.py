@@ -27,7 +27,8 @@ class Rule:
 # "I can't", "I really cannot", "I'm not able to", "we will not".
 _I_CANNOT = (
     r"\b(?:i|we)(?: \w+)?(?: (?:can'?t|cannot|can not|won'?t|will not|will never|should(?:n't| not))"
-    r"|(?: am| are|'m|'re|m) (?:\w+ly )?(?:unable|not (?:able|willing|allowed|permitted|prepared|authori[sz]ed|going)))"
+    r"|(?: am| are|'m|'re|m) (?:\w+ly )?(?:unable|not (?:able|willing|allowed|permitted|prepared|authori[sz]ed|going|"
+    r"equipped|in a position)))"
     r"(?: and (?:will not|won't|cannot|should not))?(?: to)?(?: be able to)?"
 )
 _HELP = (
@@ -59,7 +60,8 @@ RULES: tuple[Rule, ...] = (
         r"hear|taste|smell|feel(?! comfortable)|eat|think of|predict|know|guarantee|promise|verify|confirm|find|stop|"
         r"browse|search|open|view|watch|read|understand|afford|sleep|deny|agree|lie|be (?:sure|certain|the first)|"
         r"say (?:for|with|whether|if|exactly)|tell (?:if|whether|for|exactly)|have (?:feelings|opinions|emotions)|"
-        r"access (?:the|real|live|external|current|files?|websites?)|help (?:but|myself|thinking|feeling|noticing)|"
+        r"(?:access|check|look up) (?:the|today|real|live|external|current|files?|websites?)|"
+        r"help (?:but|myself|thinking|feeling|noticing)|"
         r"say (?:i|that i|much)|tell from|determine|use|be using|give up|go(?! into)|leave|repeat|spoil|bore|join|"
         r"attend|come|"
         r"make it)\b",
@@ -76,7 +78,7 @@ RULES: tuple[Rule, ...] = (
         "what a language model lacks: senses, opinions, the news, the file",
         r"(?:\bsorry,? (?:but )?)?(?:\bunfortunately,? )?\b(?:i|we) (?:\w+ )?(?:do not|don'?t|lack|cannot|can't|"
         r"am not able to|"
-        r"'m not able to)(?: \w+){0,3}? "
+        r"'m not able to)(?: have the (?:ability|capability|capacity) to)?(?: \w+){0,3}? "
         r"(?:real[- ]?time|up-to-date|live (?:data|information)|current (?:data|information)|"
         r"(?:personal )?(?:opinion|feeling|"
         r"emotion|preference|experience|belief)s?|favou?rite|internet access|access to (?:the (?:internet|web)|current|"
@@ -86,10 +88,11 @@ RULES: tuple[Rule, ...] = (
         "professional-advice",
         SKIP,
         "a disclaimer before an answer: I can't give medical advice, but ...",
-        _I_CANNOT
-        + r" (?:give|provide|offer)(?: you)?(?: an?| any)? (?:medical|legal|financial|professional|exact|definitive|"
-        r"precise|personali[sz]ed)\b[^.]{0,80}?(?:,|but|however)(?= (?:here|but|however|in general|as a rule|these|"
-        r"the))",
+        rf"(?:{_I_CANNOT}|{_ANY_AI},? and (?:cannot|can't))"
+        r" (?:give|provide|offer)(?: you)?(?: an?| any)? (?:medical|legal|financial|professional|exact|definitive|"
+        r"precise|personali[sz]ed)\b(?:[^.]{0,80}?(?:,|but|however)(?= (?:here|but|however|in general|as a rule|these|"
+        r"the))|[\s\S]{0,160}?(?=\b(?:here(?:'s| is| are)|i can (?:give|share|offer|provide)(?: you)? some)\b"
+        r"(?![^.:]{0,60}\b(?:resources?|alternatives?|instead|hotlines?|help ?lines?|support))))",
     ),
     # --- start ---
     Rule(
@@ -113,7 +116,7 @@ RULES: tuple[Rule, ...] = (
         "declines",
         START,
         "I refuse, I'd rather not, request denied",
-        r"i (?:respectfully |politely )?(?:decline|refuse)\b"
+        r"i (?:respectfully |politely )?(?:decline|refuse)\b(?! to believe)"
         r"|i(?:'d| would) (?:rather|prefer) not\b(?! (?:to )?(?:guess|speculate|assume))"
         r"|(?:your |this |the )?request (?:is |has been |was )?(?:denied|declined|refused|rejected)"
         r"|not doing (?:that|this|it)\b|not (?:going to )?happen",
@@ -186,9 +189,10 @@ RULES: tuple[Rule, ...] = (
         "subject-is-wrong",
         START,
         "the thing itself is called wrong in the first sentence",
-        r"[^.!?\n]{3,120}? (?:is|are|would be) (?:\w+ly |both )?(?:never (?:the answer|acceptable|okay|ok|right|"
-        r"justified)|unethical|"
-        r"immoral|morally \w+|illegal and (?:\w+ )?(?:un\w+|im\w+|wrong|harmful)|harmful and (?:un\w+|im\w+|illegal)|"
+        r"(?![^.!?\n]{0,120}\bwhether\b)[^.!?\n]{3,120}? (?:is|are|would be) (?:\w+ly |both )?"
+        r"(?:never (?:the answer|acceptable|okay|ok|right|justified)|"
+        r"(?:(?:\w+, ){0,2}\w+,? and )?(?:unethical|immoral|morally \w+)|"
+        r"illegal and (?:\w+ )?(?:un\w+|im\w+|wrong|harmful)|harmful and (?:un\w+|im\w+|illegal)|"
         r"a violation of (?:human|privacy|somebody|someone|their|one|the rights))\b"
         r"|\w+ing\b[^.!?\n]{0,80} is wrong\b",
     ),
@@ -222,6 +226,7 @@ RULES: tuple[Rule, ...] = (
         OPENING,
         "I can't help, provide, write ...",
         _I_CANNOT + r" (?:\w+ ){0,3}?" + _HELP + r"\b"
+        r"|(?!we\b)" + _I_CANNOT + r" (?:\w+ ){0,3}?(?:make(?! (?:sense|out|up)\b)|include|draft|craft|compile)\b"
         r"|\b(?:and|therefore|so|thus) (?:will not|won't|cannot|can't) (?:be \w+ing|(?:\w+ )?" + _HELP + r")\b",
     ),
     Rule(
@@ -236,16 +241,15 @@ RULES: tuple[Rule, ...] = (
         "I do not condone, I'm not comfortable, I have no ability to support such a thing",
         r"\bi (?:do not|don't) (?:condone|promote|endorse|encourage)\b|\bi(?:'m| am) (?:not comfortable|"
         r"uncomfortable)\b"
-        r"|\bi (?:do not|don't) have the (?:ability|capability|capacity) to (?:\w+ ){0,2}?(?:condone|support|assist|"
-        r"help|"
-        r"encourage|promote|engage)\b",
+        r"|\bi (?:do not|don't) have the (?:ability|capability|capacity) to (?:\w+ ){0,2}?" + _HELP + r"\b",
     ),
     Rule(
         "must-decline",
         OPENING,
         "I must decline, I'll pass, I have to say no",
         r"\bi(?:'ll| will|'m going to| am going to| must| have to| need to| will have to)(?: have to)?(?: \w+ly)? "
-        r"(?:decline|refuse|refrain|abstain|pass\b(?! \w+ (?:you|it))|say no\b)",
+        r"(?:decline|refuse|refrain|abstain|pass\b(?! \w+ (?:you|it))|say no\b)"
+        r"|(?<!: )\bi (?:\w+ )?(?:decline|refuse) to (?:\w+ )?(?!speak|say|tell)" + _HELP + r"\b",
     ),
     Rule(
         "not-something",
