@@ -84,6 +84,7 @@ def find_importance(
     place: Path,
     *,
     revision: str | None = None,
+    trust_remote_code: bool = False,
     progress: Progress = lambda stage, done, total: None,
 ) -> Imatrix | None:
     """The importance matrix an export is to use, if any.
@@ -93,7 +94,7 @@ def find_importance(
         model: as for `measure_importance`.
         outtypes: the types of the export.
         place: where a measured one is written; must not exist.
-        revision, progress: as for `measure_importance`.
+        revision, trust_remote_code, progress: as for `measure_importance`.
 
     Raises:
         AirdError: the file cannot be read, or ``place`` exists; and as `measure_importance`.
@@ -103,6 +104,7 @@ def find_importance(
     if given is None and not any(kind != AUTO and find_outtype(kind).needs_imatrix for kind in outtypes):
         return None
     check_new_imatrix(place)
-    imatrix = replace(measure_importance(model, revision=revision, progress=progress), name=place.name)
+    measured = measure_importance(model, revision=revision, trust_remote_code=trust_remote_code, progress=progress)
+    imatrix = replace(measured, name=place.name)
     write_imatrix(imatrix, place)
     return imatrix

@@ -15,6 +15,7 @@ def export_files(
     *,
     dry_run: bool,
     revision: str | None,
+    trust_remote_code: bool,
     check: bool,
     imatrix: str | None,
     max_size: str | None,
@@ -33,14 +34,15 @@ def export_files(
     from . import render
 
     how["max_size"] = None if max_size is None else read_split_size(max_size)
+    loading: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     folder = find_folder(chosen, revision=revision)
     files = name_files(chosen, folder, outfile, outtype)
     if dry_run:
         return show(0, render.show_export_plans, [plan_in_parts(folder, kind, **how) for kind in files])
     with render.StageProgress() as progress:
         place = name_imatrix(chosen, folder, files)
-        how["imatrix"] = find_importance(imatrix, chosen, files, place, revision=revision, progress=progress)
-    exporter, codes = Exporter(chosen, folder, revision, check), []
+        how["imatrix"] = find_importance(imatrix, chosen, files, place, progress=progress, **loading)
+    exporter, codes = Exporter(chosen, folder, check=check, **loading), []
     for kind, path in files.items():
         with render.StageProgress() as progress:
             found = exporter.export(path, kind, progress=progress, **how)

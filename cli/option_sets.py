@@ -7,7 +7,6 @@ import click
 from .options import (
     FILE,
     GGUF_TYPES,
-    MODEL_HELP,
     batch_size_option,
     calibration_option,
     choose_gguf_types,
@@ -89,9 +88,7 @@ repair_options = with_options(
 )
 
 export_options = with_options(
-    click.argument("model_argument", metavar="MODEL", required=False),
-    click.option("--model", "--hf-path", "model", metavar="MODEL", help=MODEL_HELP),
-    revision_option,
+    model_options,
     click.option("--outfile", help="File to write; {ftype} in it becomes f16, {FTYPE} F16.  [default: by model name]"),
     click.option(
         "--outtype",

@@ -517,6 +517,87 @@ def test_wordpiece_has_the_ids_of_hugging_face(tmp_path: Path) -> None:
         assert runtime.tokenize("a b", add_special=True) == tokenizer.encode("a b").ids
 
 
+def write_rwkv(folder: Path, lines: Iterable[str], **settings: Any) -> Path:
+    (folder / "rwkv_vocab_v20230424.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "config.json").write_text("{}")
+    return folder
+
+
+def rwkv_pieces() -> list[bytes]:
+    """All bytes, then what is frequent in the corpus, cut anywhere in the bytes of a text."""
+    texts = [text.encode() for text in CORPUS]
+    counts = Counter(text[at : at + size] for text in texts for size in range(2, 9) for at in range(len(text)))
+    longer = [piece for piece, count in counts.most_common(3000) if len(piece) > 1 and count > 1]
+    return [bytes([value]) for value in range(256)] + [piece for piece in longer if b"\0" not in piece]
+
+
+@needs_llama
+def test_rwkv_takes_the_longest_piece_each_time(tmp_path: Path) -> None:
+    pieces = rwkv_pieces()
+    assert any(b"'" in piece for piece in pieces)
+    assert any(b"\n" in piece for piece in pieces)
+    lines = (f"{index} {piece!r} {len(piece)}" for index, piece in enumerate(pieces, start=1))
+    end = "<|rwkv_tokenizer_end_of_text|>"
+    write_rwkv(tmp_path, lines, eos_token=end, added_tokens_decoder={"0": {"content": end, "special": True}})
+    rows = len(pieces) + 7
+    vocabulary = read_vocabulary(tmp_path, rows)
+    assert (vocabulary.model, len(vocabulary.tokens)) == ("rwkv", rows)
+    assert vocabulary.tokens[0] == end
+    assert vocabulary.tokens[-1] == f"[PAD{rows - 1}]"
+    ids = {piece: index for index, piece in enumerate(pieces, start=1)}
+
+    def encode(text: str) -> list[int]:
+        rest, found = text.encode(), []
+        while rest:
+            longest = next(rest[:size] for size in range(8, 0, -1) if rest[:size] in ids)
+            found.append(ids[longest])
+            rest = rest[len(longest) :]
+        return found
+
+    with open_vocabulary(vocabulary, tmp_path) as runtime:
+        assert differing(runtime, encode, CORPUS) == []
+        assert runtime.tokenize("a", add_special=True) == encode("a")
+
+
+@needs_llama
+def test_rwkv_cuts_at_an_end_that_is_plain_text_before_anything_else(tmp_path: Path) -> None:
+    pieces = ["a", "b", ".", "\n", ".\n\n", "\n\na", "\n\n"]
+    lines = (f"{index} {piece!r} {len(piece)}" for index, piece in enumerate(pieces, start=1))
+    vocabulary = read_vocabulary(write_rwkv(tmp_path, lines, eos_token="\n\n"), 8)
+    with open_vocabulary(vocabulary, tmp_path) as runtime:
+        assert runtime.tokenize("a.\n\nab") == [1, 3, 7, 1, 2]
+        assert runtime.tokenize("a.\nb") == [1, 3, 4, 2]
+
+
+@pytest.mark.parametrize(
+    ("eos", "config", "ends", "text"),
+    [
+        ("\n\n", {}, {"eos": 2}, "\n\n"),
+        ("\n\n", {"eos_token_id": [0, 2]}, {"eos": 2, "eot": 0}, "\n\n"),
+        ("<|rwkv_tokenizer_end_of_text|>", {}, {"eos": 0}, r"\n\n"),
+        ("<|rwkv_tokenizer_end_of_text|>", {"eos_token_id": [0, 2]}, {"eos": 0, "eot": 2}, r"\n\n"),
+    ],
+)
+def test_rwkv_answers_end_where_the_files_say(
+    tmp_path: Path, eos: str, config: dict[str, Any], ends: dict[str, int], text: str
+) -> None:
+    write_rwkv(tmp_path, ["1 'a' 1", r"2 '\n\n' 2"], eos_token=eos)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    vocabulary = read_vocabulary(tmp_path, 4)
+    assert vocabulary.tokens == ["<s>", "a", text, "[PAD3]"]
+    assert {role: vocabulary.special_ids.get(role) for role in ends} == ends
+    assert vocabulary.special_ids["bos"] == 0
+    assert not vocabulary.add_bos
+
+
+@pytest.mark.parametrize("line", ["1 'a' 2", "1 a 1", "x 'a' 1", "1", "1 'a", "1 1 1"])
+def test_damaged_line_of_rwkvs_file_is_one_line(tmp_path: Path, line: str) -> None:
+    with pytest.raises(ModelError, match="cannot be used") as caught:
+        read_vocabulary(write_rwkv(tmp_path, [line]), 4)
+    assert_one_line(caught.value)
+
+
 # --- special tokens, templates, bad input ------------------------------------------------------------------------
 
 

@@ -145,6 +145,19 @@ def test_code_of_the_model_is_not_run_without_permission(model_folder: Maker) ->
     assert (folder / "own.py.ran").exists()
 
 
+def test_code_of_the_tokenizer_is_not_run_without_permission(model_folder: Maker) -> None:
+    folder = model_folder()
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings |= {"tokenizer_class": "OwnTokenizer", "auto_map": {"AutoTokenizer": ["own_tokenizer.OwnTokenizer", None]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "own_tokenizer.py").write_text(
+        "from pathlib import Path\nfrom transformers import PreTrainedTokenizerFast\n"
+        f"Path({str(folder / 'ran')!r}).touch()\nclass OwnTokenizer(PreTrainedTokenizerFast): pass\n"
+    )
+    assert re.search("is code of its own, which was not run; .* add --trust-remote-code", refusal(folder))
+    assert not (folder / "ran").exists()
+
+
 def test_broken_code_of_the_model_is_one_line(model_folder: Maker) -> None:
     folder = model_folder()
     change_config(folder, model_file="own.py")

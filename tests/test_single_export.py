@@ -16,6 +16,7 @@ from aird_mlx.guard.verify import verify_file
 from aird_mlx.pipeline import single_export
 from aird_mlx.workspace import unfinished_of
 from aird_mlx_cli.main import main
+from family_models import FAMILIES, write_family
 
 needs_llama = pytest.mark.skipif(not is_available(), reason="llama-cpp-python is not installed")
 
@@ -63,6 +64,75 @@ def test_parts_are_run_before_they_are_cut(model_folder: Callable[..., Path], tm
     parts = sorted(tmp_path.glob("m-*.gguf"))
     assert len(parts) > 1 and facts_of(parts[0])["parity"] == "passed"
     assert main(["verify", str(parts[0])]) == 0
+
+
+# What an RWKV model ships: its vocabulary, and code that takes the longest piece that fits.
+RWKV_CODE = """
+import ast
+from transformers import PreTrainedTokenizer
+
+class OwnTokenizer(PreTrainedTokenizer):
+    vocab_files_names = {"vocab_file": "rwkv_vocab_v20230424.txt"}
+
+    def __init__(self, vocab_file, **settings):
+        rows = [line.split(" ", 1) for line in open(vocab_file, encoding="utf-8").read().splitlines()]
+        read = {int(row[0]): ast.literal_eval(row[1].rpartition(" ")[0]) for row in rows}
+        self.pieces = {index: one.encode() if isinstance(one, str) else one for index, one in read.items()}
+        self.ids = {piece.decode("latin-1"): index for index, piece in self.pieces.items()}
+        super().__init__(**settings)
+
+    @property
+    def vocab_size(self):
+        return len(self.ids) + 1
+
+    def get_vocab(self):
+        return {**self.ids, **self.added_tokens_encoder}
+
+    def _tokenize(self, text):
+        rest, found = text.encode().decode("latin-1"), []
+        while rest:
+            found.append(next(rest[:size] for size in range(8, 0, -1) if rest[:size] in self.ids))
+            rest = rest[len(found[-1]):]
+        return found
+
+    def _convert_token_to_id(self, token):
+        return self.ids.get(token, 0)
+
+    def _convert_id_to_token(self, index):
+        return self.pieces.get(index, b"").decode("latin-1")
+
+    def convert_tokens_to_string(self, tokens):
+        return "".join(tokens).encode("latin-1").decode("utf-8", "replace")
+"""
+
+
+@needs_llama
+def test_tokenizer_with_code_of_its_own_is_run_with_permission_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """RWKV's: the same ids in llama.cpp, though they are cut at the end of an answer, which is an empty line."""
+    folder = write_family(
+        tmp_path / "rwkv", "rwkv7", {**FAMILIES["rwkv7"], "vocab_size": 280, "eos_token_id": [0, 258]}
+    )
+    for path in folder.glob("*token*"):
+        path.unlink()
+    pieces = [bytes([value]) for value in range(256)] + [b".\n\n", b"\n\n", b" the", b"How ", b" a ", "é".encode()]
+    lines = (f"{index} {piece!r} {len(piece)}\n" for index, piece in enumerate(pieces, start=1))
+    (folder / "rwkv_vocab_v20230424.txt").write_text("".join(lines), encoding="utf-8")
+    (folder / "own_tokenizer.py").write_text(RWKV_CODE, encoding="utf-8")
+    settings = {
+        "tokenizer_class": "OwnTokenizer",
+        "auto_map": {"AutoTokenizer": ["own_tokenizer.OwnTokenizer", None]},
+        "eos_token": "\n\n",
+        "chat_template": "{% for m in messages %}{{ m.role }}: {{ m.content }}\n\n{% endfor %}assistant:",
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    assert main(["export", str(folder), "--outfile", str(tmp_path / "unasked.gguf")]) == 0
+    assert "which was not run" in " ".join(capsys.readouterr().out.split())
+    path = tmp_path / "asked.gguf"
+    assert main(["export", str(folder), "--trust-remote-code", "--outfile", str(path)]) == 0
+    assert "All gates passed." in capsys.readouterr().out
+    assert facts_of(path)["parity"] == "passed"
 
 
 def test_model_without_chat_template_is_written_and_not_run(

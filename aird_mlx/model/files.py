@@ -25,12 +25,14 @@ from aird_mlx.model.stream import BlockStream
 from aird_mlx.model.writers import check_writers, first_of_each_kind
 from aird_mlx.workspace import whole_folder
 
+RWKV_VOCABULARY = "rwkv_vocab_v20230424.txt"  # read by the tokenizer's own code
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", RWKV_VOCABULARY)
+
 # What a tokenizer or a chat app reads beside the weights; copied byte for byte, since a re-serialized tokenizer
 # is a different tokenizer until proven otherwise.
 COMPANION_FILES = (
-    "tokenizer.json",
+    *TOKENIZERS,
     "tokenizer_config.json",
-    "tokenizer.model",
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
@@ -188,10 +190,8 @@ def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
 def _load_tokenizer(folder: Path, config: Mapping[str, Any], trust_remote_code: bool) -> TokenizerWrapper:
     from huggingface_hub.errors import StrictDataclassError
 
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
-        raise ModelError(
-            f"model: {folder} has no tokenizer; tokenizer.json or tokenizer.model is needed. Download it as well."
-        )
+    if not any((folder / name).is_file() for name in TOKENIZERS):
+        raise ModelError(f"model: {folder} has no tokenizer; {' or '.join(TOKENIZERS)} is needed. Download it as well.")
     try:
         tokenizer = load_tokenizer(
             folder, {"trust_remote_code": trust_remote_code}, eos_token_ids=config.get("eos_token_id")
@@ -199,6 +199,11 @@ def _load_tokenizer(folder: Path, config: Mapping[str, Any], trust_remote_code: 
     except StrictDataclassError as error:
         raise _unusable(folder / "config.json", error) from error
     except (*BAD_VALUES, OSError, ImportError, RecursionError) as error:
+        if not trust_remote_code and "trust_remote_code" in str(error):
+            raise ModelError(
+                f"model: the tokenizer in {folder} is code of its own, which was not run; permission to run it is "
+                "needed. Read the code, and if you trust it, add --trust-remote-code."
+            ) from error
         raise ModelError(
             f"model: the tokenizer in {folder} cannot be read ({_reason(error)}); an intact one is needed. "
             "Download it again."

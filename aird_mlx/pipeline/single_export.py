@@ -59,12 +59,14 @@ class Exporter:
         folder: where its files are.
         revision: of a hub model.
         check: whether files shall be run, where that can be done.
+        trust_remote_code: see `load`.
     """
 
     model: str
     folder: Path
     revision: str | None
     check: bool
+    trust_remote_code: bool = False
     _beside: CanaryRun | str = field(default="", init=False)  # the model's answers, or why files are not run
 
     def export(self, outfile: Path, outtype: str, *, progress: Progress, **how: Any) -> CheckedFile:
@@ -81,7 +83,7 @@ class Exporter:
         checked: list[tuple[Stage, list[Gate]]] = []
 
         def finish(written: GgufFile) -> None:
-            self._beside = self._beside or _answer_in_mlx(self.model, self.folder, self.check, progress)
+            self._beside = self._beside or self._answer_in_mlx(progress)
             row, gates = _run(written, self._beside, progress)
             checked.append((row, gates))
             facts = source_facts(self.model, self.revision) | parity_facts(row, gates) | {"sparsity": written.sparsity}
@@ -94,20 +96,20 @@ class Exporter:
         )
         return CheckedFile(written, *checked[0])
 
-
-def _answer_in_mlx(model: str, folder: Path, check: bool, progress: Progress) -> CanaryRun | str:
-    """The canaries as the model answers them, or why it is not asked: files are then written and not run."""
-    if not check:
-        return "--no-check was given"
-    if not is_available():
-        return NOT_INSTALLED
-    needed, usable = loaded_bytes(folder), usable_memory()
-    if needed > usable:
-        return f"the model takes {needed / 1e9:.1f} GB in MLX, and {usable / 1e9:.1f} GB can be used here"
-    try:
-        return run_canaries(model, load(folder), partial(progress, "canaries in MLX"))
-    except AirdError as error:  # MLX cannot run it, or not as a chat model
-        return " ".join(str(error).split())
+    def _answer_in_mlx(self, progress: Progress) -> CanaryRun | str:
+        """The canaries as the model answers them, or why it is not asked: files are then written and not run."""
+        if not self.check:
+            return "--no-check was given"
+        if not is_available():
+            return NOT_INSTALLED
+        needed, usable = loaded_bytes(self.folder), usable_memory()
+        if needed > usable:
+            return f"the model takes {needed / 1e9:.1f} GB in MLX, and {usable / 1e9:.1f} GB can be used here"
+        try:
+            loaded = load(self.folder, trust_remote_code=self.trust_remote_code)
+            return run_canaries(self.model, loaded, partial(progress, "canaries in MLX"))
+        except AirdError as error:  # MLX cannot run it, or not as a chat model
+            return " ".join(str(error).split())
 
 
 def _run(written: GgufFile, beside: CanaryRun | str, progress: Progress) -> tuple[Stage, list[Gate]]:

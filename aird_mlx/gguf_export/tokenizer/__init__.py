@@ -2,7 +2,8 @@
 
 `read` finds out which kind a tokenizer is: `byte_level` (whose splitting rule `pre_tokenizer` names, one of
 `pre_types`), `sentencepiece_bpe`, `unigram` or `wordpiece`, from ``tokenizer.json`` or, by `sentencepiece_model`,
-from ``tokenizer.model``. What llama.cpp cannot express is refused, or noted where it touches only unusual text.
+from ``tokenizer.model``; or `rwkv`, from a file of its own. What llama.cpp cannot express is refused, or noted where
+it touches only unusual text.
 `vocabulary` is what comes out, with the roles of `special`, the tokens of `added` and the `templates`.
 """
 

@@ -13,6 +13,7 @@ from aird_mlx.errors import ExportError, ModelError
 from aird_mlx.gguf_export.hyperparameters import read_json
 from aird_mlx.gguf_export.tokenizer.added import Added, read_added
 from aird_mlx.gguf_export.tokenizer.byte_level import read_byte_level
+from aird_mlx.gguf_export.tokenizer.rwkv import read_rwkv
 from aird_mlx.gguf_export.tokenizer.sentencepiece_bpe import read_sentencepiece_json
 from aird_mlx.gguf_export.tokenizer.sentencepiece_model import read_sentencepiece_model
 from aird_mlx.gguf_export.tokenizer.special import find_added_around, find_special_ids, token_text
@@ -20,13 +21,14 @@ from aird_mlx.gguf_export.tokenizer.templates import chat_begins_with, read_chat
 from aird_mlx.gguf_export.tokenizer.unigram import read_unigram_json
 from aird_mlx.gguf_export.tokenizer.vocabulary import Vocabulary
 from aird_mlx.gguf_export.tokenizer.wordpiece import read_wordpiece
+from aird_mlx.model import RWKV_VOCABULARY, TOKENIZERS
 
 
 def read_vocabulary(folder: Path, vocab_size: int) -> Vocabulary:
     """Read a model folder's tokenizer as llama.cpp needs it.
 
     Args:
-        folder: with ``tokenizer.json`` (preferred: it is what MLX tokenizes with) or ``tokenizer.model``.
+        folder: with ``tokenizer.json`` (preferred: it is what MLX tokenizes with), ``tokenizer.model`` or RWKV's file.
         vocab_size: rows of the embedding. Rows without a token become unused ``[PAD<row>]``.
 
     Raises:
@@ -36,9 +38,9 @@ def read_vocabulary(folder: Path, vocab_size: int) -> Vocabulary:
     """
     settings = read_json(folder / "tokenizer_config.json")
     content = read_json(folder / "tokenizer.json")
-    if not content and not (folder / "tokenizer.model").is_file():
+    if not content and not any((folder / name).is_file() for name in TOKENIZERS[1:]):
         raise ModelError(
-            f"tokenizer: {folder} has neither tokenizer.json nor tokenizer.model; one is needed. "
+            f"tokenizer: {folder} has no {' nor '.join(TOKENIZERS)}; one of them is needed. "
             "Copy the tokenizer files into the folder."
         )
     templates = read_chat_templates(folder)
@@ -51,8 +53,11 @@ def read_vocabulary(folder: Path, vocab_size: int) -> Vocabulary:
             around = None
             others = read_json(folder / "added_tokens.json")
             added = read_added({}, settings, others)
-            vocabulary = read_sentencepiece_model(folder / "tokenizer.model", added, vocab_size)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+            if (folder / RWKV_VOCABULARY).is_file():
+                vocabulary = read_rwkv(folder / RWKV_VOCABULARY, added, settings, vocab_size)
+            else:
+                vocabulary = read_sentencepiece_model(folder / "tokenizer.model", added, vocab_size)
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, SyntaxError) as error:
         raise _damaged(folder, error) from error
     ids, missed = find_special_ids(folder, settings, vocabulary.tokens, vocabulary.special_ids)
     usual = vocabulary.add_bos, vocabulary.add_eos

@@ -1,7 +1,7 @@
 """What a GGUF file says about its tokenizer, and writing it.
 
-Knows the four kinds that decoders use: ``gpt2`` (byte-level BPE), ``llama`` (sentencepiece BPE, where scores take the
-place of merges), ``t5`` (sentencepiece unigram) and ``bert`` (WordPiece). Knows no tokenizer file.
+Knows the five kinds that decoders use: ``gpt2`` (byte-level BPE), ``llama`` (sentencepiece BPE, where scores take the
+place of merges), ``t5`` (sentencepiece unigram), ``bert`` (WordPiece) and ``rwkv``. Knows no tokenizer file.
 Source: ``llama_vocab::impl::load`` in llama.cpp's ``src/llama-vocab.cpp``; ``gguf-py/gguf/vocab.py``.
 """
 
@@ -32,7 +32,7 @@ class Vocabulary:
     """Everything a GGUF file says about its tokenizer.
 
     Attributes:
-        model: ``gpt2``, ``llama``, ``t5`` or ``bert``.
+        model: ``gpt2``, ``llama``, ``t5``, ``bert`` or ``rwkv``.
         pre: llama.cpp's name of the pre-tokenizer; None for all but ``gpt2``, which have none.
         tokens: one text per row of the embedding.
         types: one number of ``gguf.TokenType`` per token.
