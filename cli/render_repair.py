@@ -11,9 +11,9 @@ from rich.text import Text
 
 from aird_mlx.report import Report, Stage, to_json
 from aird_mlx.report_page import (
-    CALIBRATION,
     blocks,
     by_refusals,
+    calibration_words,
     interval,
     number,
     p_value,
@@ -151,7 +151,7 @@ def _direction_table(report: Report) -> Table:
 def _repair_lines(report: Report) -> Text:
     repair = report.repair
     rank = "full" if repair.rank is None else str(repair.rank)
-    tokens = "" if repair.tokens == "all" else f", on {CALIBRATION[repair.tokens]}"
+    tokens = "" if repair.tokens == "all" else f", on {calibration_words(repair.tokens)}"
     lines = Text.assemble(
         ("repair: ", "bold"),
         f"rule {repair.rule}{tokens}, blocks {blocks(repair.layers)}, strength {repair.strength:g}, rank {rank}, ",

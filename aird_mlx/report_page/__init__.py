@@ -3,9 +3,9 @@
 from aird_mlx.report_page.card import to_model_card, write_front_matter
 from aird_mlx.report_page.page import headline, read_report, to_markdown
 from aird_mlx.report_page.words import (
-    CALIBRATION,
     blocks,
     by_refusals,
+    calibration_words,
     interval,
     number,
     p_value,
@@ -16,9 +16,9 @@ from aird_mlx.report_page.words import (
 )
 
 __all__ = [
-    "CALIBRATION",
     "blocks",
     "by_refusals",
+    "calibration_words",
     "headline",
     "interval",
     "number",

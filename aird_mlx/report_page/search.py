@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from aird_mlx.report import Report, TriedPlan
 from aird_mlx.report_page.markdown import pairs, table
-from aird_mlx.report_page.words import CALIBRATION, blocks, by_refusals, interval, number, p_value, percent, plan_words
+from aird_mlx.report_page.words import (
+    blocks,
+    by_refusals,
+    calibration_words,
+    interval,
+    number,
+    p_value,
+    percent,
+    plan_words,
+)
 
 
 def repair_section(report: Report) -> list[str]:
@@ -14,7 +23,7 @@ def repair_section(report: Report) -> list[str]:
         "rule": repair.rule,
         "blocks": blocks(repair.layers),
         "strength": f"{repair.strength:g}",
-        "calibration": CALIBRATION[repair.tokens],
+        "calibration": calibration_words(repair.tokens),
         "rank": "not low-rank" if repair.rank is None else str(repair.rank),
         "sparsity lost": percent(repair.sparsity_lost),
     }

@@ -6,9 +6,6 @@ from collections.abc import Iterable, Sequence
 
 from aird_mlx.report import Rate, Stage, TriedPlan
 
-# What a repair was solved on, as `aird_mlx.repair.TOKENS` calls it.
-CALIBRATION = {"all": "dialogues and texts", "prompts": "prompts", "crossed": "crossed prompts"}
-
 
 def percent(share: float) -> str:
     """A share as a percentage with one decimal.
@@ -81,6 +78,15 @@ def sample_sizes(stages: Sequence[Stage]) -> dict[str, int]:
     return sizes
 
 
+def calibration_words(tokens: str) -> str:
+    """What a repair was solved on, as `aird_mlx.repair.TOKENS` calls it.
+
+    >>> calibration_words("crossed")
+    'crossed prompts'
+    """
+    return {"all": "dialogues and texts", "crossed": "crossed prompts"}.get(tokens, tokens)
+
+
 def plan_words(tried: TriedPlan) -> str:
     """What distinguishes a plan from others of its rule.
 
@@ -97,7 +103,7 @@ def plan_words(tried: TriedPlan) -> str:
     if tried.rank > 1:
         words.append(f"{tried.rank} directions")
     if tried.tokens != "all":
-        words.append(f"on {CALIBRATION[tried.tokens]}")
+        words.append(f"on {calibration_words(tried.tokens)}")
     return ", ".join(words)
 
 
