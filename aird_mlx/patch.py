@@ -85,7 +85,8 @@ def factor_change(part: LinearPatch, rank: int | None = None) -> tuple[mx.array,
         rank: at most; None: as much as it takes.
 
     Returns:
-        ``left [out, k]``, ``right [k, in]``, float32. A change that is not low-rank comes back beside a unit matrix.
+        ``left [out, k]``, ``right [k, in]``, float32; of fused experts with an axis more before. A change that is not
+        low-rank comes back beside a unit matrix.
 
     Source:
         Eckart and Young 1936: a matrix in the span of its leading singular vectors.
@@ -94,17 +95,19 @@ def factor_change(part: LinearPatch, rank: int | None = None) -> tuple[mx.array,
     >>> (left @ right).tolist()
     [[0.0, 0.0], [0.0, 4.0]]
     """
-    if part.left is not None and part.right is not None and (rank is None or part.left.shape[1] <= rank):
+    if part.left is not None and part.right is not None and (rank is None or part.left.shape[-1] <= rank):
         return part.left.astype(mx.float32), part.right.astype(mx.float32)
     change = part.change().astype(mx.float32)
-    out, width = change.shape
+    *experts, out, width = change.shape
     if rank is None or rank >= min(out, width):
-        return (mx.eye(out), change) if out <= width else (change, mx.eye(width))
+        unit = mx.broadcast_to(mx.eye(min(out, width)), (*experts, min(out, width), min(out, width)))
+        return (unit, change) if out <= width else (change, unit)
+    turned = change.swapaxes(-1, -2)
     if out > width:  # the smaller of both Gram matrices
-        vectors = mx.linalg.eigh(change.T @ change, stream=mx.cpu)[1][:, -rank:]
-        return change @ vectors, vectors.T
-    vectors = mx.linalg.eigh(change @ change.T, stream=mx.cpu)[1][:, -rank:]
-    return vectors, vectors.T @ change
+        vectors = mx.linalg.eigh(turned @ change, stream=mx.cpu)[1][..., -rank:]
+        return change @ vectors, vectors.swapaxes(-1, -2)
+    vectors = mx.linalg.eigh(change @ turned, stream=mx.cpu)[1][..., -rank:]
+    return vectors, vectors.swapaxes(-1, -2) @ change
 
 
 def scaled(patch: Patch, strength: float) -> Patch:

@@ -10,6 +10,7 @@ from typing import Any
 
 import gguf
 import mlx.core as mx
+import mlx_lm
 import numpy as np
 import pytest
 
@@ -18,8 +19,11 @@ from aird_mlx.gguf_export import LlamaRuntime, export_gguf, is_available
 from aird_mlx.gguf_export.adapter import export_lora
 from aird_mlx.gguf_export.control_vector import export_control_vector
 from aird_mlx.model import ChatModel, load, save
-from aird_mlx.patch import LinearPatch, Patch, factor_change, fold
+from aird_mlx.patch import LinearPatch, Patch, factor_change, fold, save_patch
+from aird_mlx.pipeline.adapters import export_adapters
 from aird_mlx.pruning import prune_model
+from aird_mlx.report import DirectionFigures, RepairFigures, Report, to_json
+from family_models import FAMILIES, write_family
 
 IDS = [[5, 17, 300, 42, 8, 99, 3], [1, 2, 3, 250, 251]]
 
@@ -28,12 +32,12 @@ def make_patch(model: ChatModel, *, inside_mask: bool = True) -> Patch:
     """A change of every linear: confined to what is kept, or of rank 2."""
     parts = []
     for number, (block, name, linear) in enumerate(model.linears()):
-        out, width = linear.weight.shape
+        *experts, out, width = linear.weight.shape
         left, right = (
-            0.3 * mx.random.normal(shape, key=mx.random.key(2 * number + at))
+            0.3 * mx.random.normal((*experts, *shape), key=mx.random.key(2 * number + at))
             for at, shape in enumerate(((out, 2), (2, width)))
         )
-        noise = 0.2 * mx.random.normal((out, width), key=mx.random.key(1000 + number))
+        noise = 0.2 * mx.random.normal(linear.weight.shape, key=mx.random.key(1000 + number))
         delta = mx.where(model.kept(block, name), noise, 0.0)
         parts.append(
             LinearPatch(block, name, delta=delta) if inside_mask else LinearPatch(block, name, left=left, right=right)
@@ -45,7 +49,9 @@ def make_folders(
     make: Callable[..., Path], tmp_path: Path, model_type: str = "llama", *, inside_mask: bool = True
 ) -> tuple[Path, Path, Patch]:
     """A pruned model, what a patch makes of it, and the patch."""
-    model = load(make(model_type))
+    model = load(
+        write_family(tmp_path / "dense", model_type, FAMILIES[model_type]) if "moe" in model_type else make(model_type)
+    )
     prune_model(model, [], method="magnitude", sparsity=0.5)
     save(model, tmp_path / "compressed")
     patch = make_patch(model, inside_mask=inside_mask)
@@ -60,7 +66,10 @@ def logits(path: Path, lora: Path | None = None) -> np.ndarray:
 
 
 @pytest.mark.skipif(not is_available(), reason="llama-cpp-python is not installed")
-@pytest.mark.parametrize(("model_type", "inside_mask"), [("llama", True), ("llama", False), ("qwen3", True)])
+@pytest.mark.parametrize(
+    ("model_type", "inside_mask"),
+    [("llama", True), ("llama", False), ("qwen3", True), ("qwen3_moe", True), ("qwen3_moe", False)],
+)
 def test_lora_on_the_compressed_base_is_the_folded_model(
     model_folder: Callable[..., Path], tmp_path: Path, model_type: str, inside_mask: bool
 ) -> None:
@@ -71,7 +80,8 @@ def test_lora_on_the_compressed_base_is_the_folded_model(
     wanted, found, without = logits(folded), logits(base, written.path), logits(base)
     assert np.abs(wanted - without).max() > 0.1
     np.testing.assert_allclose(found, wanted, atol=1e-4)
-    assert (written.lost, written.rank) == (0.0, 32 if inside_mask else 2)
+    widest = max(min(part.change().shape[-2:]) for part in patch.parts)
+    assert (written.lost, written.rank) == (0.0, widest if inside_mask else 2)
     assert written.base_distance == pytest.approx(0.0, abs=1e-6)
 
 
@@ -112,6 +122,30 @@ def test_truncation_keeps_the_leading_singular_values(model_folder: Callable[...
     assert written.base_sha256 is None
     exact = export_lora(repaired, patch, tmp_path / "exact.gguf", rank=32)
     assert exact.lost == 0.0
+
+
+@pytest.mark.parametrize("shape", [(3, 12, 20), (3, 20, 12)])
+def test_every_expert_keeps_its_own_leading_singular_values(shape: tuple[int, ...]) -> None:
+    change = mx.random.normal(shape, key=mx.random.key(7))
+    left, right = factor_change(LinearPatch(0, "mlp.switch_mlp.up_proj", delta=change), 4)
+    assert (left.shape, right.shape) == ((3, shape[1], 4), (3, 4, shape[2]))
+    for expert in range(3):
+        u, s, vt = np.linalg.svd(np.array(change[expert], dtype=np.float64), full_matrices=False)
+        np.testing.assert_allclose(np.array(left @ right)[expert], u[:, :4] * s[:4] @ vt[:4], atol=1e-4)
+
+
+def test_adapter_of_experts_is_the_folded_model_in_mlx(model_folder: Callable[..., Path], tmp_path: Path) -> None:
+    compressed, repaired, patch = make_folders(model_folder, tmp_path, "qwen3_moe", inside_mask=False)
+    save_patch(patch, tmp_path / "patch.safetensors")
+    (tmp_path / "mlx").symlink_to(repaired)
+    report = Report("moe", {}, {}, DirectionFigures(0, -1, 1.0, 1.0), [], RepairFigures("paper", [0], 1.0, 2, 0.0), [])
+    (tmp_path / "report.json").write_text(to_json(report))
+    written = export_adapters(tmp_path)
+    ids = mx.array(IDS[0])[None]
+    wanted, without = (mlx_lm.load(str(folder))[0](ids) for folder in (repaired, compressed))
+    adapted = mlx_lm.load(str(compressed), adapter_path=written.written["mlx adapter"])[0](ids)
+    assert mx.abs(wanted - without).max().item() > 0.1
+    np.testing.assert_allclose(np.array(adapted), np.array(wanted), atol=1e-4)
 
 
 def test_lora_of_another_model_is_refused(model_folder: Callable[..., Path], tmp_path: Path) -> None:

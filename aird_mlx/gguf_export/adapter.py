@@ -95,7 +95,10 @@ def export_lora(
     alpha = max(ranks, default=1)
     header = _describe(prepared, places, ranks, alpha, name, {**(extra_metadata or {}), **_base_facts(base, digest)})
     lost = _Lost()
-    size = sum(4 * own * sum(planned.shape) for own, (_, planned, _) in zip(ranks, places, strict=True))
+    size = sum(
+        4 * own * sum(planned.shape[-2:]) * math.prod(planned.shape[:-2])
+        for own, (_, planned, _) in zip(ranks, places, strict=True)
+    )
     with whole_file(outfile, size + (1 << 16)) as partial:
         write_tensors(header, partial, _tensors(places, rank, alpha, lost))
     return LoraFile(outfile, alpha, outfile.stat().st_size, lost.share, digest, distance)
@@ -113,7 +116,8 @@ class _Lost:
         return math.sqrt(self.left_out / self.whole) if self.whole else 0.0
 
 
-# A part of the patch, a tensor of the GGUF file that it changes, and which rows of the part that tensor has.
+# A part of the patch, a tensor of the GGUF file that it changes, and which rows of the part that tensor has; of fused
+# experts the rows of all, one expert after the other.
 Place = tuple[LinearPatch, PlannedTensor, np.ndarray]
 
 
@@ -127,12 +131,15 @@ def _find_places(prepared: Prepared, patch: Patch) -> list[Place]:
     places = []
     for part in patch.parts:
         source = f"{blocks}.{part.block}.{part.name}.weight"
-        out, width = part.change().shape
+        *experts, out, width = shape = part.change().shape
         found = [(planned, np.asarray(planned.pieces[0].rows)) for planned in plain.get(source, [])]
         covered = sorted(int(row) for _, rows in found for row in rows)
-        if covered != list(range(out)) or any(planned.shape != (len(rows), width) for planned, rows in found):
+        if covered != list(range(math.prod(shape[:-1]))) or not all(
+            planned.shape == (*experts, len(rows) // math.prod(experts), width) and _is_by_expert(rows, experts, out)
+            for planned, rows in found
+        ):
             raise ExportError(
-                f"lora: the patch changes {source} {(out, width)}, which the folder has not, or not as a plain matrix "
+                f"lora: the patch changes {source} {shape}, which the folder has not, or not as a plain matrix "
                 f"in llama.cpp ({[planned.shape for planned, _ in found]}); the model that this patch repaired is "
                 "needed. Use the patch with its own folder, or export the repaired model."
             )
@@ -140,9 +147,14 @@ def _find_places(prepared: Prepared, patch: Patch) -> list[Place]:
     return places
 
 
+def _is_by_expert(rows: np.ndarray, experts: list[int], out: int) -> bool:
+    """Whether rows of experts that have ``out`` each come expert by expert, as many of each."""
+    count = math.prod(experts)
+    return len(rows) % count == 0 and bool((rows.reshape(count, -1) // out == np.arange(count)[:, None]).all())
+
+
 def _rank(part: LinearPatch, rank: int | None) -> int:
-    out, width = part.change().shape
-    own = min(out, width) if part.left is None else int(part.left.shape[1])
+    own = min(part.change().shape[-2:]) if part.left is None else int(part.left.shape[-1])
     return own if rank is None else min(rank, own)
 
 
@@ -163,8 +175,8 @@ def _describe(
         writer.add_license(licence)
     add_extra_metadata(writer, extra)
     for (_, planned, _), rank in zip(places, ranks, strict=True):
-        out, width = planned.shape
-        for letter, shape in (("a", (rank, width)), ("b", (out, rank))):
+        *experts, out, width = planned.shape
+        for letter, shape in (("a", (*experts, rank, width)), ("b", (*experts, out, rank))):
             writer.add_tensor_info(
                 f"{planned.name}.lora_{letter}", shape, np.dtype(np.float32), 4 * math.prod(shape), raw_dtype=Kind.F32
             )
@@ -177,13 +189,14 @@ def _tensors(places: list[Place], rank: int | None, alpha: int, lost: _Lost) -> 
         own = list(cut)
         part = own[0][0]
         left, right = factor_change(part, rank)
+        own_rank, width = right.shape[-2:]
         for _, _, rows in own:
             if rank is not None:
                 change, order = part.change().astype(mx.float32), mx.array(rows)
-                lost.left_out += mx.square((change - left @ right)[order]).sum().item()
-                lost.whole += mx.square(change[order]).sum().item()
+                lost.left_out += mx.square((change - left @ right).reshape(-1, width)[order]).sum().item()
+                lost.whole += mx.square(change.reshape(-1, width)[order]).sum().item()
             yield [np.array(right)]
-            yield [np.array(left)[rows] * np.float32(left.shape[1] / alpha)]
+            yield [np.array(left).reshape(-1, own_rank)[rows] * np.float32(own_rank / alpha)]
 
 
 def _check_base(base: Path, prepared: Prepared, places: list[Place]) -> float:
@@ -216,8 +229,8 @@ def _check_base(base: Path, prepared: Prepared, places: list[Place]) -> float:
                 "compressed model's file with --base."
             )
         repaired = read_values(planned.source, prepared.stored, planned.quantization, rows)
-        compressed = repaired - np.array(part.change().astype(mx.float32))[rows]
-        held = _decode(base, tensor)
+        compressed = repaired - np.array(part.change().astype(mx.float32)).reshape(-1, repaired.shape[-1])[rows]
+        held = _decode(base, tensor).reshape(repaired.shape)
         from_repaired += float(np.square(held - repaired).sum())
         from_compressed += float(np.square(held - compressed).sum())
         norm += float(np.square(compressed).sum())

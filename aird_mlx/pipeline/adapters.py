@@ -150,15 +150,19 @@ def _write_folder(adapter: Path, model: Path, write: Callable[[Path, Path], dict
 
 
 def _write_lora(model: Path, path: Path, *, patch: Patch, rank: int | None) -> dict[str, object]:
-    """Factors of one rank for all, as mlx-lm has it: those of less are filled up with zeros."""
+    """Factors of one rank for all, as mlx-lm has it: those of less are filled up with zeros.
+
+    Where a linear's are ``[in, rank]`` and ``[rank, out]``, fused experts' are ``[expert, rank, in]`` and
+    ``[expert, out, rank]``.
+    """
     blocks = _blocks_of(model)
     factors = {f"{blocks}.{part.block}.{part.name}": factor_change(part, rank) for part in patch.parts}
-    most = max((left.shape[1] for left, _ in factors.values()), default=1)
+    most = max((left.shape[-1] for left, _ in factors.values()), default=1)
     arrays = {}
     for name, (left, right) in factors.items():
-        missing = most - left.shape[1]
-        arrays[f"{name}.lora_a"] = mx.pad(right.T, ((0, 0), (0, missing)))
-        arrays[f"{name}.lora_b"] = mx.pad(left.T, ((0, missing), (0, 0)))
+        missing, rest = (0, most - left.shape[-1]), [(0, 0)] * (left.ndim - 1)
+        wide, tall = mx.pad(left, [*rest, missing]), mx.pad(right, [*rest[1:], missing, (0, 0)])
+        arrays[f"{name}.lora_a"], arrays[f"{name}.lora_b"] = (tall.T, wide.T) if left.ndim == 2 else (tall, wide)
     mx.save_safetensors(str(path), arrays)
     parameters = {"rank": most, "scale": 1.0, "dropout": 0.0, "keys": list(factors)}
     return {"fine_tune_type": "lora", "num_layers": 0, "lora_parameters": parameters}
