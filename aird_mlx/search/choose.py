@@ -232,7 +232,7 @@ class _Search:
 
     def explain(self, chosen: Trial, finalists: int) -> str:
         bars, found = self.answered, _answered(chosen)
-        praise = "is within the limits, refuses as often as any but for chance, and is nearest to the dense model"
+        praise = "is within the limits and refuses as often as any, but for chance, and is nearest to the dense model"
         return (
             f"of {len(self.trials)} plans tried on validation prompts, {finalists} answered them, and this one "
             f"{praise if bars.broken(found) == 0 else 'breaks the limits least'}: harmful {found.harmful:.1%} "
