@@ -107,9 +107,9 @@ def test_report_holds_the_search_and_what_it_changed_prompt_by_prompt(full_run: 
     assert {one.rule for one in tried} == set(RULES), "auto is all of them"
     answered = [one for one in tried if one.answered is not None]
     assert 1 <= len([one for one in answered if one.tokens != "crossed"]) <= 3
-    chosen = [one for one in answered if (one.rule, one.strength) == (report.repair.rule, report.repair.strength)]
-    assert 1 <= len(chosen) <= 2, "the plan, or that and what it went on from"
-    assert all(one.layers == report.repair.layers for one in chosen)
+    plan = (report.repair.rule, report.repair.strength, report.repair.tokens)
+    (chosen,) = (one for one in answered if (one.rule, one.strength, one.tokens) == plan)
+    assert chosen.layers == report.repair.layers
     assert any(one.on_front for one in tried)
     repaired = report.stage("repaired")
     assert repaired.refusal.harmful is not None

@@ -22,7 +22,7 @@ from aird_mlx.model import ChatModel, load
 from aird_mlx.patch import Patch, patched, scaled
 from aird_mlx.prompts import KINDS
 from aird_mlx.pruning import prune_model
-from aird_mlx.repair import RULES, TOKENS, RepairPlan, goes_on_from, solve_patch
+from aird_mlx.repair import RULES, TOKENS, RepairPlan, goes_on_from, solve_patch, start_of
 from aird_mlx.report import TrialFigures
 from aird_mlx.search import (
     Choice,
@@ -441,7 +441,7 @@ def test_answers_are_generated_for_all_prompts_and_judged(tiny: ChatModel) -> No
 EVERYTHING = (0, 1, 2, 3)
 DISTILL = RepairPlan("distill", EVERYTHING, steps=10)
 SPACES = [
-    PlanSpace(goes_on_from(DISTILL) or DISTILL, strengths=(1.0, 0.8)),
+    PlanSpace(start_of(DISTILL), strengths=(1.0, 0.8)),
     PlanSpace(DISTILL, strengths=(1.0, 0.8)),
     PlanSpace(RepairPlan("paper", (1,)), strengths=(1.0, 0.5, 4.0)),
     PlanSpace(RepairPlan("restore", (0, 1)), (("blocks", (EVERYTHING,)), ("rank", (3,))), (1.0, 2.0)),

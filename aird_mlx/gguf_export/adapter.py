@@ -132,10 +132,11 @@ def _find_places(prepared: Prepared, patch: Patch) -> list[Place]:
     for part in patch.parts:
         source = f"{blocks}.{part.block}.{part.name}.weight"
         *experts, out, width = shape = part.change().shape
+        count = math.prod(experts)
         found = [(planned, np.asarray(planned.pieces[0].rows)) for planned in plain.get(source, [])]
         covered = sorted(int(row) for _, rows in found for row in rows)
-        if covered != list(range(math.prod(shape[:-1]))) or not all(
-            planned.shape == (*experts, len(rows) // math.prod(experts), width) and _is_by_expert(rows, experts, out)
+        if covered != list(range(count * out)) or not all(
+            planned.shape == (*experts, len(rows) // count, width) and _is_by_expert(rows, count, out)
             for planned, rows in found
         ):
             raise ExportError(
@@ -147,9 +148,8 @@ def _find_places(prepared: Prepared, patch: Patch) -> list[Place]:
     return places
 
 
-def _is_by_expert(rows: np.ndarray, experts: list[int], out: int) -> bool:
-    """Whether rows of experts that have ``out`` each come expert by expert, as many of each."""
-    count = math.prod(experts)
+def _is_by_expert(rows: np.ndarray, count: int, out: int) -> bool:
+    """Whether rows of ``count`` experts that have ``out`` each come expert by expert, as many of each."""
     return len(rows) % count == 0 and bool((rows.reshape(count, -1) // out == np.arange(count)[:, None]).all())
 
 

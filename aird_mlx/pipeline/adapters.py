@@ -160,9 +160,9 @@ def _write_lora(model: Path, path: Path, *, patch: Patch, rank: int | None) -> d
     most = max((left.shape[-1] for left, _ in factors.values()), default=1)
     arrays = {}
     for name, (left, right) in factors.items():
-        missing, rest = (0, most - left.shape[-1]), [(0, 0)] * (left.ndim - 1)
-        wide, tall = mx.pad(left, [*rest, missing]), mx.pad(right, [*rest[1:], missing, (0, 0)])
-        arrays[f"{name}.lora_a"], arrays[f"{name}.lora_b"] = (tall.T, wide.T) if left.ndim == 2 else (tall, wide)
+        experts, missing = [(0, 0)] * (left.ndim - 2), (0, most - left.shape[-1])
+        a, b = mx.pad(right, [*experts, missing, (0, 0)]), mx.pad(left, [*experts, (0, 0), missing])
+        arrays[f"{name}.lora_a"], arrays[f"{name}.lora_b"] = (a, b) if experts else (a.T, b.T)
     mx.save_safetensors(str(path), arrays)
     parameters = {"rank": most, "scale": 1.0, "dropout": 0.0, "keys": list(factors)}
     return {"fine_tune_type": "lora", "num_layers": 0, "lora_parameters": parameters}

@@ -25,7 +25,16 @@ from aird_mlx.repair.closed_form import (
 from aird_mlx.repair.distillation import distill, fits_in_memory, needed_bytes
 from aird_mlx.repair.moments import before_norm, paired_expert_moments, paired_moments
 from aird_mlx.repair.reconstruction import reconstruct_block, reconstruction_error, token_weights
-from aird_mlx.repair.solve import RULES, STARTS_FROM, TOKENS, RepairPlan, goes_on_from, solve_blocks, solve_patch
+from aird_mlx.repair.solve import (
+    RULES,
+    STARTS_FROM,
+    TOKENS,
+    RepairPlan,
+    goes_on_from,
+    solve_blocks,
+    solve_patch,
+    start_of,
+)
 from aird_mlx.repair.streaming import STREAMED_RULES, repair_blocks
 
 __all__ = [
@@ -51,5 +60,6 @@ __all__ = [
     "solve_blocks",
     "solve_patch",
     "spread_inside_mask",
+    "start_of",
     "token_weights",
 ]

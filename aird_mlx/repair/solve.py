@@ -77,10 +77,10 @@ def goes_on_from(plan: RepairPlan) -> RepairPlan | None:
     """
     if plan.rule != "distill":
         return None
-    return replace(plan, strength=1.0, tokens="all") if plan.tokens == "crossed" else _start_of(plan)
+    return replace(plan, strength=1.0, tokens="all") if plan.tokens == "crossed" else start_of(plan)
 
 
-def _start_of(plan: RepairPlan) -> RepairPlan:
+def start_of(plan: RepairPlan) -> RepairPlan:
     """What a first distillation goes on from."""
     return replace(plan, rule=STARTS_FROM, strength=1.0, tokens_per_step=START_TOKENS_PER_STEP)
 
@@ -122,7 +122,7 @@ def solve_patch(
     if plan.rule == "distill":
         later = progress
         if start is None and not model.stored:
-            first = _start_of(plan)
+            first = start_of(plan)
             start = solve_patch(model, dense, calibration, directions, first, progress=_half(progress, 0))
             later = _half(progress, 1)
         parts = _solve_distillation(model, dense, calibration, start, plan, later)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
-from aird_mlx.repair import RepairPlan, goes_on_from
+from aird_mlx.repair import RepairPlan, start_of
 
 # Weights of the error along the direction that are tried beside none.
 BETA = 3.0
@@ -53,9 +53,8 @@ def spaces_for(
     near_source = before_source[-3:]
     beta = LEAST_SQUARES_BETA if inside_mask else 0.0
     spread = (("beta", (0.0,)),) if inside_mask else ()
-    distill, reconstruct = RepairPlan("distill", everything), RepairPlan("reconstruct", everything)
-    if distillable and rule == "auto":  # solved once for both
-        reconstruct = goes_on_from(distill) or reconstruct
+    distill, is_start = RepairPlan("distill", everything), distillable and rule == "auto"
+    reconstruct = start_of(distill) if is_start else RepairPlan("reconstruct", everything)  # solved once for both
     spaces = [
         PlanSpace(reconstruct),
         PlanSpace(distill),

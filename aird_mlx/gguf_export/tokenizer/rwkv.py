@@ -40,8 +40,8 @@ def read_rwkv(file: Path, added: Mapping[int, Added], settings: Mapping[str, Any
                 raise ValueError(f"token {index} has {len(literal)} bytes, not {length}")
             pieces[index] = literal
     ids = {piece: index for index, piece in pieces.items()}
-    named = {text: ids.get(text.encode()) for role in ROLES if (text := token_text(settings, role))}
-    added = {index: Added(text) for text, index in named.items() if index is not None} | dict(added)
+    named = (text for role in ROLES if (text := token_text(settings, role)))
+    added = {ids[text.encode()]: Added(text) for text in named if text.encode() in ids} | dict(added)
     texts = {END: END_TEXT, **{index: escape(piece) for index, piece in pieces.items()}}
     tokens, types = lay_out(texts, {END: CONTROL}, added, vocab_size)
     return Vocabulary("rwkv", None, tokens, types, special_ids={"bos": END, "eos": END}, notes=notes_on_added(added))
