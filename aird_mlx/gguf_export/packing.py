@@ -10,9 +10,9 @@ ONES = np.uint64(0x1111111111111111)  # one in each of 16 codes of four bits
 EIGHT_ONES = np.uint64(0x0101010101010101)  # one in each of 8 codes of a byte
 LOW = np.uint64(0x0F0F0F0F0F0F0F0F)  # of two codes in a byte the lower one
 UPPER = np.uint64(0x1010101010101010)  # the fifth bit of a code in a byte
-NO_CODE, EVERY_CODE = 254, 255
+EVERY_CODE, NO_CODE = 254, 255
 _MAGNITUDE = np.uint64(0x0707070707070707)  # of that its bits but the sign
-BYTES_IN_CACHE = 1 << 18  # codes taken at a time: all that is made of them stays in a processor's cache
+BYTES_IN_CACHE = 1 << 19  # codes taken at a time; less is slower in threads, which meet at the interpreter's lock
 
 
 def column_of(blocks: np.ndarray, start: int, kind: str) -> np.ndarray:
@@ -76,13 +76,19 @@ def zero_codes(scales: np.ndarray, biases: np.ndarray, bits: int) -> np.ndarray:
         uint8 of the same shape, `NO_CODE` where none is zero, `EVERY_CODE` where all are.
 
     >>> zero_codes(np.array([2.0, 2.0, 0.0]), np.array([-8.0, -7.0, 0.0]), 4).tolist()
-    [4, 254, 255]
+    [4, 255, 254]
     """
     with np.errstate(divide="ignore", invalid="ignore"):
-        code = np.rint(-biases / scales)
-        may = (code * scales + biases == 0) & (code >= 0) & (code < 2**bits)
-        codes = np.where(may, code, NO_CODE).astype(np.uint8)
-    codes[(scales == 0) & (biases == 0)] = EVERY_CODE
+        code = biases / scales
+        np.rint(code, out=code)
+        may = code * scales == biases
+        np.negative(code, out=code)
+        may &= code >= 0
+        may &= code < 2**bits
+        codes = code.astype(np.uint8)
+    codes |= may.view(np.uint8) - np.uint8(1)  # where there is none, every bit; many times faster than np.where
+    if np.count_nonzero(scales) < scales.size:
+        codes[(scales == 0) & (biases == 0)] = EVERY_CODE
     return codes
 
 
@@ -99,7 +105,7 @@ def count_zero_codes(packed: np.ndarray, scales: np.ndarray, biases: np.ndarray,
     """
     code = zero_codes(scales, biases, 4).reshape(-1)
     pattern = code * ONES  # nonsense where no code is zero
-    may = code < NO_CODE
+    may = code < EVERY_CODE
     low = may * LOW  # there nothing is seen, which looks like zeros
     zeros = (int(np.count_nonzero(code == EVERY_CODE)) - int(np.count_nonzero(~may))) * group_size
     groups = np.ascontiguousarray(packed).view(np.uint64).reshape(scales.size, -1)
