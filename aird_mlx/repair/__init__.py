@@ -24,17 +24,9 @@ from aird_mlx.repair.closed_form import (
 )
 from aird_mlx.repair.distillation import distill, fits_in_memory, needed_bytes
 from aird_mlx.repair.moments import before_norm, paired_expert_moments, paired_moments
+from aird_mlx.repair.plan import RULES, STARTS_FROM, TOKENS, RepairPlan, goes_on_from, start_of
 from aird_mlx.repair.reconstruction import reconstruct_block, reconstruction_error, token_weights
-from aird_mlx.repair.solve import (
-    RULES,
-    STARTS_FROM,
-    TOKENS,
-    RepairPlan,
-    goes_on_from,
-    solve_blocks,
-    solve_patch,
-    start_of,
-)
+from aird_mlx.repair.solve import solve_blocks, solve_patch
 from aird_mlx.repair.streaming import STREAMED_RULES, repair_blocks
 
 __all__ = [

@@ -15,7 +15,8 @@ from aird_mlx.activations import TokenBatch
 from aird_mlx.errors import UsageError
 from aird_mlx.model import ChatModel, ShardFolder
 from aird_mlx.patch import FoldResult
-from aird_mlx.repair.solve import RULES, RepairPlan, solve_blocks
+from aird_mlx.repair.plan import RULES, RepairPlan
+from aird_mlx.repair.solve import solve_blocks
 
 # Rules that need no more than a block of each model at a time.
 STREAMED_RULES = tuple(rule for rule in RULES if rule != "distill")
