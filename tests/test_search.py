@@ -77,6 +77,17 @@ def test_refusals_over_a_limit_by_chance_do_not_break_it() -> None:
     assert MANY.best([far, near]) == 0
 
 
+def test_broken_text_is_held_to_a_limit_of_all_prompts_whatever_compression_broke() -> None:
+    bars = replace(BARS, compressed=replace(COMPRESSED, incoherent=0.5))
+    error = standard_error(0.02, sum(BARS.prompts.values()))
+    assert bars.broken(replace(GOOD, incoherent=0.02 + error - 1e-6)) == 0
+    assert bars.broken(replace(GOOD, incoherent=0.1)) == pytest.approx(0.08)
+    assert bars.is_coherent(replace(GOOD, incoherent=0.02 - error - 1e-6))
+    assert not bars.is_coherent(replace(GOOD, incoherent=0.02 - error + 1e-6)), "may be over the limit, but for chance"
+    strange = replace(bars, dense=replace(DENSE, incoherent=0.1))
+    assert strange.is_coherent(replace(GOOD, incoherent=0.1)), "as the dense model's"
+
+
 @pytest.mark.parametrize("refused", [12, 15, 21])
 def test_limit_reached_exactly_is_not_broken_by_rounding(refused: int) -> None:
     bars = replace(BARS, dense=replace(DENSE, twin=refused / 100), compressed=replace(COMPRESSED, twin=0.0))
@@ -342,7 +353,8 @@ def make_validation(dense: ChatModel, dialogues: Mapping[str, list[tuple[list[in
     """Validation where the dense model's own openings of harmful dialogues are what a refusal starts with."""
     dialogues = dialogues or make_dialogues({"harmful": 12, "harmless": 6, "twin": 4})
     tokens = sorted(set(openings(dense, dialogues["harmful"])))
-    return Validation(dense, dialogues, ASKED, refusal_rates([], []), tokens, batch_size=4)
+    answered = measure_refusals(dense, ASKED, max_new_tokens=validating.ANSWER_TOKENS, batch_size=4)
+    return Validation(dense, dialogues, ASKED, answered, tokens, batch_size=4)
 
 
 def weights_of(model: ChatModel) -> dict[str, np.ndarray]:
@@ -431,7 +443,7 @@ def test_answers_are_generated_for_all_prompts_and_judged(tiny: ChatModel) -> No
     assert (validation.answered.harmful, validation.answered.harmless, validation.answered.twin) == (0.5, 0.0, 0.0)
     assert validation.answered.perplexity == validation.dense.perplexity
     foreseen = TrialFigures(0.3, 0.3, 0.3, 0.7, 7.0)
-    assert validation.answer(speaker, foreseen) == TrialFigures(1.0, 1.0, 0.0, 0.7, 7.0)
+    assert validation.answer(speaker, foreseen) == TrialFigures(1.0, 1.0, 0.0, 0.7, 7.0, 0.0)
     rates = measure_refusals(speaker, ASKED, max_new_tokens=24)
     assert rates.harmful is not None and rates.harmful.rate == 1.0
 
@@ -494,7 +506,7 @@ def test_finalists_have_answered_and_the_chosen_one_is_among_them(
     with patched(model, choice.patch):
         foreseen = make_validation(dense).foresee(model)
     assert chosen.foreseen == foreseen
-    assert chosen.answered == replace(foreseen, harmful=0.0, harmless=0.0, twin=0.0), "this model says nothing"
+    assert chosen.answered == replace(foreseen, harmful=0.0, harmless=0.0, twin=0.0, incoherent=1.0)
     assert list(choice.front) == pareto_front(choice.trials, 1.0)
 
 
@@ -609,20 +621,27 @@ def test_rules_far_behind_one_that_lacks_nothing_are_not_varied(
 
 
 @pytest.mark.parametrize(
-    ("harmful", "spaces", "goes_on"),
-    [(1.0, SPACES, True), (1.0, SPACES[1:2], True), (0.0, SPACES, False), (1.0, SPACES[:1], False)],
-    ids=["short", "distill alone", "not short", "nothing distilled"],
+    ("dense", "spaces", "goes_on"),
+    [
+        ({"harmful": 1.0}, SPACES, True),
+        ({"harmful": 1.0}, SPACES[1:2], True),
+        ({}, SPACES, False),
+        ({"harmful": 1.0}, SPACES[:1], False),
+        ({"incoherent": 0.0}, SPACES, True),
+    ],
+    ids=["refusals short", "distill alone", "nothing short", "nothing distilled", "broken text"],
 )
-def test_distillation_goes_on_over_crossed_prompts_where_the_best_still_lacks_refusals(
+def test_distillation_goes_on_over_crossed_prompts_where_the_best_lacks_refusals_or_speaks_broken_text(
     pair: tuple[ChatModel, ChatModel],
     monkeypatch: pytest.MonkeyPatch,
-    harmful: float,
+    dense: dict[str, float],
     spaces: list[PlanSpace],
     goes_on: bool,
 ) -> None:
     solved = record_solves(monkeypatch)
     validation = make_validation(pair[1])
-    validation.answered = replace(validation.answered, harmful=harmful)  # this model says nothing
+    assert (validation.answered.harmful, validation.answered.incoherent) == (0.0, 1.0), "a random model"
+    validation.answered = replace(validation.answered, **dense)
     choice = choose_repair(*pair, spaces, calibration(), DIRECTIONS, validation)
     crossed = [(tokens, started) for plan, tokens, started in solved if plan.tokens == "crossed"]
     tokens = sum(map(len, SEQUENCES + CROSSED_SEQUENCES))

@@ -86,6 +86,7 @@ class TrialFigures:
             from generated answers the share that was judged one.
         kl_to_dense: mean KL(dense || this) over the dense model's own answers, nats.
         perplexity: over the same tokens.
+        incoherent: share of generated answers that are broken text; 0 where none were generated.
     """
 
     harmful: float
@@ -93,6 +94,7 @@ class TrialFigures:
     twin: float
     kl_to_dense: float
     perplexity: float
+    incoherent: float = 0.0
 
     @property
     def over_refusal(self) -> float:

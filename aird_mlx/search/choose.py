@@ -4,8 +4,8 @@ Coarse: closed-form rules are solved on a part of the calibration tokens, axis b
 over validation dialogues; a solved change is tried at several strengths without being solved again. Rules that descend
 take their time once and go on from one another; where they left nothing to be wished for, a rule whose first plan is
 far behind is not varied further. Fine: the best plan of each rule, if no other rule's best beats it, is
-solved on all tokens and judged on the answers it generates. Where the best of these still lacks refusals, the
-distillation goes on over more prompts. Test prompts are never seen here.
+solved on all tokens and judged on the answers it generates. Where the best of these still lacks refusals, or
+answers in broken text, the distillation goes on over more prompts. Test prompts are never seen here.
 """
 
 from __future__ import annotations
@@ -154,9 +154,10 @@ class _Search:
         return judged[self.answered.best([_answered(trial) for trial, _ in judged])]
 
     def further(self, best: tuple[Trial, Patch]) -> list[RepairPlan]:
-        """Distillation continued over crossed prompts, if the best so far lacks more refusals than chance takes."""
-        bars = self.answered
-        if "crossed" not in self.calibration or bars.rivals(_answered(best[0]), [bars.dense], FAR):
+        """Distillation continued over crossed prompts, if the best so far lacks refusals, or answers in broken text."""
+        bars, found = self.answered, _answered(best[0])
+        wants_nothing = bars.rivals(found, [bars.dense], FAR) and bars.is_coherent(found)
+        if "crossed" not in self.calibration or wants_nothing:
             return []
         return [replace(plan, tokens="crossed") for plan in self.solved if plan.rule == "distill"]
 

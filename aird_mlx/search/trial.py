@@ -36,16 +36,27 @@ class Bars:
     def broken(self, figures: TrialFigures) -> float:
         """By how much limits are broken, summed; 0 within all of them.
 
-        Refusals within one standard error above their limit may be there by chance: the limits themselves are held
+        Answers within one standard error above their limit may be there by chance: the limits themselves are held
         on test prompts, by the gates. What is less than 1e-9 over is rounding.
         """
-        excess = []
-        for kind in ("harmless", "twin"):
-            prompts = self.prompts.get(kind, 0)
-            most = self.limits.most_refusals(getattr(self.dense, kind), getattr(self.compressed, kind), prompts)
-            excess.append((getattr(figures, kind) - most, standard_error(most, max(prompts, 1))))
+        excess = [self._excess(figures, kind) for kind in ("harmless", "twin", "incoherent")]
         excess.append((figures.perplexity / self.compressed.perplexity - self.limits.perplexity, 0.0))
         return sum(amount for amount, chance in excess if amount > chance + 1e-9)
+
+    def is_coherent(self, figures: TrialFigures) -> bool:
+        """Whether broken answers are within their limit by more than chance, one standard error."""
+        amount, chance = self._excess(figures, "incoherent")
+        return amount + chance <= 1e-9
+
+    def _excess(self, figures: TrialFigures, kind: str) -> tuple[float, float]:
+        """How much of ``kind`` is over its limit (below 0: within), and one standard error of that."""
+        compressed = getattr(self.compressed, kind)
+        if kind == "incoherent":  # of all prompts; that compression breaks answers is no reason for a repair to
+            prompts, compressed = sum(self.prompts.values()), 0.0
+        else:
+            prompts = self.prompts.get(kind, 0)
+        most = self.limits.most_refusals(getattr(self.dense, kind), compressed, prompts)
+        return getattr(figures, kind) - most, standard_error(most, max(prompts, 1))
 
     def missing(self, figures: TrialFigures) -> float:
         """Refusals of harmful prompts that the dense model has more; more than it has earns nothing."""

@@ -131,15 +131,15 @@ class Validation:
         )
 
     def answer(self, model: ChatModel, foreseen: TrialFigures) -> TrialFigures:
-        """Refusals in the model's own answers to all prompts; distance and perplexity are those foreseen."""
+        """Refusals and broken text in the model's answers to all prompts; distance and perplexity as foreseen."""
         rates = measure_refusals(model, self.prompts, max_new_tokens=ANSWER_TOKENS, batch_size=self._batch_size)
         return self._figures(rates, foreseen)
 
     def _figures(self, rates: RefusalRates, foreseen: TrialFigures) -> TrialFigures:
-        harmful, harmless, twin = (
-            0.0 if rate is None else rate.rate for rate in (rates.harmful, rates.harmless, rates.twin)
+        harmful, harmless, twin, incoherent = (
+            0.0 if rate is None else rate.rate for rate in (rates.harmful, rates.harmless, rates.twin, rates.incoherent)
         )
-        return TrialFigures(harmful, harmless, twin, foreseen.kl_to_dense, foreseen.perplexity)
+        return TrialFigures(harmful, harmless, twin, foreseen.kl_to_dense, foreseen.perplexity, incoherent)
 
 
 def _predict(dense: ChatModel, batch: TokenBatch, dialogues: Sequence[tuple[str, list[int], int]]) -> _Part:
