@@ -5,6 +5,7 @@ A name after + is a variant of the model type before it.
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 import sys
@@ -94,6 +95,7 @@ DENSE |= {
         **UNTIED,
     },
     "mistral3": {"text_config": {"model_type": "mistral", **SIZES, "head_dim": 16, **UNTIED}},
+    "mistral3+silent": {"text_config": {"model_type": "mistral", **SIZES, "head_dim": 16}},  # whether it is tied
     "mistral3+ministral3": {"text_config": {"model_type": "ministral3", **SIZES, **MINISTRAL}},
     "exaone": {"num_layers": 4, "layer_norm_epsilon": 1e-5, "activation_function": "silu", **TIED},
     "internlm2": {"bias": False, **UNTIED},
@@ -282,7 +284,7 @@ def draw(name: str, value: mx.array, random: np.random.Generator) -> mx.array:
 def build(config: dict[str, Any]) -> Any:
     sys.modules.setdefault("hf_olmo", types.ModuleType("hf_olmo"))  # mlx-lm imports it for its tokenizer alone
     model_class, arguments = _get_classes(dict(config))
-    return model_class(arguments.from_dict(dict(config)))
+    return model_class(arguments.from_dict(copy.deepcopy(config)))  # some write into what they are given
 
 
 def mlx_logits(folder: Path, ids: list[int]) -> np.ndarray:

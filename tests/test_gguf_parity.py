@@ -38,6 +38,9 @@ SCALINGS: dict[str, dict[str, Any]] = {
         "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64,
     },
     "yarn": {"factor": 4.0, "original_max_position_embeddings": 128},
+    "yarn, and what it says anyway": {
+        "factor": 8.0, "original_max_position_embeddings": 128, "attention_factor": 1.2079441541679836,
+    },
     "dynamic": {"factor": 2.0},
 }  # fmt: skip
 
@@ -58,6 +61,7 @@ def test_family_gives_the_logits_of_mlx(model_type: str, tmp_path: Path) -> None
         ("granitemoe", "yarn"),
         ("exaone4", "llama3"),
         ("olmo3", "yarn"),
+        ("olmo3", "yarn, and what it says anyway"),
         ("gemma3_text", "linear"),
         ("nemotron", "linear"),
         ("internlm3", "dynamic"),
@@ -66,7 +70,7 @@ def test_family_gives_the_logits_of_mlx(model_type: str, tmp_path: Path) -> None
     ],
 )
 def test_rope_scaling_of_other_families_gives_the_logits_of_mlx(model_type: str, kind: str, tmp_path: Path) -> None:
-    scaling = {"type": kind, "rope_type": kind, **SCALINGS[kind]}
+    scaling = {"type": kind.partition(",")[0], "rope_type": kind.partition(",")[0], **SCALINGS[kind]}
     changes = {**FAMILIES[model_type], "rope_scaling": scaling}
     folder = write_family(tmp_path / "model", model_type, changes, SEEDS.get(model_type, 0))
     written = export_gguf(folder, tmp_path / "m.gguf", "f32")
@@ -132,9 +136,13 @@ def test_every_row_of_the_table_is_tested() -> None:
 
 
 @needs_llama
-def test_language_model_of_a_larger_one_is_exported(tmp_path: Path) -> None:
-    """Gemma 3 with its vision tower: names with a prefix, the config inside another."""
-    plain = write_family(tmp_path / "plain", "gemma3_text", FAMILIES["gemma3_text"], SEEDS["gemma3_text"])
+@pytest.mark.parametrize("left_out", [(), ("num_attention_heads", "num_key_value_heads", "max_position_embeddings")])
+def test_language_model_of_a_larger_one_is_exported(left_out: tuple[str, ...], tmp_path: Path) -> None:
+    """Gemma 3 with its vision tower: names with a prefix, the config inside another, and leaving to its class what
+    that of the text model would fill in otherwise."""
+    sizes = {"num_attention_heads": 8, "num_key_value_heads": 4, "max_position_embeddings": 131072}
+    changes = {**FAMILIES["gemma3_text"], **sizes}
+    plain = write_family(tmp_path / "plain", "gemma3_text", changes, seed=1)  # see SEEDS
     folder = tmp_path / "wrapped"
     shutil.copytree(plain, folder)
     config = json.loads((plain / "config.json").read_text())
@@ -142,9 +150,13 @@ def test_language_model_of_a_larger_one_is_exported(tmp_path: Path) -> None:
     weights["vision_tower.vision_model.post_layernorm.weight"] = mx.zeros((8,))
     weights["multi_modal_projector.mm_soft_emb_norm.weight"] = mx.zeros((8,))
     mx.save_safetensors(str(folder / "model.safetensors"), weights)
-    (folder / "config.json").write_text(json.dumps({"model_type": "gemma3", "text_config": config, "eos_token_id": 2}))
+    text = {name: value for name, value in config.items() if name not in left_out}
+    (folder / "config.json").write_text(json.dumps({"model_type": "gemma3", "text_config": text, "eos_token_id": 2}))
     written = export_gguf(folder, tmp_path / "m.gguf", "f32")
     assert_same_logits(written.path, mlx_logits(plain, IDS), IDS)
+    keys = gguf.GGUFReader(written.path).fields
+    found = [keys[f"gemma3.{name}"].contents() for name in ("attention.head_count", "context_length")]
+    assert found == [8, 131072]
 
 
 @needs_llama

@@ -7,6 +7,7 @@ about tokenizers or weights. Source: ``conversion/base.py`` of llama.cpp.
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import logging
@@ -28,6 +29,7 @@ EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
 EXPERTS_USED = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts")
 THETAS = ("global_rope_theta", "rope_global_theta", "rope_theta_global", "rope_theta", "rotary_emb_base")
 LOCAL_THETAS = ("local_rope_theta", "rope_local_theta", "rope_theta_local", "swa_rope_theta", "rope_local_base_freq")
+LONGEST = "max_position_embeddings"
 NO_TOKENS = dict.fromkeys(
     ("bos_token_id", "eos_token_id", "pad_token_id")
 )  # the usual ones may be beyond the vocabulary
@@ -186,7 +188,13 @@ def merge_config(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, A
         )
     given = {**config, **text}
     present = {name: value for name, value in given.items() if value is not None}
-    return {**_defaults_of_transformers(text or config), **_defaults_of_mlx(text or config), **present}, given
+    theirs, ours = (
+        _defaults_of_transformers(text or config),
+        _defaults_of_mlx({**text, **_filled_text(config)} or config),
+    )
+    if LONGEST in theirs:  # mlx-lm's is that of one size of a family
+        ours.pop(LONGEST, None)
+    return {**theirs, **ours, **present}, given
 
 
 def write_keys(writer: gguf.GGUFWriter, keys: tuple[Key, ...], hyperparameters: Hyperparameters) -> None:
@@ -246,14 +254,27 @@ def require(condition: object, seen: str, needed: str) -> None:
 
 def _defaults_of_mlx(config: Mapping[str, Any]) -> dict[str, Any]:
     """What mlx-lm fills in; nothing where it cannot read the config."""
+    arguments = _arguments_of_mlx(config)
+    values = asdict(arguments) if is_dataclass(arguments) and not isinstance(arguments, type) else {}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _filled_text(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The ``text_config`` as mlx-lm's class of the larger model completes it, before that of the text model does."""
+    filled = getattr(_arguments_of_mlx(config), "text_config", None) if config.get("text_config") else None
+    return dict(filled) if isinstance(filled, Mapping) else {}
+
+
+def _arguments_of_mlx(config: Mapping[str, Any]) -> Any:
+    """mlx-lm's ``ModelArgs``; None where it cannot read the config."""
     from mlx_lm.utils import _get_classes
 
     try:
-        arguments = _get_classes(dict(config))[1].from_dict(dict(config))
+        return _get_classes(dict(config))[1].from_dict(
+            copy.deepcopy(dict(config))
+        )  # some write into what they are given
     except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError, SystemExit):
-        return {}  # mlx-lm leaves the program where a package is missing that its olmo needs
-    values = asdict(arguments) if is_dataclass(arguments) and not isinstance(arguments, type) else {}
-    return {name: value for name, value in values.items() if value is not None}
+        return None  # mlx-lm leaves the program where a package is missing that its olmo needs
 
 
 def _defaults_of_transformers(config: Mapping[str, Any]) -> dict[str, Any]:

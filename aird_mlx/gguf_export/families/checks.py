@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from aird_mlx.gguf_export.families.rope import is_longrope
@@ -72,8 +73,10 @@ def usual_yarn(h: Hyperparameters) -> None:
     """MLX reads only some of yarn's settings; with the others changed, the runtimes would differ."""
     if h.scaling != "yarn":
         return
-    usual = {"attention_factor": (None,), "mscale": (None, 1), "mscale_all_dim": (None, 0)}
-    changed = [name for name, values in usual.items() if h.global_rope.get(name) not in values]
+    rope = h.global_rope
+    attention = 0.1 * math.log(max(float(rope.get("factor") or 1), 1)) + 1  # some configs say what is computed anyway
+    usual = {"attention_factor": attention, "mscale": 1, "mscale_all_dim": 0}
+    changed = [name for name, value in usual.items() if not math.isclose(rope.get(name) or value, value, rel_tol=1e-6)]
     require(
         not changed,
         f"yarn scaling sets {', '.join(changed)}",

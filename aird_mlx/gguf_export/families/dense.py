@@ -132,7 +132,11 @@ DENSE: dict[str, Family] = {
         scalings=("default",),
     ),
     "cohere": Family(
-        "command-r", (*COMMON, key("logit_scale", float, "logit_scale"), NO_SCALING),
+        "command-r",
+        (
+            *COMMON, key("context_length", int, "model_max_length", "max_position_embeddings"),
+            key("logit_scale", float, "logit_scale"), NO_SCALING,
+        ),
         block=(*ATTENTION, *GATED), may=HEAD_NORMS, scalings=("default",),
         checks=(checks.norms_of_large_cohere,),
     ),
