@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -28,9 +29,16 @@ from tokenizers import (
 
 from aird_mlx.errors import AirdError, ExportError, ModelError
 from aird_mlx.gguf_export import LlamaRuntime, is_available
-from aird_mlx.gguf_export.tokenizer import Vocabulary, add_vocabulary, identify_pre_tokenizer, read_vocabulary
+from aird_mlx.gguf_export.tokenizer import (
+    Vocabulary,
+    add_vocabulary,
+    identify_pre_tokenizer,
+    pre_names,
+    read_vocabulary,
+)
 from aird_mlx.gguf_export.tokenizer.pre_tokenizer import PROBES, build_pre_tokenizer
 from aird_mlx.gguf_export.tokenizer.pre_types import PRE_TOKENIZERS
+from aird_mlx.gguf_export.tokenizer.vocabulary import lay_out
 
 needs_llama = pytest.mark.skipif(not is_available(), reason="llama-cpp-python is not installed")
 DATA = Path(os.environ.get("AIRD_TEST_DATA", "/nonexistent")) / "tokenizers"
@@ -148,7 +156,7 @@ def test_corpus_has_200_lines_of_many_kinds() -> None:
 @needs_data
 @pytest.mark.parametrize(
     ("name", "rows", "eos", "pre"),
-    [("smollm2", 49152, 2, "smollm"), ("gpt2", 50257, 50256, "gpt-2"), ("olmo-neox", 50304, 50279, "gpt-2"),
+    [("smollm2", 49152, 2, "smollm"), ("gpt2", 50257, 50256, "gpt-2"), ("olmo-neox", 50304, 50279, "olmo"),
      ("phi-3-mini", 32064, 32000, None), ("mistral-v1", 32000, 2, None)],
 )  # fmt: skip
 def test_corpus_has_the_ids_of_hugging_face(tmp_path: Path, name: str, rows: int, eos: int, pre: str | None) -> None:
@@ -283,6 +291,37 @@ def test_known_pre_tokenizer_splits_as_llama_cpp_does(tmp_path: Path, crossing: 
     assert (expected.expressions, expected.ignore_merges) == (same.expressions, same.ignore_merges)
     with open_vocabulary(vocabulary, tmp_path) as runtime:
         assert differing(runtime, lambda text: tokenizer.encode(text).ids, CORPUS) == []
+
+
+@needs_llama
+@pytest.mark.parametrize(("known", "name"), sorted(set(pre_names.NAMES.values())))
+def test_other_names_of_a_pre_tokenizer_split_alike_in_llama_cpp(
+    tmp_path: Path, crossing: Tokenizer, monkeypatch: pytest.MonkeyPatch, known: str, name: str
+) -> None:
+    content = json.loads(crossing.to_str())
+    content["model"]["ignore_merges"] = PRE_TOKENIZERS[known].ignore_merges
+    tokenizer = Tokenizer.from_str(json.dumps(content))
+    tokenizer.pre_tokenizer = build_pre_tokenizer(PRE_TOKENIZERS[known].expressions)
+    ids = tokenizer.encode(pre_names.TEXT).ids
+    monkeypatch.setattr(
+        pre_names, "NAMES", {hashlib.sha256(str(ids).encode()).hexdigest()[:16]: (known, name)}
+    )  # as if the converter knew this vocabulary
+    vocabulary = read_vocabulary(write_files(tmp_path, tokenizer, eos_token="<|endoftext|>"), 9000)
+    assert vocabulary.pre == name
+    with open_vocabulary(vocabulary, tmp_path) as runtime:
+        assert differing(runtime, lambda text: tokenizer.encode(text).ids, CORPUS) == []
+
+
+def test_a_name_that_splits_otherwise_is_not_taken(
+    tmp_path: Path, crossing: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    crossing = Tokenizer.from_str(crossing.to_str())
+    crossing.pre_tokenizer = build_pre_tokenizer(PRE_TOKENIZERS["gpt-2"].expressions)
+    ids = crossing.encode(pre_names.TEXT).ids
+    wrong = {hashlib.sha256(str(ids).encode()).hexdigest()[:16]: ("tekken", "tekken-2")}
+    monkeypatch.setattr(pre_names, "NAMES", wrong)
+    vocabulary = read_vocabulary(write_files(tmp_path, crossing, eos_token="<|endoftext|>"), 9000)
+    assert vocabulary.pre == "gpt-2"
 
 
 def test_known_pre_tokenizers_all_differ_on_the_probes() -> None:
@@ -452,6 +491,14 @@ def test_trained_sentencepiece_model_has_its_own_ids(tmp_path: Path, options: Ma
     texts.append("a <tool> b<tool>c  d   e")
     with open_vocabulary(vocabulary, tmp_path) as runtime:
         assert differing(runtime, processor.encode, texts) == []
+    assert vocabulary.types[0] == gguf.TokenType.UNKNOWN
+    if not unigram:  # as the files of Llama 2 say it
+        decoder = {"0": {"content": "<unk>", "special": True}}
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": decoder}))
+        special = read_vocabulary(tmp_path, 720)
+        assert (special.types[0], special.special_ids["unk"]) == (gguf.TokenType.CONTROL, 0)
+        with open_vocabulary(special, tmp_path) as runtime:
+            assert differing(runtime, processor.encode, texts) == []
 
 
 @needs_llama
@@ -621,6 +668,60 @@ def test_answers_end_in_llama_cpp_wherever_they_end_in_mlx(tmp_path: Path) -> No
         assert set(runtime.end_tokens) == {at[name] for name in ("<|endoftext|>", "<|im_end|>", "<stop>", "<halt>")}
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [*ends, at["<over>"]]}))
     assert [note for note in read_vocabulary(folder, 420).notes if "<over>" in note]
+
+
+@needs_llama
+@pytest.mark.parametrize(
+    ("single", "settings", "roles"),
+    [
+        ("<s> $A", {}, {"bos": "<s>"}),
+        ("<s> $A", {"bos_token": "<other>"}, {"bos": "<other>"}),
+        ("<s> $A </s>", {}, {"bos": "<s>", "eos": "</s>"}),
+        ("$A", {}, {"bos": "[gMASK]"}),
+    ],
+    ids=["first", "named otherwise", "both", "GLM"],
+)
+def test_what_is_put_around_every_text_has_its_role_where_no_file_gives_it(
+    tmp_path: Path, single: str, settings: dict[str, str], roles: dict[str, str]
+) -> None:
+    tokenizer = train_byte_level(split_by(LLAMA3_PATTERN), 400)
+    tokenizer.add_special_tokens(["<s>", "</s>", "<other>", *(["[gMASK]"] if roles["bos"] == "[gMASK]" else [])])
+    special = [(text, tokenizer.token_to_id(text)) for text in ("<s>", "</s>")]
+    tokenizer.post_processor = processors.TemplateProcessing(single=single, pair="$A $B", special_tokens=special)
+    ends = {} if "eos" in roles else {"eos_token": "<|endoftext|>"}
+    vocabulary = read_vocabulary(write_files(tmp_path, tokenizer, **ends, **settings), 420)
+    assert {role: vocabulary.tokens[vocabulary.special_ids[role]] for role in roles} == roles
+    around = tokenizer.encode("ab").ids
+    if settings:
+        assert "llama.cpp can add only bos and eos" in " ".join(vocabulary.notes)
+        return
+    with open_vocabulary(vocabulary, tmp_path) as runtime:
+        assert runtime.tokenize("ab", add_special=True) == around
+
+
+def test_end_of_code_llamas_infill_is_named(tmp_path: Path) -> None:
+    tokenizer = train_byte_level(split_by(LLAMA3_PATTERN), 400)
+    tokenizer.add_special_tokens(["\u2581<PRE>", "\u2581<EOT>"])
+    vocabulary = read_vocabulary(write_files(tmp_path, tokenizer, eos_token="<|endoftext|>"), 420)
+    named = {role: vocabulary.tokens[vocabulary.special_ids[role]] for role in ("fim_pre", "eot")}
+    assert named == {"fim_pre": "\u2581<PRE>", "eot": "\u2581<EOT>"}
+
+
+def test_zero_character_is_written_as_llama_cpps_converter_does() -> None:
+    tokens, _ = lay_out({0: "a", 1: "\0"}, {}, {}, 2)
+    assert tokens == ["a", "\U0001f409"]
+    with pytest.raises(ExportError, match="as is"):
+        lay_out({0: "\U0001f409", 1: "\0"}, {}, {}, 2)
+
+
+@pytest.mark.parametrize(("pair", "said"), [("$A <s> $B", False), ("<s> $A $B", None), ("<s> $A $B </s>", None)])
+def test_separator_of_pairs_is_said_not_to_be_added(tmp_path: Path, pair: str, said: bool | None) -> None:
+    tokenizer = train_byte_level(split_by(LLAMA3_PATTERN), 400)
+    tokenizer.add_special_tokens(["<s>", "</s>"])
+    special = [(text, tokenizer.token_to_id(text)) for text in ("<s>", "</s>")]
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", pair=pair, special_tokens=special)
+    vocabulary = read_vocabulary(write_files(tmp_path, tokenizer, eos_token="</s>"), 420)
+    assert vocabulary.options.get("add_sep_token") == said
 
 
 def test_several_templates_are_written_under_names_that_ggml_allows(tmp_path: Path) -> None:

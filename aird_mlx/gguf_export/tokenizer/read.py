@@ -13,6 +13,7 @@ from aird_mlx.errors import ExportError, ModelError
 from aird_mlx.gguf_export.hyperparameters import read_json
 from aird_mlx.gguf_export.tokenizer.added import Added, read_added
 from aird_mlx.gguf_export.tokenizer.byte_level import read_byte_level
+from aird_mlx.gguf_export.tokenizer.pre_names import name_of
 from aird_mlx.gguf_export.tokenizer.rwkv import read_rwkv
 from aird_mlx.gguf_export.tokenizer.sentencepiece_bpe import read_sentencepiece_json
 from aird_mlx.gguf_export.tokenizer.sentencepiece_model import read_sentencepiece_model
@@ -46,9 +47,14 @@ def read_vocabulary(folder: Path, vocab_size: int) -> Vocabulary:
     templates = read_chat_templates(folder)
     try:
         if content:
-            around = _template_ids(folder / "tokenizer.json")
+            tokenizer = _load(folder / "tokenizer.json")
+            around = _ids_around(tokenizer)
             added = read_added(content, settings, {})
             vocabulary = _read_json(content, added, vocab_size, settings, templates.get("default"))
+            if vocabulary.pre is not None:
+                vocabulary = dataclasses.replace(vocabulary, pre=name_of(vocabulary.pre, tokenizer))
+            if _parts_pairs(content):
+                vocabulary.options["add_sep_token"] = False  # of two texts; a decoder gets one
         else:
             around = None
             others = read_json(folder / "added_tokens.json")
@@ -59,7 +65,8 @@ def read_vocabulary(folder: Path, vocab_size: int) -> Vocabulary:
                 vocabulary = read_sentencepiece_model(folder / "tokenizer.model", added, vocab_size)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, SyntaxError) as error:
         raise _damaged(folder, error) from error
-    ids, missed = find_special_ids(folder, settings, vocabulary.tokens, vocabulary.special_ids)
+    known = _roles_around(around) | vocabulary.special_ids
+    ids, missed = find_special_ids(folder, settings, vocabulary.tokens, known)
     usual = vocabulary.add_bos, vocabulary.add_eos
     add_bos, add_eos, unlike = find_added_around(around, ids, settings, usual)
     return dataclasses.replace(
@@ -97,22 +104,43 @@ def _read_json(
     )
 
 
-def _template_ids(file: Path) -> tuple[list[int], list[int]]:
-    """The ids that the post-processor puts before and after a text.
+def _load(file: Path) -> tokenizers.Tokenizer:
+    """``tokenizer.json``, ready to be run.
 
     Raises:
         ModelError: the library cannot read the file.
     """
     try:
-        tokenizer = tokenizers.Tokenizer.from_file(str(file))
+        return tokenizers.Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises nothing narrower
         if type(error) is not Exception:
             raise
         raise _damaged(file.parent, error) from error
+
+
+def _ids_around(tokenizer: tokenizers.Tokenizer) -> tuple[list[int], list[int]]:
+    """The ids that the post-processor puts before and after a text."""
     bare = tokenizer.encode("a", add_special_tokens=False).ids
     full = tokenizer.encode("a", add_special_tokens=True).ids
     start = next((at for at in range(len(full)) if full[at : at + len(bare)] == bare), 0)
     return full[:start], full[start + len(bare) :]
+
+
+def _roles_around(around: tuple[list[int], list[int]] | None) -> dict[str, int]:
+    """What is put before every text begins it, and what is put behind ends it, whether it is called so or not."""
+    before, after = around or ([], [])
+    return {role: one for role, ids in (("bos", before[:1]), ("eos", after[-1:])) for one in ids}
+
+
+def _parts_pairs(content: Mapping[str, Any]) -> bool:
+    """Whether the post-processor puts a token between two texts."""
+    post = content.get("post_processor") or {}
+    for processor in post.get("processors") or [post]:
+        if processor.get("type") == "TemplateProcessing":
+            kinds = ["Sequence" in part for part in processor.get("pair") or []]
+            if sum(kinds) == 2 and kinds.index(True) + 1 < len(kinds) - 1 - kinds[::-1].index(True):
+                return True
+    return False
 
 
 def _damaged(folder: Path, error: Exception) -> ModelError:

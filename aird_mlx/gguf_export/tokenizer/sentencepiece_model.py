@@ -67,9 +67,7 @@ def read_sentencepiece_model(file: Path, added: Mapping[int, Added], vocab_size:
         notes.append(
             f"llama.cpp does not apply the tokenizer's {normalizer.name} normalization: text it changes gets other ids"
         )
-    tokens, types = lay_out(
-        texts, kinds, {key: one for key, one in others.items() if key != ids.get("unk")}, vocab_size
-    )
+    tokens, types = lay_out(texts, kinds, others, vocab_size)
     scores = {index: float(piece.score) for index, piece in enumerate(model.pieces) if index not in others}
     return Vocabulary(
         "llama", None, write_spaces(tokens, others), types,

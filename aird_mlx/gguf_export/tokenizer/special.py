@@ -19,7 +19,9 @@ ENDS = (
     "<|endoftext|>", "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "<|end_of_text|>",
     "<end_of_utterance>", "<eos>", "<turn|>", "<|tool_response>", "<\uff5cend\u2581of\u2581sentence\uff5c>", "[e~[",
 )  # fmt: skip
-_ENDS_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "<turn|>", "<end_of_utterance>", "[EOT]")
+_ENDS_OF_TURN = (
+    "<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "<turn|>", "<end_of_utterance>", "[EOT]", "\u2581<EOT>",
+)  # fmt: skip
 _FILL_IN = {
     "fim_pre": ("<|fim_prefix|>", "<fim-prefix>", "<fim_prefix>", "<\uff5cfim\u2581begin\uff5c>", "<PRE>",
                 "\u2581<PRE>", "<|code_prefix|>", "<|prefix|>"),
@@ -75,7 +77,7 @@ def find_special_ids(
             ids[role] = found[0]
     if "eos" not in ids:  # llama.cpp would take token 11, or token 2
         ids["eos"] = _find_end(at)
-    ids.setdefault("bos", ids["eos"])
+    ids.setdefault("bos", at.get("[gMASK]", ids["eos"]))  # GLM names none, and begins its chats with that
     return _with_ends(
         ids, at, {number for config in configs for number in _ids_in(config, "eos_token_id", len(tokens))}
     )

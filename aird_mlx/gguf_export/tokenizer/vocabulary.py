@@ -25,6 +25,7 @@ BYTE = int(gguf.TokenType.BYTE)
 SPACE = "\u2581"  # sentencepiece's visible space
 SCORE_OF_ADDED = -1000.0  # as llama.cpp's converter writes it; added tokens are matched before scores count
 SCORE_OF_UNUSED = -10000.0
+DRAGON = "\U0001f409"  # what llama.cpp's converter writes for the zero character, a token of InternLM 2
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def lay_out(
             tokens.append(added[index].text)
             types.append(CONTROL if added[index].is_control else USER_DEFINED)
         elif texts.get(index):
-            tokens.append(texts[index])
+            tokens.append(DRAGON if texts[index] == "\0" else texts[index])
             types.append(kinds.get(index, NORMAL))
         else:  # llama.cpp asserts that no two are alike, and older versions that none is empty
             tokens.append(f"[EMPTY_{index}]" if index in texts else f"[PAD{index}]")
@@ -107,7 +108,8 @@ def lay_out(
 def add_vocabulary(writer: gguf.GGUFWriter, vocabulary: Vocabulary) -> None:
     """Write the tokenizer's keys and its chat templates."""
     writer.add_tokenizer_model(vocabulary.model)
-    writer.add_tokenizer_pre(vocabulary.pre or "default")
+    if vocabulary.model != "rwkv":
+        writer.add_tokenizer_pre(vocabulary.pre or "default")
     writer.add_token_list(vocabulary.tokens)
     writer.add_token_types(vocabulary.types)
     if vocabulary.scores is not None:
