@@ -720,8 +720,9 @@ def test_separator_of_pairs_is_said_not_to_be_added(tmp_path: Path, pair: str, s
     tokenizer.add_special_tokens(["<s>", "</s>"])
     special = [(text, tokenizer.token_to_id(text)) for text in ("<s>", "</s>")]
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", pair=pair, special_tokens=special)
-    vocabulary = read_vocabulary(write_files(tmp_path, tokenizer, eos_token="</s>"), 420)
+    vocabulary = read_vocabulary(write_files(tmp_path, tokenizer, eos_token="</s>", add_prefix_space=False), 420)
     assert vocabulary.options.get("add_sep_token") == said
+    assert vocabulary.add_space_prefix is False
 
 
 def test_several_templates_are_written_under_names_that_ggml_allows(tmp_path: Path) -> None:

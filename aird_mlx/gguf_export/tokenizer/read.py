@@ -52,7 +52,9 @@ def read_vocabulary(folder: Path, vocab_size: int) -> Vocabulary:
             added = read_added(content, settings, {})
             vocabulary = _read_json(content, added, vocab_size, settings, templates.get("default"))
             if vocabulary.pre is not None:
-                vocabulary = dataclasses.replace(vocabulary, pre=name_of(vocabulary.pre, tokenizer))
+                prefix = False if settings.get("add_prefix_space") is False else None  # as it is anyway, once said
+                named = name_of(vocabulary.pre, tokenizer)
+                vocabulary = dataclasses.replace(vocabulary, pre=named, add_space_prefix=prefix)
             if _parts_pairs(content):
                 vocabulary.options["add_sep_token"] = False  # of two texts; a decoder gets one
         else:
