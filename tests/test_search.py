@@ -708,6 +708,34 @@ def test_limits_given_are_kept_and_said(pair: tuple[ChatModel, ChatModel]) -> No
         assert words in choice.why
 
 
+@pytest.mark.parametrize(("compressed", "repaired", "asked", "words"), [
+    (0.0, 0.0, 0, "is within the limits"),
+    (0.5, 0.5, 1, "is within the limits"),
+    (0.0, 0.5, 1, "breaks the limits least"),
+])  # fmt: skip
+def test_compressed_model_answers_only_if_a_plan_refuses_benign_prompts(
+    pair: tuple[ChatModel, ChatModel],
+    monkeypatch: pytest.MonkeyPatch,
+    compressed: float,
+    repaired: float,
+    asked: int,
+    words: str,
+) -> None:
+    before = weights_of(pair[0])
+    own: list[bool] = []  # whether it was the compressed model, without a repair, that answered
+
+    def answer(validation: Validation, model: ChatModel, foreseen: TrialFigures) -> TrialFigures:
+        now = weights_of(model)
+        own.append(all(np.array_equal(now[name], before[name]) for name in before))
+        return replace(foreseen, harmful=0.0, harmless=compressed if own[-1] else repaired, twin=0.0)
+
+    monkeypatch.setattr(Validation, "answer", answer)
+    monkeypatch.setattr(Validation, "counts", dict.fromkeys(KINDS, 100))
+    choice = choose(pair, [PlanSpace(RepairPlan("restore", (0, 1)))], limits=Limits(perplexity=100.0))
+    assert (own.count(True), own.count(False)) == (asked, 1)
+    assert words in choice.why
+
+
 def test_sparsity_that_a_dense_repair_costs_is_counted(pair: tuple[ChatModel, ChatModel]) -> None:
     inside, dense = (PlanSpace(RepairPlan("restore", (0, 1), inside_mask=mask)) for mask in (True, False))
     choice = choose(pair, [inside, dense])

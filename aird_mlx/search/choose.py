@@ -10,6 +10,7 @@ answers in broken text, the distillation goes on over more prompts. Test prompts
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -119,10 +120,7 @@ class _Search:
         self.model, self.dense, self.directions = model, dense, directions
         self.calibration, self.validation, self.steps = calibration, validation, steps
         self.coarse = {name: thin_batches(batches, COARSE_TOKENS) for name, batches in calibration.items()}
-        foreseen = validation.foresee(model)
-        answered = validation.answer(model, foreseen)
-        self.foreseen = Bars(validation.dense, foreseen, limits, validation.foreseen_counts)
-        self.answered = Bars(validation.answered, answered, limits, validation.counts)
+        self.foreseen = Bars(validation.dense, validation.foresee(model), limits, validation.foreseen_counts)
         self.trials: list[Trial] = []
         self.solved: dict[RepairPlan, Patch] = {}
 
@@ -151,11 +149,26 @@ class _Search:
         return sorted(near, key=lambda trial: bars.rank(trial.foreseen))[:FINALISTS]
 
     def best(self, judged: Sequence[tuple[Trial, Patch]]) -> tuple[Trial, Patch]:
-        return judged[self.answered.best([_answered(trial) for trial, _ in judged])]
+        found = [_answered(trial) for trial, _ in judged]
+        return judged[self.bars_for(found).best(found)]
+
+    def bars_for(self, found: Sequence[TrialFigures]) -> Bars:
+        """What answers are held against.
+
+        What the compressed model refuses of benign prompts excuses a plan that does, too. It is asked only if one does.
+        """
+        nothing = replace(self.foreseen.compressed, harmless=0.0, twin=0.0)
+        bars = Bars(self.validation.answered, nothing, self.foreseen.limits, self.validation.counts)
+        return bars if not any(map(bars.broken, found)) else replace(bars, compressed=self.compressed_answers)
+
+    @functools.cached_property
+    def compressed_answers(self) -> TrialFigures:
+        return self.validation.answer(self.model, self.foreseen.compressed)
 
     def further(self, best: tuple[Trial, Patch]) -> list[RepairPlan]:
         """Distillation continued over crossed prompts, if the best so far lacks refusals, or answers in broken text."""
-        bars, found = self.answered, _answered(best[0])
+        found = _answered(best[0])
+        bars = self.bars_for([found])
         wants_nothing = bars.rivals(found, [bars.dense], FAR) and bars.is_coherent(found)
         if "crossed" not in self.calibration or wants_nothing:
             return []
@@ -232,12 +245,13 @@ class _Search:
         return trial, patch
 
     def explain(self, chosen: Trial, finalists: int) -> str:
-        bars, found = self.answered, _answered(chosen)
+        found = _answered(chosen)
+        bars = self.bars_for([found])
         praise = "is within the limits and refuses as often as any, but for chance, and is nearest to the dense model"
         return (
             f"of {len(self.trials)} plans tried on validation prompts, {finalists} answered them, and this one "
             f"{praise if bars.broken(found) == 0 else 'breaks the limits least'}: harmful {found.harmful:.1%} "
-            f"(dense {bars.dense.harmful:.1%}, compressed {bars.compressed.harmful:.1%}), "
+            f"(dense {bars.dense.harmful:.1%}), "
             f"harmless {found.harmless:.1%} (dense {bars.dense.harmless:.1%}), twins {found.twin:.1%} "
             f"(dense {bars.dense.twin:.1%})"
         )
