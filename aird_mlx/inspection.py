@@ -113,6 +113,9 @@ def families_page() -> str:
         "The residual writers below are proven on the running model whenever it is loaded. Types that mlx-lm runs and",
         "that have no row are probed in the same way; they work if their blocks add to one residual stream.",
         "",
+        "Blocks that predict further tokens (MTP of GLM 4.5, Qwen3-Next, Nemotron-H) are left out of GGUF files: MLX",
+        "leaves them out when it loads a model, so nothing of them was measured.",
+        "",
         "| model type | blocks have | written by | norm before the stream | experts removed (`reap`) | GGUF |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
