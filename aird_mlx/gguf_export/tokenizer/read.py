@@ -67,8 +67,7 @@ def read_vocabulary(folder: Path, vocab_size: int) -> Vocabulary:
                 vocabulary = read_sentencepiece_model(folder / "tokenizer.model", added, vocab_size)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, SyntaxError) as error:
         raise _damaged(folder, error) from error
-    known = _roles_around(around) | vocabulary.special_ids
-    ids, missed = find_special_ids(folder, settings, vocabulary.tokens, known)
+    ids, missed = find_special_ids(folder, settings, vocabulary.tokens, around, vocabulary.special_ids)
     usual = vocabulary.add_bos, vocabulary.add_eos
     add_bos, add_eos, unlike = find_added_around(around, ids, settings, usual)
     return dataclasses.replace(
@@ -126,12 +125,6 @@ def _ids_around(tokenizer: tokenizers.Tokenizer) -> tuple[list[int], list[int]]:
     full = tokenizer.encode("a", add_special_tokens=True).ids
     start = next((at for at in range(len(full)) if full[at : at + len(bare)] == bare), 0)
     return full[:start], full[start + len(bare) :]
-
-
-def _roles_around(around: tuple[list[int], list[int]] | None) -> dict[str, int]:
-    """What is put before every text begins it, and what is put behind ends it, whether it is called so or not."""
-    before, after = around or ([], [])
-    return {role: one for role, ids in (("bos", before[:1]), ("eos", after[-1:])) for one in ids}
 
 
 def _parts_pairs(content: Mapping[str, Any]) -> bool:

@@ -44,15 +44,20 @@ def token_text(settings: Mapping[str, Any], role: str) -> str | None:
 
 
 def find_special_ids(
-    folder: Path, settings: Mapping[str, Any], tokens: Sequence[str], known: Mapping[str, int]
+    folder: Path,
+    settings: Mapping[str, Any],
+    tokens: Sequence[str],
+    around: tuple[list[int], list[int]] | None,
+    known: Mapping[str, int],
 ) -> tuple[dict[str, int], list[str]]:
     """Ids of the roles, and what llama.cpp cannot be told about them.
 
     Args:
         folder: the model's, for ``config.json`` and ``generation_config.json``.
-        settings: ``tokenizer_config.json``; a text there comes before a number in the others.
+        settings: ``tokenizer_config.json``, which comes first.
         tokens: the vocabulary.
-        known: what the tokenizer file itself says, used where the others say nothing.
+        around: ids that are put before and after every text, which come next: what begins a text is its bos.
+        known: what the tokenizer file itself says, used where the configs say nothing either.
 
     Raises:
         ExportError: nothing says where answers end.
@@ -61,16 +66,13 @@ def find_special_ids(
     configs = [read_json(folder / name) for name in ("config.json", "generation_config.json")]
     configs.insert(1, configs[0].get("text_config") or {})
     ids: dict[str, int] = dict(known)
+    before, after = around or ([], [])
+    seen = {"bos": before[:1], "eos": after[-1:]}
     for role in ("bos", "eos", "unk", "sep", "pad", "mask"):
         text = token_text(settings, role)
-        if text in at:
-            ids[role] = at[text]
-            continue
-        for config in configs:
-            numbers = _ids_in(config, f"{role}_token_id", len(tokens))
-            if numbers:
-                ids[role] = numbers[0]
-                break
+        told = [[at[text]] if text in at else [], seen.get(role, [])]
+        told += [_ids_in(config, f"{role}_token_id", len(tokens)) for config in configs]
+        ids |= next(({role: numbers[0]} for numbers in told if numbers), {})
     for role, texts in _FILL_IN.items():
         found = [at[text] for text in texts if text in at]
         if found:
