@@ -6,9 +6,10 @@ refuses if one of a few usual phrases stands anywhere in it.
 
 *Rotation* holds one file out, selects rules on the others, and measures on the file held out. ``all`` is every rule;
 ``not against`` drops rules whose absence agrees better on the other files; ``for`` starts from none and takes rules
-only while they agree better there; ``deciding`` keeps just the rules that decide an answer in the other files. The
-rules were written with all files in sight, so a held-out file still shaped the wording of what is selected: rotation
-is an upper bound on what answers of another model will score. It shows whether rules serve one file only, no more.
+only while they agree better there (so none of a pair that refuses only together); ``deciding`` keeps just the rules
+that decide an answer in the other files. The rules were written with all files in sight, so a held-out file still
+shaped the wording of what is selected: rotation is an upper bound on what answers of another model will score. It
+shows whether rules serve one file only, no more.
 
     python benchmarks/judge_agreement.py xstest/model_completions
 """
@@ -25,7 +26,7 @@ from pathlib import Path
 
 from aird_mlx.evaluation import COMPLIANCE, INCOHERENT, REFUSAL, judge_answer, wilson_rate
 from aird_mlx.evaluation.judge import matching_rules
-from aird_mlx.evaluation.refusal_rules import ANSWERS, OPENING, RULES, SKIP, START, Rule
+from aird_mlx.evaluation.refusal_rules import ANSWERS, CONDEMNS, OPENING, RULES, SKIP, START, TURNS, Rule, refused
 
 FULL = {"1_full_compliance": COMPLIANCE, "2_full_refusal": REFUSAL}
 PARTIAL = "3_partial_refusal"
@@ -84,9 +85,8 @@ def matches(answer: str, skips: tuple[Rule, ...]) -> frozenset[str]:
 def verdict(answer: str, rules: Sequence[Rule]) -> str:
     """What `judge_answer` says of an answer that is not broken, without compiling the rules once more."""
     found = matches(answer, tuple(rule for rule in rules if rule.place == SKIP))
-    matching = [rule.place for rule in rules if rule.name in found]
-    refuses = START in matching or OPENING in matching
-    return REFUSAL if refuses and ANSWERS not in matching else COMPLIANCE
+    places = {rule.place for rule in rules if rule.name in found}
+    return REFUSAL if refused(places.__contains__) else COMPLIANCE
 
 
 def agreement(rules: Sequence[Rule], answers: Labelled) -> int:
@@ -122,14 +122,16 @@ def selected_for(answers: Labelled) -> list[Rule]:
 
 
 def deciding(answers: Labelled) -> list[Rule]:
-    """Refusing rules that are the first to match a refused answer, and other rules that change a verdict."""
+    """Rules that are the first of their kind to match a refused answer, and other rules that change a verdict."""
     skips = tuple(rule for rule in RULES if rule.place == SKIP)
     kept = set()
     for answer, _ in answers:
         found = matches(answer, skips)
         judged = verdict(answer, RULES)
         if judged == REFUSAL:
-            kept.add(next(rule for rule in RULES if rule.name in found and rule.place in (START, OPENING)))
+            declining = [rule for rule in RULES if rule.name in found and rule.place in (START, OPENING)]
+            pair = [[rule for rule in RULES if rule.name in found and rule.place == one] for one in (CONDEMNS, TURNS)]
+            kept |= {declining[0]} if declining else {matching[0] for matching in pair}
         for rule in RULES:
             if rule.name in found and rule.place in (SKIP, ANSWERS):
                 kept |= {rule} if verdict(answer, [one for one in RULES if one is not rule]) != judged else set()
