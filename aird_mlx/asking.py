@@ -15,8 +15,9 @@ from aird_mlx.prompt_sets import PromptSet, prompt_id
 from aird_mlx.prompts import check_context
 from aird_mlx.report import AskedSet
 
-# Answers are judged on this many tokens, or on what the model's context leaves (Arditi et al. use 512).
-MAX_NEW_TOKENS = 512
+# Answers are judged on this many tokens, or on what the model's context leaves (Arditi et al. use 512). A prompt that
+# leaves less than the latter does not cut the answers of the others.
+MAX_NEW_TOKENS, LEAST_ANSWER = 512, 64
 
 
 class Chat(Protocol):
@@ -103,20 +104,51 @@ def render_set(chat: Chat, prompts: PromptSet, attack: Attack, *, has_system: bo
 def answer_length(
     rendered: Sequence[Sequence[int]], max_new_tokens: int | None, context: int | None, prompts: Sequence[str] = ()
 ) -> int:
-    """How many tokens answers may have.
+    """How many tokens answers may have, but those of prompts that leave less.
 
     Args:
         rendered: token ids of all prompts, at least one.
-        max_new_tokens: as asked for; None for 512, or what the context leaves.
+        max_new_tokens: as asked for; None for 512, or what the context leaves all prompts that leave at least 64.
         context: the model's, None if unknown.
         prompts: the words of each, to name the longest by.
 
     Raises:
         PromptError: the longest prompt with its answer is longer than the context.
+
+    >>> answer_length([[0] * 30, [0] * 40, [0] * 509], None, 512)
+    472
     """
     check_context(rendered, max_new_tokens, context, prompts)
-    room = MAX_NEW_TOKENS if context is None else context - max(len(ids) for ids in rendered)
-    return max_new_tokens or min(MAX_NEW_TOKENS, room)
+    rooms = [MAX_NEW_TOKENS if context is None else context - len(ids) for ids in rendered]
+    enough = [room for room in rooms if room >= LEAST_ANSWER]
+    return max_new_tokens or min(MAX_NEW_TOKENS, *(enough or rooms))
+
+
+def answers_of(
+    chat: Chat,
+    rendered: Sequence[Sequence[int]],
+    length: int,
+    *,
+    temperature: float,
+    seed: int,
+    progress: Callable[[int, int], None],
+) -> list[str]:
+    """Answers of at most ``length`` tokens, and where a prompt leaves the context less, of as many as it leaves."""
+    context = chat.context_length
+    rooms = [length if context is None else min(length, context - len(ids)) for ids in rendered]
+    answers = [""] * len(rendered)
+    for room in sorted(set(rooms), reverse=True):
+        at = [index for index, one in enumerate(rooms) if one == room]
+        found = chat.answers(
+            [rendered[index] for index in at],
+            max_new_tokens=room,
+            temperature=temperature,
+            seed=seed,
+            progress=progress if room == length else lambda done, total: None,
+        )
+        for index, answer in zip(at, found, strict=True):
+            answers[index] = answer
+    return answers
 
 
 def judge_set(asked: Asked) -> AskedSet:

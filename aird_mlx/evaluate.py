@@ -21,17 +21,20 @@ from aird_mlx.asking import (
     add_verdicts,
     answer_length,
     answer_rows,
+    answers_of,
     attacks_of_answerable,
     judge_set,
     render_set,
     takes_system_prompt,
 )
 from aird_mlx.environment import describe_environment
-from aird_mlx.errors import ModelError, UsageError
+from aird_mlx.errors import ModelError, ParityError, UsageError
 from aird_mlx.evaluation import (
+    Attack,
     MlxChat,
     ModelJudge,
     answer_questions,
+    check_comparable,
     compare_sets,
     cut_windows,
     measure_utility,
@@ -43,7 +46,7 @@ from aird_mlx.evaluation import (
 )
 from aird_mlx.gguf_export.chat import GgufChat
 from aird_mlx.model import ChatModel, find_folder, loaded_bytes, usable_memory
-from aird_mlx.prompt_sets import gather_prompt_sets
+from aird_mlx.prompt_sets import PromptSet, gather_prompt_sets
 from aird_mlx.report import (
     AskedSet,
     Evaluation,
@@ -78,6 +81,14 @@ def evaluate_model(settings: EvaluationSettings, *, progress: Progress = lambda 
         run.close()
 
 
+def _open_file(path: Path) -> GgufChat:
+    """A GGUF file that can be asked; one that llama.cpp refuses is bad input here, and no export that went wrong."""
+    try:
+        return GgufChat(path)
+    except ParityError as error:
+        raise ModelError(str(error)) from error
+
+
 class _Run:
     """One evaluation. What can be refused is refused when it is made, before anything is generated."""
 
@@ -105,8 +116,11 @@ class _Run:
         ]
         self.text = None if settings.text is None else read_text(settings.text)
         self.earlier = None if settings.against is None else read_evaluation(settings.against)
+        if self.earlier is not None:
+            asked = {(one.name, one.kind, attack.name) for one in self.sets for attack in self._attacks_on(one)}
+            self.notes += check_comparable(self.earlier, settings_record(settings), asked)
         self.chat: Chat = (
-            GgufChat(Path(settings.model).expanduser())
+            _open_file(Path(settings.model).expanduser())
             if settings.is_gguf
             else MlxChat.load(
                 settings.model,
@@ -118,6 +132,13 @@ class _Run:
 
         if isinstance(self.chat, MlxChat) and self.chat.streamed is not None:
             self._say_what_fits(self.chat.streamed)
+        self.windows = [] if self.text is None else self._cut(self.text)
+        self.dense = self._load_dense(settings.dense, self.text) if settings.dense and self.text is not None else None
+        self.judge = (
+            ModelJudge.load(settings.judge_model, settings.judge_style)
+            if settings.judge_model is not None and self.sets
+            else None
+        )
 
     def _say_what_fits(self, model: ChatModel) -> None:
         """What can still be measured of a model that does not fit, and at which price.
@@ -165,6 +186,9 @@ class _Run:
             write_text(self.settings.out, to_json(evaluation))
         return evaluation
 
+    def _attacks_on(self, prompts: PromptSet) -> Sequence[Attack]:
+        return self.attacks if prompts.kind == "harmful" else attacks_of_answerable(self.attacks)
+
     def _ask(self) -> list[Asked]:
         """Render everything first, so that a prompt that is too long is found before an hour of answers."""
         if not self.sets:
@@ -175,7 +199,7 @@ class _Run:
         plans = [
             (one, attack, render_set(self.chat, one, attack, has_system=has_system))
             for one in self.sets
-            for attack in (self.attacks if one.kind == "harmful" else attacks_of_answerable(self.attacks))
+            for attack in self._attacks_on(one)
         ]
         length = answer_length(
             [ids for *_, rendered in plans for ids in rendered],
@@ -187,15 +211,17 @@ class _Run:
             self.notes.append(
                 f"only {self.sets[0].kind} prompts were given: over-refusals and refusals belong together"
             )
+        context = self.chat.context_length or math.inf
+        short = sum(len(ids) + length > context for *_, rendered in plans for ids in rendered)
+        if short:
+            self.notes.append(
+                f"{short} answers had less than {length} tokens to be said in: their prompts fill the context"
+            )
         asked = []
         for one, attack, rendered in plans:
             with self._stage(f"ask {one.kind} {one.name} {attack.name}") as step:
-                answers = self.chat.answers(
-                    rendered,
-                    max_new_tokens=length,
-                    temperature=attack.temperature,
-                    seed=self.settings.seed,
-                    progress=step,
+                answers = answers_of(
+                    self.chat, rendered, length, temperature=attack.temperature, seed=self.settings.seed, progress=step
                 )
             asked.append(
                 Asked(one, attack, [answers[at : at + attack.tries] for at in range(0, len(answers), attack.tries)])
@@ -204,14 +230,14 @@ class _Run:
 
     def _judge(self, asked: Sequence[Asked]) -> list[AskedSet]:
         sets = [judge_set(one) for one in asked]
-        if self.settings.judge_model is not None and asked:
-            judge = ModelJudge.load(self.settings.judge_model, self.settings.judge_style)
-            if judge.style == "guard":
+        self._save(asked, sets)  # before another model can fail
+        if self.judge is not None:
+            if self.judge.style == "guard":
                 self.notes.append("a guard model tells no refusal of harmless prompts: it judged harmful prompts only")
             for index, one in enumerate(asked):
-                if judge.style == "rubric" or one.prompts.kind == "harmful":
+                if self.judge.style == "rubric" or one.prompts.kind == "harmful":
                     with self._stage(f"judge {one.prompts.kind} {one.prompts.name} {one.attack.name}") as step:
-                        verdicts = judge.judge(
+                        verdicts = self.judge.judge(
                             [
                                 prompt
                                 for prompt, tries in zip(one.prompts.prompts, one.answers, strict=True)
@@ -222,34 +248,43 @@ class _Run:
                             progress=step,
                         )
                     sets[index] = add_verdicts(sets[index], verdicts)
+            self._save(asked, sets)
+        return sets
+
+    def _save(self, asked: Sequence[Asked], sets: Sequence[AskedSet]) -> None:
         if self.settings.save_answers is not None:
             rows = [row for one, judged in zip(asked, sets, strict=True) for row in answer_rows(one, judged)]
             lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
             write_text(self.settings.save_answers, "".join(lines))
-        return sets
 
-    def _utility(self) -> Utility | None:
-        if self.text is None:
-            return None
-        ids, context = self.chat.encode(self.text), self.chat.context_length
+    def _cut(self, text: str) -> list[list[int]]:
+        """The windows that perplexity is measured on."""
+        context = self.chat.context_length
         if context is not None and self.settings.window > context:
             raise UsageError(
                 f"text: the window is {self.settings.window} tokens; the model's context takes {context}. "
                 f"Use --window {context} or less."
             )
-        windows = cut_windows(ids, self.settings.window, self.settings.windows)
+        return cut_windows(self.chat.encode(text), self.settings.window, self.settings.windows)
+
+    def _load_dense(self, model: str, text: str) -> MlxChat:
+        dense = MlxChat.load(model)
+        if dense.encode(text) != self.chat.encode(text):
+            raise ModelError(
+                f"text: {model} cuts it into other tokens than {self.settings.model}; a dense "
+                "model with the same tokenizer is needed. Check --dense."
+            )
+        return dense
+
+    def _utility(self) -> Utility | None:
+        if self.text is None:
+            return None
         with self._stage("text") as step:
             if isinstance(self.chat, MlxChat):
-                dense = None if self.settings.dense is None else MlxChat.load(self.settings.dense)
-                if dense is not None and dense.encode(self.text) != ids:
-                    raise ModelError(
-                        f"text: {self.settings.dense} cuts it into other tokens than {self.settings.model}; a dense "
-                        "model with the same tokenizer is needed. Check --dense."
-                    )
-                batches = batch_sequences(windows, tokens_per_batch=self.chat.tokens_per_batch)
-                return measure_utility(self.chat, batches, dense=dense, progress=step)
-            sums = self.chat.log_likelihoods(windows, [0] * len(windows), step)
-            tokens = sum(len(one) - 1 for one in windows)
+                batches = batch_sequences(self.windows, tokens_per_batch=self.chat.tokens_per_batch)
+                return measure_utility(self.chat, batches, dense=self.dense, progress=step)
+            sums = self.chat.log_likelihoods(self.windows, [0] * len(self.windows), step)
+            tokens = sum(len(one) - 1 for one in self.windows)
             return Utility(math.exp(min(-sum(sums) / tokens, 700.0)), None, None, tokens)
 
     def _multiple_choice(self) -> list[MultipleChoiceFigures]:
@@ -266,6 +301,8 @@ class _Run:
                         context_length=self.chat.context_length,
                     )
                 )
+            if cut := figures[-1].truncated:
+                self.notes.append(f"{name}: {cut} sequences were longer than the context and lost their beginning")
         return figures
 
     def _tasks(self) -> list[TaskScore]:

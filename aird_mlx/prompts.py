@@ -100,7 +100,7 @@ def read_prompts(path: Path, kind: str = "harmful", *, column: str | None = None
             f"rows labelled {'unsafe' if kind == 'harmful' else 'safe'} are needed. Use another file for this kind."
         )
     if not prompts:
-        raise PromptError(f"prompts: {path} holds no prompts; at least {MINIMUM_PROMPTS} are needed. Fill the file.")
+        raise PromptError(f"prompts: {path} holds no prompts; at least one is needed. Fill the file.")
     for prompt in prompts:
         if any("\ud800" <= letter <= "\udfff" for letter in prompt):
             raise PromptError(
@@ -161,15 +161,20 @@ def _read_table(path: Path, text: str, kind: str, columns: Sequence[str], labels
     if column is None:
         raise PromptError(
             f"prompts: {path} has the columns {there}; one of {', '.join(columns)} is needed. "
-            "Name the column that holds the prompts."
+            "Give the column that holds the prompts one of these names."
         )
     lowered = ({str(key).strip().lower(): value for key, value in row.items()} for row in rows)
     return [_request(row, column) for row in lowered if _is_wanted(row, kind, labels)]
 
 
 def _is_wanted(row: dict[str, Any], kind: str, labels: set[str]) -> bool:
-    """Whether a row is of this kind, by its label if it has one; the labels seen are put into ``labels``."""
+    """Whether a row is of this kind, by its label if it has one; the labels seen are put into ``labels``.
+
+    XSTest's tables of model answers have none, but call the types of unsafe prompts ``contrast_...``.
+    """
     label = str(row.get("label", "")).strip().lower()
+    if not label and {"type", "completion"} <= row.keys() and str(row.get("id", "")).startswith("v2-"):
+        label = "unsafe" if str(row.get("type", "")).strip().startswith("contrast_") else "safe"
     if label not in ("safe", "unsafe"):
         return True
     labels.add(label)
@@ -274,7 +279,7 @@ def check_context(
     words = f"{prompts[lengths.index(longest)][:60]!r}..." if prompts else "the longest"
     raise PromptError(
         f"prompts: {words} has {longest} tokens, its answer {new_tokens or 'at least 1'}; the model's context takes "
-        f"{context} in all. Leave long prompts out, or use a smaller --max-new-tokens."
+        f"{context} in all. Leave long prompts out{', or use a smaller --max-new-tokens' if new_tokens else ''}."
     )
 
 

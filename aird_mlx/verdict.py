@@ -32,7 +32,7 @@ def selection_in_words(selected: ScoredDirection, scored: Sequence[ScoredDirecti
     others = sum(one.near_tie for one in scored) - 1
     ties = {0: "No other survivor is a near tie", 1: "1 other survivor is a near tie"}
     return (
-        f"{place[0].upper()}{place[1:]} is selected in {selected.win_share:.0%} of the resamples. "
+        f"{place[0].upper()}{place[1:]} is selected in {selected.win_share:.0%} of the resamples of what was scored. "
         f"{ties.get(others, f'{others} other survivors are near ties')}."
     )
 
@@ -78,10 +78,12 @@ def _source(selected: Sequence[ScoredDirection], same_winner: float) -> list[str
         names = [name for name, one in (("DENSE", dense), ("OTHER", other)) if not one.survived]
         said.append(f"In {' and '.join(names)} no candidate passes the selection's filters.")
     if (dense.layer, dense.position) == (other.layer, other.position):
-        said.append(f"Both models select the same place, as they do in {same_winner:.0%} of the resamples.")
+        said.append(
+            f"Both models select the same place, as they do in {same_winner:.0%} of the resamples of what was scored."
+        )
     else:
         said.append(
             f"OTHER selects layer {other.layer}, position {other.position} instead of layer {dense.layer}, position "
-            f"{dense.position}; in {same_winner:.0%} of the resamples both select the same place."
+            f"{dense.position}; in {same_winner:.0%} of the resamples of what was scored both select the same place."
         )
     return said

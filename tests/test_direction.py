@@ -160,6 +160,14 @@ def test_what_is_missing_to_measure_a_direction_is_one_line(
     assert "\n" not in str(raised.value)
 
 
+def test_logits_that_are_not_finite_select_nothing(tiny: ChatModel) -> None:
+    tiny.network.model.norm.weight = mx.full(tiny.network.model.norm.weight.shape, float("nan"))
+    marked, plain = prompts(6, 1, marked=True), prompts(6, 2, marked=False)
+    given = {"harmful": marked, "harmless": plain, "select_harmful": marked, "select_harmless": plain}
+    with pytest.raises(ModelError, match=r"^direction: the model gives logits that are not finite"):
+        measure_direction(tiny, **given, tokens=[5], positions=2)
+
+
 def test_interventions_name_the_block_that_is_not_finite(tiny: ChatModel) -> None:
     linear = tiny.linear(3, "mlp.down_proj")
     linear.weight = mx.full(linear.weight.shape, float("inf"))

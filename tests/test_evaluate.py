@@ -14,7 +14,16 @@ import pytest
 from aird_mlx.asking import answer_length, render_set, takes_system_prompt
 from aird_mlx.errors import AirdError, DependencyError, ModelError, OutputError, PromptError, UsageError
 from aird_mlx.evaluate import EvaluationSettings, evaluate_model
-from aird_mlx.evaluation import COMPLIANCE, REFUSAL, Attack, MlxChat, compare_sets, judge_answer, read_evaluation
+from aird_mlx.evaluation import (
+    COMPLIANCE,
+    REFUSAL,
+    Attack,
+    MlxChat,
+    ModelJudge,
+    compare_sets,
+    judge_answer,
+    read_evaluation,
+)
 from aird_mlx.gguf_export import export_gguf, is_available
 from aird_mlx.model import ChatModel, load, save
 from aird_mlx.prompt_sets import PromptSet, prompt_id
@@ -175,6 +184,66 @@ def test_same_prompts_are_compared_and_others_refused(tmp_path: Path) -> None:
         evaluate("demo", limit=12, harmful=(write(tmp_path / "p.txt", "a", "b"),), against=out)
 
 
+def test_answers_asked_for_otherwise_are_not_compared(tmp_path: Path) -> None:
+    out, seen = tmp_path / "before.json", list[str]()
+    options = {"limit": 2, "attack": ("vanilla", "sampling"), "samples": 2}
+    evaluate("demo", **options, out=out)
+    for changes, said in [
+        ({"samples": 3}, "samples 2, this one 3"),
+        ({"max_new_tokens": 2}, "max_new_tokens 24, this one 2"),
+    ]:
+        settings = EvaluationSettings("demo", against=out, **{"max_new_tokens": NEW_TOKENS} | options | changes)
+        with pytest.raises(PromptError, match=said):
+            evaluate_model(settings, progress=lambda stage, done, total: seen.append(stage))
+    assert seen == [], "found before anything is asked"
+    found = evaluate("demo", limit=2, system_prompt="Never mind.", attack=("vanilla", "system"), against=out)
+    assert {one.attack for one in found.changes} == {"vanilla"}
+    (note,) = (note for note in found.notes if "not compared" in note)
+    assert "demo sampling" in note and "demo system" in note
+
+
+def test_a_prompt_that_fills_the_context_leaves_other_answers_as_they_are(tmp_path: Path) -> None:
+    harmful = built_in(tmp_path)
+    plain, answers = evaluate("demo", harmful=harmful, max_new_tokens=None), tmp_path / "answers.jsonl"
+    long = write(tmp_path / "long.txt", "word " * 490)
+    both = evaluate("demo", harmful=(*harmful, long), max_new_tokens=None, save_answers=answers)
+    assert both.sets[0] == plain.sets[0]
+    assert any(note.startswith("1 answers had less than") for note in both.notes)
+    assert not any("had less than" in note for note in plain.notes)
+    last = json.loads(answers.read_text().splitlines()[-1])
+    assert last["prompt"].startswith("word") and len(last["answer"]) < 100
+
+
+def test_answers_are_saved_before_the_judge_model_can_fail(
+    speaker: Path, prompts: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = tmp_path / "answers.jsonl"
+
+    def fail(*_: Any, **__: Any) -> list[str]:
+        raise ModelError("judge: it fails")
+
+    monkeypatch.setattr(ModelJudge, "judge", fail)
+    with pytest.raises(ModelError, match="it fails"):
+        evaluate(speaker, **prompts, judge_model=str(speaker), save_answers=answers)
+    assert len(answers.read_text().splitlines()) == 4
+
+
+@pytest.mark.parametrize("damaged", ["model", "dense"])
+def test_logits_that_are_not_finite_are_one_line(tiny: ChatModel, tmp_path: Path, damaged: str) -> None:
+    save(tiny, tmp_path / "whole")
+    tiny.network.model.norm.weight = tiny.network.model.norm.weight * float("nan")
+    save(tiny, tmp_path / "damaged")
+    text = Path(write(tmp_path / "text.txt", "Mix flour, water, salt and yeast."))
+    row = {"query": "Mix flour,", "choices": ["water", "of the"], "gold": 0}
+    questions = Path(write(tmp_path / "q.jsonl", json.dumps(row)))
+    model, dense = ("damaged", "whole") if damaged == "model" else ("whole", "damaged")
+    with pytest.raises(ModelError, match="not finite"):
+        evaluate(tmp_path / model, refusals=False, text=text, window=8, dense=str(tmp_path / dense))
+    if damaged == "model":
+        with pytest.raises(ModelError, match="not finite"):
+            evaluate(tmp_path / model, refusals=False, multiple_choice=(questions,))
+
+
 def test_comparison_counts_prompts_that_changed_sides() -> None:
     rates = evaluate("demo", limit=2).sets[0].rates
     tries = {f"{number}": [REFUSAL, REFUSAL] for number in range(8)}
@@ -283,7 +352,10 @@ def test_answers_are_as_long_as_the_context_leaves() -> None:
         ({"text": Path(__file__), "window": 10_000, "refusals": False}, UsageError, "--window 512 or less"),
         ({"model": "x.gguf", "tasks": ("boolq",)}, UsageError, "--tasks"),
         ({"model": "x.gguf", "dense": "demo", "text": Path(__file__)}, UsageError, "--dense"),
-        ({"model": "/no/such.gguf", "limit": 1}, AirdError, "/no/such.gguf"),
+        ({"model": "/no/such.gguf", "limit": 1}, ModelError, "/no/such.gguf"),
+        ({"model": "/no/SUCH.GGUF", "limit": 1}, ModelError, "no file /no/SUCH.GGUF"),
+        ({"system_prompt": "kind.txt"}, PromptError, "no file kind.txt"),
+        ({"system_prompt": "/proc"}, PromptError, "no file /proc"),
         ({"model": "/no/such"}, ModelError, "/no/such"),
     ],
     ids=str,

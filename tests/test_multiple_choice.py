@@ -29,6 +29,12 @@ def test_questions_get_an_answer_line_and_endings_a_space() -> None:
     assert parse_question(ROW | {"query": "Question: y?\nAnswer:"}).choices[0][0] == "Question: y?\nAnswer:"
 
 
+def test_a_line_ends_at_a_newline_alone(tmp_path: Path) -> None:
+    file = tmp_path / "q.jsonl"
+    file.write_text(json.dumps(ROW | {"choices": ["a\u2028b", "c\x85d"]}, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert [ending for _, ending in read_questions(file)[0].choices] == [" a\u2028b", " c\x85d"]
+
+
 def test_winogrande_rows_differ_in_their_beginning() -> None:
     row = {"context_options": ["so Sarah", "so Maria"], "continuation": "won.", "gold": 0}
     assert parse_question(row).choices == (("so Sarah", " won."), ("so Maria", " won."))
@@ -60,6 +66,7 @@ def test_any_row_is_a_question_or_one_line(row: Any) -> None:
     [
         ("", "holds no questions"),
         ("{\n", "row 1 is no question"),
+        ("[" * 100_000, "row 1 is no question"),
         (json.dumps(ROW) + "\n[]\n", "row 2 is no question"),
         (json.dumps(ROW | {"gold": 2}), "gold is 2 of 2"),
         (json.dumps(ROW | {"gold": True}), "gold is True"),

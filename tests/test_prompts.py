@@ -263,6 +263,8 @@ def test_prompt_text_cannot_close_its_own_turn_unnoticed(model_folder: Callable[
         ("jailbreakbench/benign-behaviors.csv", "harmless", 100),
         ("xstest/xstest_prompts.csv", "harmful", 200),
         ("xstest/xstest_prompts.csv", "twin", 250),
+        ("xstest/model_completions/xstest_v2_completions_llama2new.csv", "harmful", 200),
+        ("xstest/model_completions/xstest_v2_completions_llama2new.csv", "twin", 250),
     ],
 )
 def test_benchmark_files_are_read_as_published(file: str, kind: str, count: int) -> None:

@@ -96,8 +96,8 @@ def random_halves(count: int, splits: int, seed: int) -> np.ndarray:
     """
     if count < LEAST_PROMPTS:
         raise DirectionError(
-            f"compare: {count} prompts of one kind; at least {LEAST_PROMPTS} are needed to split them in halves. "
-            "Add prompts."
+            f"compare: {count} prompts of one kind to take means over, 40 % of all; at least {LEAST_PROMPTS} are "
+            "needed to split them in halves. Give 20 or more of each kind."
         )
     ranks = np.random.default_rng(seed).random((splits, count)).argsort(axis=1).argsort(axis=1)
     return ranks < count // 2

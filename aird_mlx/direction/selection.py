@@ -20,7 +20,7 @@ from aird_mlx.direction.bootstrap import MAXIMUM_KL, MINIMUM_INDUCE, RESAMPLES, 
 from aird_mlx.direction.interventions import logits_from
 from aird_mlx.direction.scores import cosine, kl_divergence, refusal_log_odds
 from aird_mlx.direction.shared_start import SharedStart
-from aird_mlx.errors import DirectionError
+from aird_mlx.errors import DirectionError, ModelError
 from aird_mlx.model import ChatModel
 
 # Candidates of later layers are out (Arditi et al., appendix C).
@@ -193,6 +193,11 @@ def measure_direction(
     differences = mean_differences(model, harmful, harmless, positions)
     scores = score_candidates(model, differences, select_harmful, select_harmless, tokens, progress=progress)
     candidates = scores.candidates
+    if not all(np.isfinite(one).all() for one in (scores.bypass, scores.induce, scores.kl)):
+        raise ModelError(
+            "direction: the model gives logits that are not finite; finite weights are needed. Compress or download it "
+            "again."
+        )
     if not candidates:
         raise DirectionError(
             "direction: harmful and harmless prompts look the same at every layer; prompts that differ are needed. "

@@ -6,7 +6,7 @@ from aird_mlx.evaluation.generation import BATCH_SIZE, decode, generate_answers
 from aird_mlx.evaluation.judge import COMPLIANCE, INCOHERENT, REFUSAL, judge_answer
 from aird_mlx.evaluation.judge_model import ModelJudge, judge_figures
 from aird_mlx.evaluation.multiple_choice import answer_questions, read_questions
-from aird_mlx.evaluation.paired import compare_sets, read_evaluation
+from aird_mlx.evaluation.paired import check_comparable, compare_sets, read_evaluation
 from aird_mlx.evaluation.refusals import judge_prompts, measure_refusals, refusal_rates
 from aird_mlx.evaluation.statistics import answer_rates, paired_change, wilson_rate, worst_class
 from aird_mlx.evaluation.tasks import check_tasks_available, run_tasks
@@ -24,6 +24,7 @@ __all__ = [
     "ModelJudge",
     "answer_questions",
     "answer_rates",
+    "check_comparable",
     "check_tasks_available",
     "compare_sets",
     "cut_windows",

@@ -35,7 +35,7 @@ def read_questions(path: Path, limit: int | None = None, seed: int = 0) -> list[
         PromptError: missing, unreadable, empty, or a row that is no question.
     """
     try:
-        lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        lines = [line for line in path.read_text(encoding="utf-8-sig").split("\n") if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise PromptError(
             f"multiple choice: {path} cannot be read ({error}); UTF-8 JSON lines are needed. Check the path."
@@ -44,7 +44,7 @@ def read_questions(path: Path, limit: int | None = None, seed: int = 0) -> list[
     for number, line in enumerate(lines, 1):
         try:
             questions.append(parse_question(json.loads(line)))
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             reason = f"no {error}" if isinstance(error, KeyError) else str(error)
             raise PromptError(
                 f"multiple choice: {path} row {number} is no question ({reason}); query, choices, gold or "

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from aird_mlx.errors import PromptError
 from aird_mlx.evaluation.judge import COMPLIANCE, REFUSAL
@@ -11,6 +12,14 @@ from aird_mlx.evaluation.statistics import paired_change, worst_class
 from aird_mlx.report import AskedSet, Evaluation, SetChange, read_result
 
 RESULT_FILE = "evaluation.json"
+# What an attack's answers depend on besides prompts and model, as settings name it.
+SETTINGS = {
+    "sampling": ("samples", "seed"),
+    "system": ("system_prompt",),
+    "suffix": ("suffixes",),
+    "prefill": ("prefill",),
+}
+Asked = tuple[str, str, str]  # name and kind of the set, attack
 
 
 def compare_sets(before: Sequence[AskedSet], after: Sequence[AskedSet]) -> list[SetChange]:
@@ -38,12 +47,45 @@ def compare_sets(before: Sequence[AskedSet], after: Sequence[AskedSet]) -> list[
             pair = [[worst_class(of[key]) == outcome for key in one.classes] for of in (classes, one.classes)]
             changes.append(SetChange(one.prompts, one.kind, one.attack, outcome, paired_change(*pair)))
     if not changes:
-        raise PromptError(
-            f"against: the earlier result has {', '.join(sorted({key[0] for key in earlier})) or 'no sets'}, this one "
-            f"{', '.join(sorted({one.prompts for one in after})) or 'none'}; one set under one attack must be in both. "
-            "Evaluate the same files with the same attacks."
-        )
+        raise _nothing_in_common(earlier.keys(), {(one.prompts, one.kind, one.attack) for one in after})
     return changes
+
+
+def check_comparable(earlier: Evaluation, settings: Mapping[str, Any], asked: Collection[Asked]) -> list[str]:
+    """Refuse two evaluations that were asked otherwise, before anything is generated.
+
+    Args:
+        earlier: the result to compare with.
+        settings: of this evaluation, as its record will have them.
+        asked: what it will ask.
+
+    Returns:
+        In a sentence, what only one of them has; empty if nothing.
+
+    Raises:
+        PromptError: no set in common, or answers of one under the same attack that were made otherwise.
+    """
+    before = {(one.prompts, one.kind, one.attack) for one in earlier.sets}
+    common = before & set(asked)
+    if not common:
+        raise _nothing_in_common(before, asked)
+    names = {"max_new_tokens", *(name for *_, attack in common for name in SETTINGS.get(attack, ()))}
+    for name in sorted(names & earlier.settings.keys()):
+        if earlier.settings[name] != settings[name]:
+            raise PromptError(
+                f"against: the earlier result has {name} {earlier.settings[name]!r:.60}, this one "
+                f"{settings[name]!r:.60}; answers asked for in the same way are needed. Evaluate both alike."
+            )
+    alone = sorted({f"{prompts} {attack}" for prompts, _, attack in before ^ set(asked)})
+    return [f"not compared with the earlier result, since only one has them: {', '.join(alone)}"] if alone else []
+
+
+def _nothing_in_common(before: Collection[Asked], now: Collection[Asked]) -> PromptError:
+    names = [", ".join(sorted({f"{prompts} {attack}" for prompts, _, attack in one})) for one in (before, now)]
+    return PromptError(
+        f"against: the earlier result has {names[0] or 'no sets'}, this one {names[1] or 'none'}; one set under one "
+        "attack must be in both. Evaluate the same files with the same attacks."
+    )
 
 
 def read_evaluation(path: Path) -> Evaluation:

@@ -10,6 +10,7 @@ import mlx.nn as nn
 
 from aird_mlx.activations import TokenBatch, Walk, run_head
 from aird_mlx.direction import kl_divergence
+from aird_mlx.errors import ModelError
 from aird_mlx.evaluation.generation import LanguageModel
 from aird_mlx.model import ChatModel
 from aird_mlx.report import Utility
@@ -37,6 +38,9 @@ def measure_utility(
         batches: held-out token batches; a token is predicted when it counts and is not its sequence's first.
         dense: the reference; without it KL and agreement are None.
         progress: called with (batches done, batches).
+
+    Raises:
+        ModelError: logits are not finite.
     """
     loss = divergence = agreed = tokens = 0.0
     found, wanted = _logits(model, batches), None if dense is None else _logits(dense, batches)
@@ -51,6 +55,8 @@ def measure_utility(
             sums += [(kl_divergence(reference, logits) * counted).sum(), same.sum()]
         mx.eval(sums)
         values = [float(value.item()) for value in sums]
+        if any(map(math.isnan, values)):
+            raise _not_finite("the model" if math.isnan(values[0]) else "the dense model")
         loss, tokens = loss + values[0], tokens + values[1]
         if dense is not None:
             divergence, agreed = divergence + values[2], agreed + values[3]
@@ -78,6 +84,9 @@ def sequence_log_likelihoods(
 
     Returns:
         One number per sequence, in the order they had before batching.
+
+    Raises:
+        ModelError: logits are not finite.
     """
     found = [0.0] * sum(len(batch.order) for batch in batches)
     logits_of = _logits(model, batches)
@@ -85,9 +94,18 @@ def sequence_log_likelihoods(
         logits = next(logits_of)[:, :-1].astype(mx.float32)
         losses = nn.losses.cross_entropy(logits, batch.ids[:, 1:]) * batch.counted[:, 1:]
         for index, loss in zip(batch.order, losses.sum(axis=1).tolist(), strict=True):
+            if math.isnan(loss):
+                raise _not_finite("the model")
             found[index] = -loss
         progress(done, len(batches))
     return found
+
+
+def _not_finite(which: str) -> ModelError:
+    return ModelError(
+        f"likelihoods: {which} gives logits that are not finite; finite weights are needed. Compress or download "
+        "it again."
+    )
 
 
 def _logits(model: LanguageModel, batches: Sequence[TokenBatch]) -> Iterator[mx.array]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,7 +66,7 @@ class EvaluationSettings:
     @property
     def is_gguf(self) -> bool:
         """Whether llama.cpp runs it instead of MLX."""
-        return self.model.endswith(".gguf")
+        return self.model.lower().endswith(".gguf")
 
 
 def check_evaluation(settings: EvaluationSettings) -> None:
@@ -103,13 +104,18 @@ def check_evaluation(settings: EvaluationSettings) -> None:
 
 
 def read_system_prompt(given: str) -> str:
-    """The text itself, or what is in the file of that name.
+    """The text itself, or what is in the file of that name; a word that ends as file names do is meant as one.
 
     Raises:
         PromptError: the file cannot be read, or there is no text.
     """
     try:
+        is_name = Path(given).is_dir() or re.fullmatch(r"\S+\.(txt|md|jinja|prompt)", given)
         text = Path(given).read_text(encoding="utf-8-sig") if Path(given).is_file() else given
+        if is_name and text == given:
+            raise PromptError(
+                f"system prompt: there is no file {given}; one, or the text itself, is needed. Check the path."
+            )
     except UnicodeDecodeError as error:
         raise PromptError(f"system prompt: {given} is not UTF-8 ({error}); text is needed. Check the file.") from error
     except OSError:  # a text too long for a file's name
