@@ -736,6 +736,31 @@ def test_compressed_model_answers_only_if_a_plan_refuses_benign_prompts(
     assert words in choice.why
 
 
+@pytest.mark.parametrize(("near_refuses", "answered"), [(0.0, ["restore"]), (0.5, ["restore", "paper"])])
+def test_plan_left_far_behind_answers_only_if_the_near_one_breaks_limits(
+    pair: tuple[ChatModel, ChatModel], monkeypatch: pytest.MonkeyPatch, near_refuses: float, answered: list[str]
+) -> None:
+    """The far one refuses more, so that the near one does not beat it."""
+    distances, refusals = {"restore": 0.1, "paper": 0.9}, {"restore": 0.98, "paper": 1.0}
+    validation = make_validation(pair[1])
+    validation.dense = replace(validation.dense, harmful=1.0)
+    plain = replace(validation.foresee(pair[0]), harmless=0.0, twin=0.0)
+
+    def trial(search: Any, plan: RepairPlan, patch: Patch) -> Trial:
+        return Trial(plan, replace(plain, harmful=refusals[plan.rule], kl_to_dense=distances[plan.rule]), 0.0)
+
+    def answer(validation: Validation, model: ChatModel, foreseen: TrialFigures) -> TrialFigures:
+        return replace(foreseen, harmless=near_refuses if foreseen.kl_to_dense == 0.1 else 0.0)
+
+    monkeypatch.setattr(choosing._Search, "trial", trial)
+    monkeypatch.setattr(Validation, "answer", answer)
+    monkeypatch.setattr(Validation, "counts", dict.fromkeys(KINDS, 100))
+    spaces = [PlanSpace(RepairPlan(rule, (0, 1))) for rule in distances]
+    choice = choose_repair(*pair, spaces, calibration(), DIRECTIONS, validation)
+    assert [trial.plan.rule for trial in choice.trials if trial.answered is not None] == answered
+    assert choice.plan.rule == answered[-1]
+
+
 def test_sparsity_that_a_dense_repair_costs_is_counted(pair: tuple[ChatModel, ChatModel]) -> None:
     inside, dense = (PlanSpace(RepairPlan("restore", (0, 1), inside_mask=mask)) for mask in (True, False))
     choice = choose(pair, [inside, dense])

@@ -3,8 +3,8 @@
 Coarse: closed-form rules are solved on a part of the calibration tokens, axis by axis, and judged by one forward pass
 over validation dialogues; a solved change is tried at several strengths without being solved again. Rules that descend
 take their time once and go on from one another; where they left nothing to be wished for, a rule whose first plan is
-far behind is not varied further. Fine: the best plan of each rule, if no other rule's best beats it, is
-solved on all tokens and judged on the answers it generates. Where the best of these still lacks refusals, or
+far behind is not varied further. Fine: the best plan of each rule, if no other rule's best beats it or has left it far
+behind, is solved on all tokens and judged on the answers it generates. Where the best of these still lacks refusals, or
 answers in broken text, the distillation goes on over more prompts. Test prompts are never seen here.
 """
 
@@ -125,7 +125,7 @@ class _Search:
         self.solved: dict[RepairPlan, Patch] = {}
 
     def run(self, spaces: Sequence[PlanSpace]) -> Choice:
-        judged = [self.judge(trial) for trial in self.finalists([self.explore(space) for space in spaces])]
+        judged = self.judge_finalists(self.finalists([self.explore(space) for space in spaces]))
         judged += [self.judge(self.tried(plan)[0]) for plan in self.further(self.best(judged))]
         self.steps.end()
         chosen, patch = self.best(judged)
@@ -147,6 +147,15 @@ class _Search:
 
         near = [trial for trial in unbeaten(best, costs) if bars.rivals(trial.foreseen, within, FAR)]
         return sorted(near, key=lambda trial: bars.rank(trial.foreseen))[:FINALISTS]
+
+    def judge_finalists(self, finalists: Sequence[Trial]) -> list[tuple[Trial, Patch]]:
+        """All of them, but those that are far behind only if the others break limits in what they answer."""
+        behind = [trial for trial in finalists if self.is_behind(trial.foreseen)]
+        judged = [self.judge(trial) for trial in finalists if trial not in behind]
+        found = [_answered(trial) for trial, _ in judged]
+        if not found or min(map(self.bars_for(found).broken, found)) > 0:
+            judged += map(self.judge, behind)
+        return judged
 
     def best(self, judged: Sequence[tuple[Trial, Patch]]) -> tuple[Trial, Patch]:
         found = [_answered(trial) for trial, _ in judged]
