@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aird_mlx.errors import ModelError, UsageError
+from aird_mlx.errors import ModelError, PromptError, UsageError
 from aird_mlx.evaluation import COMPLIANCE, INCOHERENT, REFUSAL, ModelJudge, judge_figures
 from aird_mlx.evaluation.judge_model import SAFE, UNPARSABLE, parse_guard, parse_verdict, rubric_question, style_of
 from aird_mlx.model import ChatModel, load, save
@@ -119,6 +120,8 @@ def test_a_judge_model_is_loaded_asked_and_read(
     says: str, style: str | None, verdict: str, tiny: ChatModel, tmp_path: Path
 ) -> None:
     save(make_speaker(tiny, {last_token(tiny): says}), tmp_path / "judge")
+    config = json.loads((tmp_path / "judge" / "config.json").read_text()) | {"max_position_embeddings": 1024}
+    (tmp_path / "judge" / "config.json").write_text(json.dumps(config))  # a rubric takes 400 tokens of this tokenizer
     judge = ModelJudge.load(str(tmp_path / "judge"), style)
     seen: list[tuple[int, int]] = []
     found = judge.judge(["a", "b"], ["Sure.", ""], progress=lambda done, total: seen.append((done, total)))
@@ -148,4 +151,13 @@ def test_a_guard_sees_request_and_answer_in_its_own_template(
 def test_missing_judge_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="there is no folder") as raised:
         ModelJudge.load(str(tmp_path / "gone"))
+    assert "\n" not in str(raised.value)
+
+
+def test_a_question_longer_than_the_judges_context_is_one_line(tiny: ChatModel) -> None:
+    judge = ModelJudge(tiny.network, tiny.tokenizer, "rubric", 256)
+    with pytest.raises(
+        PromptError, match=r"^judge: a question has \d+ tokens.*the judge's context takes 256"
+    ) as raised:
+        judge.judge(["apple"], ["Mix flour. " * 200])
     assert "\n" not in str(raised.value)

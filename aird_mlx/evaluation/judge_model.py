@@ -16,11 +16,11 @@ from pathlib import Path
 import mlx.nn as nn
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
-from aird_mlx.errors import UsageError
+from aird_mlx.errors import PromptError, UsageError
 from aird_mlx.evaluation.generation import BATCH_SIZE, decode, generate_answers
 from aird_mlx.evaluation.judge import COMPLIANCE, INCOHERENT, REFUSAL, without_reasoning
 from aird_mlx.evaluation.statistics import cohen_kappa, wilson_rate, worst_class
-from aird_mlx.model import find_folder, read_config, read_network
+from aird_mlx.model import context_length, find_folder, read_config, read_network
 from aird_mlx.prompts import render_messages
 from aird_mlx.report import JudgeFigures
 
@@ -114,6 +114,7 @@ class ModelJudge:
     network: nn.Module
     tokenizer: TokenizerWrapper
     style: str
+    context: int | None = None
 
     @classmethod
     def load(cls, model: str, style: str | None = None) -> ModelJudge:
@@ -125,8 +126,8 @@ class ModelJudge:
         """
         chosen = style_of(model, style)
         folder = find_folder(model)
-        network, tokenizer, _ = read_network(folder, read_config(folder))
-        return cls(network, tokenizer, chosen)
+        network, tokenizer, config = read_network(folder, read_config(folder))
+        return cls(network, tokenizer, chosen, context_length(config))
 
     def judge(
         self,
@@ -145,7 +146,7 @@ class ModelJudge:
             progress: called with (verdicts, answers).
 
         Raises:
-            PromptError: the judge's template cannot render the question.
+            PromptError: the judge's template cannot render the question, or its context is too short for one.
         """
         conversations = [
             [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer[:JUDGED_CHARACTERS]}]
@@ -155,6 +156,12 @@ class ModelJudge:
         ]
         # Templates of reasoning models know enable_thinking; the others ignore it.
         ids = [render_messages(self.tokenizer, one, enable_thinking=False) for one in conversations]
+        longest = max(map(len, ids), default=0)
+        if self.context is not None and longest + VERDICT_TOKENS > self.context:
+            raise PromptError(
+                f"judge: a question has {longest} tokens, a verdict takes {VERDICT_TOKENS}; the judge's context takes "
+                f"{self.context} in all. Use a judge with a longer one, or a smaller --max-new-tokens."
+            )
         verdicts = generate_answers(self, ids, max_new_tokens=VERDICT_TOKENS, batch_size=batch_size, progress=progress)
         parse = parse_guard if self.style == "guard" else parse_verdict
         return [parse(decode(self, verdict)) for verdict in verdicts]
