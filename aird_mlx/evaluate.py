@@ -215,7 +215,8 @@ class _Run:
         short = sum(len(ids) + length > context for *_, rendered in plans for ids in rendered)
         if short:
             self.notes.append(
-                f"{short} answers had less than {length} tokens to be said in: their prompts fill the context"
+                f"answers cut below {length} tokens, since their prompts fill the context: {short} of "
+                f"{sum(len(rendered) for *_, rendered in plans)}"
             )
         asked = []
         for one, attack, rendered in plans:

@@ -208,8 +208,8 @@ def test_a_prompt_that_fills_the_context_leaves_other_answers_as_they_are(tmp_pa
     long = write(tmp_path / "long.txt", "word " * 490)
     both = evaluate("demo", harmful=(*harmful, long), max_new_tokens=None, save_answers=answers)
     assert both.sets[0] == plain.sets[0]
-    assert any(note.startswith("1 answers had less than") for note in both.notes)
-    assert not any("had less than" in note for note in plain.notes)
+    assert any(note.startswith("answers cut below") and note.endswith("context: 1 of 41") for note in both.notes)
+    assert not any("answers cut" in note for note in plain.notes)
     last = json.loads(answers.read_text().splitlines()[-1])
     assert last["prompt"].startswith("word") and len(last["answer"]) < 100
 
