@@ -119,9 +119,17 @@ def answer_length(
     472
     """
     check_context(rendered, max_new_tokens, context, prompts)
-    rooms = [MAX_NEW_TOKENS if context is None else context - len(ids) for ids in rendered]
-    enough = [room for room in rooms if room >= LEAST_ANSWER]
-    return max_new_tokens or min(MAX_NEW_TOKENS, *(enough or rooms))
+    rooms = rooms_for(rendered, MAX_NEW_TOKENS, context)
+    return max_new_tokens or min([room for room in rooms if room >= LEAST_ANSWER] or rooms)
+
+
+def rooms_for(rendered: Sequence[Sequence[int]], length: int, context: int | None) -> list[int]:
+    """How many of ``length`` tokens the context leaves for the answer to each prompt.
+
+    >>> rooms_for([[1, 2, 3], [1]], 4, 6)
+    [3, 4]
+    """
+    return [length if context is None else min(length, context - len(ids)) for ids in rendered]
 
 
 def answers_of(
@@ -134,8 +142,7 @@ def answers_of(
     progress: Callable[[int, int], None],
 ) -> list[str]:
     """Answers of at most ``length`` tokens, and where a prompt leaves the context less, of as many as it leaves."""
-    context = chat.context_length
-    rooms = [length if context is None else min(length, context - len(ids)) for ids in rendered]
+    rooms = rooms_for(rendered, length, chat.context_length)
     answers = [""] * len(rendered)
     for room in sorted(set(rooms), reverse=True):
         at = [index for index, one in enumerate(rooms) if one == room]

@@ -25,6 +25,7 @@ from aird_mlx.asking import (
     attacks_of_answerable,
     judge_set,
     render_set,
+    rooms_for,
     takes_system_prompt,
 )
 from aird_mlx.environment import describe_environment
@@ -114,7 +115,7 @@ class _Run:
         self.questions = [
             (path.name, read_questions(path, settings.limit, settings.seed)) for path in settings.multiple_choice
         ]
-        self.text = None if settings.text is None else read_text(settings.text)
+        text = None if settings.text is None else read_text(settings.text)
         self.earlier = None if settings.against is None else read_evaluation(settings.against)
         if self.earlier is not None:
             asked = {(one.name, one.kind, attack.name) for one in self.sets for attack in self._attacks_on(one)}
@@ -132,8 +133,9 @@ class _Run:
 
         if isinstance(self.chat, MlxChat) and self.chat.streamed is not None:
             self._say_what_fits(self.chat.streamed)
-        self.windows = [] if self.text is None else self._cut(self.text)
-        self.dense = self._load_dense(settings.dense, self.text) if settings.dense and self.text is not None else None
+        ids = [] if text is None else self.chat.encode(text)
+        self.windows = [] if text is None else self._cut(ids)
+        self.dense = None if text is None or settings.dense is None else self._load_dense(settings.dense, text, ids)
         self.judge = (
             ModelJudge.load(settings.judge_model, settings.judge_style)
             if settings.judge_model is not None and self.sets
@@ -211,12 +213,10 @@ class _Run:
             self.notes.append(
                 f"only {self.sets[0].kind} prompts were given: over-refusals and refusals belong together"
             )
-        context = self.chat.context_length or math.inf
-        short = sum(len(ids) + length > context for *_, rendered in plans for ids in rendered)
-        if short:
+        rooms = rooms_for([ids for *_, rendered in plans for ids in rendered], length, self.chat.context_length)
+        if short := sum(room < length for room in rooms):
             self.notes.append(
-                f"answers cut below {length} tokens, since their prompts fill the context: {short} of "
-                f"{sum(len(rendered) for *_, rendered in plans)}"
+                f"answers cut below {length} tokens, since their prompts fill the context: {short} of {len(rooms)}"
             )
         asked = []
         for one, attack, rendered in plans:
@@ -258,7 +258,7 @@ class _Run:
             lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
             write_text(self.settings.save_answers, "".join(lines))
 
-    def _cut(self, text: str) -> list[list[int]]:
+    def _cut(self, ids: list[int]) -> list[list[int]]:
         """The windows that perplexity is measured on."""
         context = self.chat.context_length
         if context is not None and self.settings.window > context:
@@ -266,11 +266,11 @@ class _Run:
                 f"text: the window is {self.settings.window} tokens; the model's context takes {context}. "
                 f"Use --window {context} or less."
             )
-        return cut_windows(self.chat.encode(text), self.settings.window, self.settings.windows)
+        return cut_windows(ids, self.settings.window, self.settings.windows)
 
-    def _load_dense(self, model: str, text: str) -> MlxChat:
+    def _load_dense(self, model: str, text: str, ids: list[int]) -> MlxChat:
         dense = MlxChat.load(model)
-        if dense.encode(text) != self.chat.encode(text):
+        if dense.encode(text) != ids:
             raise ModelError(
                 f"text: {model} cuts it into other tokens than {self.settings.model}; a dense "
                 "model with the same tokenizer is needed. Check --dense."
@@ -278,7 +278,7 @@ class _Run:
         return dense
 
     def _utility(self) -> Utility | None:
-        if self.text is None:
+        if not self.windows:
             return None
         with self._stage("text") as step:
             if isinstance(self.chat, MlxChat):

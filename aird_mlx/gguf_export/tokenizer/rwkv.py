@@ -11,13 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from aird_mlx.gguf_export.tokenizer.added import Added, notes_on_added
-from aird_mlx.gguf_export.tokenizer.special import token_text
+from aird_mlx.gguf_export.tokenizer.special import ROLES, token_text
 from aird_mlx.gguf_export.tokenizer.vocabulary import CONTROL, Vocabulary, lay_out
 
 END = 0  # no line of the file has it: it ends a text, and stands before one
 END_TEXT = "<s>"  # as llama.cpp's converter calls it, where no added token does
-# Hugging Face cuts texts at tokens with a role before anything else, though they may be as plain as an empty line.
-ROLES = ("bos", "eos", "unk", "pad")
 
 
 def read_rwkv(file: Path, added: Mapping[int, Added], settings: Mapping[str, Any], vocab_size: int) -> Vocabulary:
@@ -40,6 +38,7 @@ def read_rwkv(file: Path, added: Mapping[int, Added], settings: Mapping[str, Any
                 raise ValueError(f"token {index} has {len(literal)} bytes, not {length}")
             pieces[index] = literal
     ids = {piece: index for index, piece in pieces.items()}
+    # Hugging Face cuts texts at tokens with a role before anything else, though they may be as plain as an empty line.
     named = (text for role in ROLES if (text := token_text(settings, role)))
     added = {ids[text.encode()]: Added(text) for text in named if text.encode() in ids} | dict(added)
     texts = {END: END_TEXT, **{index: escape(piece) for index, piece in pieces.items()}}

@@ -9,12 +9,12 @@ from typing import Any
 from aird_mlx.errors import DependencyError, ExportError, ModelError
 from aird_mlx.gguf_export.tokenizer.added import Added, notes_on_added
 from aird_mlx.gguf_export.tokenizer.sentencepiece_bpe import fill_scores, write_spaces
+from aird_mlx.gguf_export.tokenizer.special import ROLES
 from aird_mlx.gguf_export.tokenizer.unigram import build_unigram
 from aird_mlx.gguf_export.tokenizer.vocabulary import BYTE, CONTROL, NORMAL, UNKNOWN, UNUSED, Vocabulary, lay_out
 
 _UNIGRAM, _BPE = 1, 2  # TrainerSpec.ModelType
 _USER_DEFINED = 4  # ModelProto.SentencePiece.Type; the other types have GGUF's numbers
-_ROLES = ("bos", "eos", "unk", "pad")
 
 
 def read_sentencepiece_model(file: Path, added: Mapping[int, Added], vocab_size: int) -> Vocabulary:
@@ -38,7 +38,7 @@ def read_sentencepiece_model(file: Path, added: Mapping[int, Added], vocab_size:
     symbols = {index: Added(texts[index]) for index, kind in kinds.items() if kind == _USER_DEFINED}
     kinds = {index: kind for index, kind in kinds.items() if kind in (UNKNOWN, CONTROL, UNUSED, BYTE)}
     others = {**symbols, **added}
-    ids = {role: int(getattr(model.trainer_spec, f"{role}_id")) for role in _ROLES}
+    ids = {role: int(getattr(model.trainer_spec, f"{role}_id")) for role in ROLES}
     ids = {role: token_id for role, token_id in ids.items() if 0 <= token_id < len(texts)}
     if model.trainer_spec.model_type == _UNIGRAM and not model.trainer_spec.treat_whitespace_as_suffix:
         unigram = build_unigram(

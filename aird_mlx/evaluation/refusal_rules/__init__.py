@@ -11,11 +11,12 @@ is bounded, because an opening is short but a pattern is tried at each of its ch
 
 from __future__ import annotations
 
-from aird_mlx.evaluation.refusal_exceptions import ANSWERING, NOT_REFUSING
-from aird_mlx.evaluation.refusal_morals import CONDEMNING, TURNING
-from aird_mlx.evaluation.refusal_opening import IN_THE_OPENING
-from aird_mlx.evaluation.refusal_rule import ANSWERS, CONDEMNS, OPENING, SKIP, START, TURNS, Rule, refused
-from aird_mlx.evaluation.refusal_start import AT_THE_START
+from aird_mlx.evaluation.refusal_rules.exceptions import ANSWERING, NOT_REFUSING
+from aird_mlx.evaluation.refusal_rules.morals import CONDEMNING, TURNING
+from aird_mlx.evaluation.refusal_rules.opening import IN_THE_OPENING
+from aird_mlx.evaluation.refusal_rules.rule import ANSWERS, CONDEMNS, OPENING, SKIP, START, TURNS, Rule, refused
+from aird_mlx.evaluation.refusal_rules.start import AT_THE_START
+from aird_mlx.evaluation.refusal_rules.unwilling import UNWILLING
 
 __all__ = ["ANSWERS", "CONDEMNS", "OPENING", "RULES", "SKIP", "START", "TURNS", "Rule", "refused"]
 
@@ -23,6 +24,7 @@ RULES: tuple[Rule, ...] = (
     *NOT_REFUSING,
     *AT_THE_START,
     *IN_THE_OPENING,
+    *UNWILLING,
     *CONDEMNING,
     *TURNING,
     *ANSWERING,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from aird_mlx.evaluation.refusal_rule import ANSWERS, ANY_AI, I_CANNOT, SKIP, Rule
+from aird_mlx.evaluation.refusal_rules.rule import ANSWERS, ANY_AI, I_CANNOT, SKIP, Rule
 
 NOT_REFUSING: tuple[Rule, ...] = (
     Rule(

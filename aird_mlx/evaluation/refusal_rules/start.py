@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from aird_mlx.evaluation.refusal_rule import DOING, I_CANNOT, START, WRONG, Rule
+from aird_mlx.evaluation.refusal_rules.rule import DOING, I_CANNOT, START, WRONG, Rule
 
 # "Sorry, but that's a myth: lightning may strike twice": nothing about the one who speaks, nor about the request.
 _NO_CORRECTION = (

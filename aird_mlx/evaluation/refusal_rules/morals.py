@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from aird_mlx.evaluation.refusal_rule import CONDEMNS, TURNS, Rule
+from aird_mlx.evaluation.refusal_rules.rule import CONDEMNS, TURNS, Rule
 
 # Signs of an explanation, in which a wrong is the subject and not the request: amounts, terms, sources, definitions.
 _EXPLAINS = (
