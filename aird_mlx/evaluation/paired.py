@@ -19,7 +19,7 @@ SETTINGS = {
     "suffix": ("suffixes",),
     "prefill": ("prefill",),
 }
-Asked = tuple[str, str, str]  # name and kind of the set, attack
+SetKey = tuple[str, str, str]  # name and kind of the set, attack
 
 
 def compare_sets(before: Sequence[AskedSet], after: Sequence[AskedSet]) -> list[SetChange]:
@@ -31,10 +31,10 @@ def compare_sets(before: Sequence[AskedSet], after: Sequence[AskedSet]) -> list[
     Raises:
         PromptError: no set in common, or the prompts of one differ.
     """
-    earlier = {(one.prompts, one.kind, one.attack): one.classes for one in before}
+    earlier = {_key_of(one): one.classes for one in before}
     changes = []
     for one in after:
-        classes = earlier.get((one.prompts, one.kind, one.attack))
+        classes = earlier.get(_key_of(one))
         if classes is None:
             continue
         if classes.keys() != one.classes.keys():
@@ -47,11 +47,11 @@ def compare_sets(before: Sequence[AskedSet], after: Sequence[AskedSet]) -> list[
             pair = [[worst_class(of[key]) == outcome for key in one.classes] for of in (classes, one.classes)]
             changes.append(SetChange(one.prompts, one.kind, one.attack, outcome, paired_change(*pair)))
     if not changes:
-        raise _nothing_in_common(earlier.keys(), {(one.prompts, one.kind, one.attack) for one in after})
+        raise _nothing_in_common(earlier.keys(), {_key_of(one) for one in after})
     return changes
 
 
-def check_comparable(earlier: Evaluation, settings: Mapping[str, Any], asked: Collection[Asked]) -> list[str]:
+def check_comparable(earlier: Evaluation, settings: Mapping[str, Any], asked: Collection[SetKey]) -> list[str]:
     """Refuse two evaluations that were asked otherwise, before anything is generated.
 
     Args:
@@ -65,7 +65,7 @@ def check_comparable(earlier: Evaluation, settings: Mapping[str, Any], asked: Co
     Raises:
         PromptError: no set in common, or answers of one under the same attack that were made otherwise.
     """
-    before = {(one.prompts, one.kind, one.attack) for one in earlier.sets}
+    before = {_key_of(one) for one in earlier.sets}
     common = before & set(asked)
     if not common:
         raise _nothing_in_common(before, asked)
@@ -80,7 +80,11 @@ def check_comparable(earlier: Evaluation, settings: Mapping[str, Any], asked: Co
     return [f"not compared with the earlier result, since only one has them: {', '.join(alone)}"] if alone else []
 
 
-def _nothing_in_common(before: Collection[Asked], now: Collection[Asked]) -> PromptError:
+def _key_of(one: AskedSet) -> SetKey:
+    return one.prompts, one.kind, one.attack
+
+
+def _nothing_in_common(before: Collection[SetKey], now: Collection[SetKey]) -> PromptError:
     names = [", ".join(sorted({f"{prompts} {attack}" for prompts, _, attack in one})) for one in (before, now)]
     return PromptError(
         f"against: the earlier result has {names[0] or 'no sets'}, this one {names[1] or 'none'}; one set under one "

@@ -188,10 +188,8 @@ def merge_config(config: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, A
         )
     given = {**config, **text}
     present = {name: value for name, value in given.items() if value is not None}
-    theirs, ours = (
-        _defaults_of_transformers(text or config),
-        _defaults_of_mlx({**text, **_filled_text(config)} or config),
-    )
+    theirs = _defaults_of_transformers(text or config)
+    ours = _defaults_of_mlx({**text, **_filled_text(config)} or config)
     if LONGEST in theirs:  # mlx-lm's is that of one size of a family
         ours.pop(LONGEST, None)
     return {**theirs, **ours, **present}, given
@@ -269,10 +267,9 @@ def _arguments_of_mlx(config: Mapping[str, Any]) -> Any:
     """mlx-lm's ``ModelArgs``; None where it cannot read the config."""
     from mlx_lm.utils import _get_classes
 
+    own = copy.deepcopy(dict(config))  # some classes write into what they are given
     try:
-        return _get_classes(dict(config))[1].from_dict(
-            copy.deepcopy(dict(config))
-        )  # some write into what they are given
+        return _get_classes(own)[1].from_dict(own)
     except (TypeError, ValueError, KeyError, AttributeError, ArithmeticError, SystemExit):
         return None  # mlx-lm leaves the program where a package is missing that its olmo needs
 
