@@ -11,6 +11,8 @@ import ctypes
 import functools
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 LIBRARY = "libopenblas.so.0"
@@ -63,6 +65,22 @@ def core_of(library: ctypes.CDLL) -> str:
         return ""
     name.restype = ctypes.c_char_p
     return bytes(name() or b"").decode()
+
+
+@contextmanager
+def one_blas_thread() -> Iterator[None]:
+    """While open, an OpenBLAS that is loaded takes one thread for a product; without one nothing changes."""
+    try:
+        library = ctypes.CDLL(LIBRARY, mode=os.RTLD_NOLOAD)
+    except OSError:
+        yield
+        return
+    before = library.openblas_get_num_threads()
+    library.openblas_set_num_threads(1)
+    try:
+        yield
+    finally:
+        library.openblas_set_num_threads(before)
 
 
 def _better_core() -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from aird_mlx.activations import (
     batch_sequences,
     flatten_counted,
     run_head,
+    side_by_side,
     spread_rows,
     take_positions,
     thin_batches,
@@ -261,3 +262,32 @@ def test_flatten_counted_zeroes_what_does_not_count() -> None:
     flat = flatten_counted(values, mx.array([[0.0, 1.0, 0.0]]))
     assert flat.dtype == mx.float32
     assert flat.tolist() == [[0.0, 0.0], [1.0, 1.0], [0.0, 0.0]]
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 3])
+def test_pieces_of_work_give_the_same_on_any_number_of_lanes(monkeypatch: pytest.MonkeyPatch, lanes: int) -> None:
+    monkeypatch.setattr("aird_mlx.activations.lanes.lane_count", lambda: lanes)
+    streams: set[str] = set()
+
+    def piece(number: int) -> Iterator[mx.array]:
+        streams.add(str(mx.default_stream(mx.default_device())))
+        value = mx.full((50, 50), number / 50)
+        for _ in range(number):
+            value = value @ value
+            yield value
+
+    given = side_by_side([piece(number) for number in (4, 1, 3, 2, 1)])
+    for number, array in zip((4, 1, 3, 2, 1), given, strict=True):
+        np.testing.assert_allclose(np.array(array), np.full((50, 50), number ** (2**number) / 50), rtol=1e-5)
+    assert len(streams) == lanes
+
+
+def test_what_a_piece_of_work_raises_is_raised() -> None:
+    def broken() -> Iterator[mx.array]:
+        yield mx.ones(3)
+        raise ModelError("walk: no.")
+
+    before = mx.default_stream(mx.default_device())
+    with pytest.raises(ModelError, match=r"^walk: no\.$"):
+        side_by_side([broken(), iter([mx.ones(3)])])
+    assert mx.default_stream(mx.default_device()) == before

@@ -39,3 +39,24 @@ print(use_openblas(), core_of(ctypes.CDLL(LIBRARY)), "OPENBLAS_CORETYPE" in os.e
     assert (used, is_left) == ("True", "False")
     assert (core == "Prescott") == ("avx2" not in flags)
     assert run(script, {**own, "OPENBLAS_CORETYPE": "Nehalem"}) == "True Nehalem True\n"
+
+
+def test_openblas_takes_one_thread_while_told_to() -> None:
+    if not find_library("openblas"):
+        pytest.skip("no OpenBLAS")
+    script = """
+import ctypes
+from aird_mlx.blas import LIBRARY, one_blas_thread, use_openblas
+with one_blas_thread():  # nothing is loaded yet
+    pass
+use_openblas()
+library = ctypes.CDLL(LIBRARY)
+library.openblas_set_num_threads(3)
+try:
+    with one_blas_thread():
+        print(library.openblas_get_num_threads())
+        raise ValueError
+except ValueError:
+    print(library.openblas_get_num_threads())
+"""
+    assert run(script).split() == ["1", "3"]

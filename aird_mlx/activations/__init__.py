@@ -13,6 +13,7 @@ from aird_mlx.activations.batches import (
     thin_batches,
 )
 from aird_mlx.activations.inputs import Routed
+from aird_mlx.activations.lanes import lane_count, side_by_side
 from aird_mlx.activations.walk import Walk, check_finite, run_head
 
 __all__ = [
@@ -22,8 +23,10 @@ __all__ = [
     "batch_sequences",
     "check_finite",
     "flatten_counted",
+    "lane_count",
     "run_head",
     "shared_length",
+    "side_by_side",
     "spread_rows",
     "take_positions",
     "thin_batches",

@@ -7,12 +7,12 @@ Source: Arditi et al. 2024, arXiv:2406.11717, section 2.4.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import mlx.core as mx
 import mlx.nn as nn
 
-from aird_mlx.activations import check_finite, run_head, take_positions
+from aird_mlx.activations import Walk, check_finite, run_head, side_by_side, take_positions
 from aird_mlx.direction.scores import refusal_log_odds
 from aird_mlx.direction.shared_start import SharedStart
 from aird_mlx.model import ChatModel
@@ -61,30 +61,35 @@ def logits_from(asked: SharedStart, *, ablate: mx.array | None = None, add: mx.a
 
 
 def _ride(asked: SharedStart, ablate: mx.array | None, add: mx.array | None) -> mx.array:
-    """`logits_from` for candidates that ride together: the start for all of them, then batch after batch."""
-    walk, model = asked.rest, asked.rest.model
+    """`logits_from` for candidates that ride together: the start for all of them, then batch beside batch."""
+    model = asked.rest.model
     riders = ablate if add is None else add
     count = 1 if riders is None else riders.shape[0]
-    blocks = range(asked.layer, len(model.blocks))
     if asked.start is not None:
         hidden, taps = _intervene(model, asked.start.hidden[0], count, ablate, add)
-        for block in blocks:
+        for block in range(asked.layer, len(model.blocks)):
             with model.linear_taps(block, taps(block)):
                 hidden = asked.run_start(block, hidden)
             check_finite(hidden, block)
-    rows: dict[int, mx.array] = {}
-    for index, batch in enumerate(walk.batches):
-        hidden, taps = _intervene(model, walk.hidden[index], count, ablate, add)
-        for block in blocks:
-            with model.linear_taps(block, taps(block)):
-                hidden = walk.run_block(index, hidden, block)
-            check_finite(hidden, block)
-        last = take_positions(hidden, batch.lengths * count, [-1])
-        logits = run_head(model, last)[:, 0].reshape(count, len(batch.lengths), -1)
-        mx.eval(logits)
-        for row, given in enumerate(batch.order):
-            rows[given] = logits[:, row]
+    batches = asked.rest.batches
+    logits = side_by_side([_ride_on(asked.rest, index, count, ablate, add) for index in range(len(batches))])
+    rows = {
+        given: of[:, row] for batch, of in zip(batches, logits, strict=True) for row, given in enumerate(batch.order)
+    }
     return mx.stack([rows[given] for given in range(len(rows))], axis=1)
+
+
+def _ride_on(walk: Walk, index: int, count: int, ablate: mx.array | None, add: mx.array | None) -> Iterator[mx.array]:
+    """Batch ``index`` for ``count`` candidates: the outputs of its blocks, then logits ``[count, row, vocab]``."""
+    model, batch = walk.model, walk.batches[index]
+    hidden, taps = _intervene(model, walk.hidden[index], count, ablate, add)
+    for block in range(walk.layer, len(model.blocks)):
+        with model.linear_taps(block, taps(block)):
+            hidden = walk.run_block(index, hidden, block)
+        yield hidden
+        check_finite(hidden, block)
+    last = take_positions(hidden, batch.lengths * count, [-1])
+    yield run_head(model, last)[:, 0].reshape(count, len(batch.lengths), -1)
 
 
 def _intervene(

@@ -13,7 +13,7 @@ from typing import Any
 import mlx.core as mx
 from mlx_lm.models.cache import create_attention_mask
 
-from aird_mlx.activations import Walk, batch_sequences, shared_length
+from aird_mlx.activations import Walk, batch_sequences, lane_count, shared_length
 from aird_mlx.model import ChatModel
 
 # A shorter start is not worth running apart.
@@ -67,7 +67,9 @@ class SharedStart:
             self.start = Walk(model, batch_sequences([prompts[0][:shared]]), self._caches)
             for cache in self._caches:
                 cache.offset = shared
-        rest = batch_sequences([ids[shared:] for ids in prompts], tokens_per_batch=REST_TOKENS)
+        rests = [ids[shared:] for ids in prompts]
+        share = sum(map(len, rests)) // lane_count() + max(map(len, rests), default=0)  # of a lane: equal shares
+        rest = batch_sequences(rests, tokens_per_batch=min(REST_TOKENS, share))
         self.rest = Walk(model, rest, self._caches)
         self.shared = shared
 
