@@ -52,9 +52,11 @@ def spread_codes(packed: np.ndarray, bits: int) -> np.ndarray:
     stream[: packed.nbytes] = np.ascontiguousarray(packed).view(np.uint8).reshape(-1)
     words = np.ndarray((4, len(packed)), "<u8", stream, strides=(bits, 4 * bits)).copy()  # eight codes and some more
     words &= np.uint64((1 << 8 * bits) - 1)
+    upper = np.empty_like(words)
     for room in (32, 16, 8):  # the upper half of the codes that are together moves up, until each has a byte
         half = room * bits // 8
-        upper = words & np.uint64(sum(((1 << half) - 1) << (lane + half) for lane in range(0, 64, 2 * room)))
+        where = np.uint64(sum(((1 << half) - 1) << (lane + half) for lane in range(0, 64, 2 * room)))
+        np.bitwise_and(words, where, out=upper)
         upper *= np.uint64((1 << (room - half)) - 1)  # what the place it goes to is more than its own
         words += upper
     return words
@@ -90,7 +92,18 @@ def repack_affine(
             f"repack: {bits} bits, group {group_size}, scales {scales.shape} for {rows} x {length} weights; 2 to 5 "
             f"bits, a multiple of {BLOCK} and one scale per group are needed. Dequantize these weights instead."
         )
-    blocks = np.empty(rows * length // BLOCK, dtype=_Q5_1 if bits == 5 else _Q4_1)
+    blocks = np.empty((rows, length // BLOCK), dtype=_Q5_1 if bits == 5 else _Q4_1)
+    zeros = sum(
+        _put_affine(packed[part], scales[part], biases[part], blocks[part].reshape(-1), bits, group_size)
+        for part in parts_of(packed)
+    )
+    return blocks.view(np.uint8).reshape(rows, -1), zeros
+
+
+def _put_affine(
+    packed: np.ndarray, scales: np.ndarray, biases: np.ndarray, blocks: np.ndarray, bits: int, group_size: int
+) -> int:
+    """`repack_affine` of some rows into their blocks, ``[block]``; how many weights are exactly zero."""
     halves = np.empty((2, scales.size), dtype=np.float16)
     with np.errstate(over="ignore"):  # refused before, where the folder is read
         halves[0], halves[1] = scales.reshape(-1), biases.reshape(-1)
@@ -101,10 +114,8 @@ def repack_affine(
     scale, bias = halves.astype(np.float32)  # what a runtime computes with
     if bits == 4:
         _put_nibbles(packed, blocks["codes"])
-        zeros = count_zero_codes(packed, scale, bias, group_size)
-    else:
-        zeros = _put_spread(packed.reshape(-1, bits), blocks, zero_codes(scale, bias, bits), group_size)
-    return blocks.view(np.uint8).reshape(rows, -1), zeros
+        return count_zero_codes(packed, scale, bias, group_size)
+    return _put_spread(packed.reshape(-1, bits), blocks, zero_codes(scale, bias, bits), group_size)
 
 
 def repack_mxfp4(packed: np.ndarray, scales: np.ndarray) -> np.ndarray:
@@ -173,17 +184,15 @@ def _put_spread(packed: np.ndarray, blocks: np.ndarray, zero: np.ndarray, group_
         group_size: a multiple of 32.
     """
     zeros = int(np.count_nonzero(zero == EVERY_CODE)) * group_size
-    pattern = np.repeat(zero * EIGHT_ONES, group_size // BLOCK)
-    for part in parts_of(packed):
-        words = spread_codes(packed[part], packed.shape[-1])
-        others = (words ^ pattern[part]).view(np.uint8)
-        zeros += others.size - int(np.count_nonzero(others))
-        if packed.shape[-1] == 5:
-            high = np.packbits((words & UPPER).view(np.uint8), bitorder="little").reshape(4, -1)
-            for quarter in range(4):
-                blocks["high"][part, quarter] = high[quarter]
-            words &= LOW
-        words[2:] <<= np.uint64(4)
-        words[:2] |= words[2:]
-        blocks["first"][part], blocks["second"][part] = words[:2]
+    words = spread_codes(packed, packed.shape[-1])
+    others = words ^ np.repeat(zero * EIGHT_ONES, group_size // BLOCK)
+    zeros += others.nbytes - int(np.count_nonzero(others.view(np.uint8)))
+    if packed.shape[-1] == 5:
+        high = np.packbits(np.bitwise_and(words, UPPER, out=others).view(np.uint8), bitorder="little").reshape(4, -1)
+        for quarter in range(4):
+            blocks["high"][:, quarter] = high[quarter]
+        words &= LOW
+    words[2:] <<= np.uint64(4)
+    words[:2] |= words[2:]
+    blocks["first"], blocks["second"] = words[:2]
     return zeros
