@@ -15,6 +15,7 @@ import mlx.core as mx
 from aird_mlx.activations import TokenBatch, Walk
 from aird_mlx.errors import PromptError, UsageError
 from aird_mlx.model import ChatModel
+from aird_mlx.pruning.fewer_blocks import block_traits, check_described, describe_fewer
 from aird_mlx.report import PruningReport
 
 
@@ -72,7 +73,7 @@ def drop_blocks(
         sparsity: fraction of the blocks, rounded down; at least one is dropped and one stays.
 
     Raises:
-        UsageError: a fraction that drops no block.
+        UsageError: a fraction that drops no block, or a family whose config cannot say which are left.
         PromptError: no calibration.
     """
     count = len(model.blocks)
@@ -88,8 +89,10 @@ def drop_blocks(
     order = sorted(range(count), key=lambda block: (influence[block], block))
     gone = sorted(order[:dropped])
     kept = [block for block in range(count) if block not in gone]
+    traits = block_traits(model)
     model.keep_blocks(kept)
-    _describe_fewer(model.config, count, kept)
+    describe_fewer(model.config, count, kept)
+    check_described(model, kept, traits)
     notes = [
         f"blocks {', '.join(map(str, gone))} of {count} were dropped: what remains is that much smaller and faster, "
         "but it is another model than the dense one, and `repair` cannot mend it block by block"
@@ -97,11 +100,3 @@ def drop_blocks(
     return PruningReport(
         "blocks", "unstructured", "row", "uniform", sparsity, 0.0, [], notes, dropped=gone, influence=influence
     )
-
-
-def _describe_fewer(config: dict[str, object], count: int, kept: Sequence[int]) -> None:
-    """Every list about layers with one entry per block loses those of the dropped ones (``layer_types``)."""
-    for key, value in config.items():
-        if "layer" in key and isinstance(value, list) and len(value) == count:
-            config[key] = [value[block] for block in kept]
-    config["num_hidden_layers"] = len(kept)
