@@ -22,6 +22,7 @@ from mlx_lm.utils import load_config, load_model, quantize_model, save_config, s
 from aird_mlx.errors import AirdError, ModelError, OutputError
 from aird_mlx.model import COMPANION_FILES, ChatModel, load, peak_memory, save
 from aird_mlx.pruning import prune_model
+from family_models import FAMILIES, write_family
 
 Maker = Callable[..., Path]
 
@@ -275,6 +276,22 @@ def test_quantized_model_is_dequantized_with_a_note(model_folder: Maker, tmp_pat
     assert "8 bits, group 32" in model.notes[0]
     assert not any("scales" in name for name in weights_of(model.network))
     assert prune_model(model, [], method="magnitude", sparsity=0.5).sparsity >= 0.5
+
+
+def test_model_of_which_only_experts_are_quantized_is_dequantized(tmp_path: Path) -> None:
+    """As gpt-oss comes: mlx-lm's module for fused experts is none of MLX's quantized ones."""
+    folder = write_family(tmp_path / "mlx", "qwen3_moe", {**FAMILIES["qwen3_moe"], "moe_intermediate_size": 64})
+    network, config = load_model(folder)
+    network, config = quantize_model(
+        network, config, group_size=32, bits=4, quant_predicate=lambda path, module: "switch_mlp" in path
+    )
+    (folder / "model.safetensors").unlink()
+    save_model(folder, network)
+    save_config(config, folder / "config.json")
+    model = load(folder)
+    assert "4 bits, group 32" in model.notes[0]
+    assert not any("scales" in name for name in weights_of(model.network))
+    assert "quantization" not in model.config
 
 
 def test_weights_that_are_not_quantized_as_the_config_says_are_noted(model_folder: Maker) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 import mlx.core as mx
@@ -10,12 +11,15 @@ import mlx.nn as nn
 import mlx_lm
 import numpy as np
 import pytest
+from mlx_lm.models.switch_layers import QuantizedSwitchLinear
 
+from aird_mlx.errors import ModelError
 from aird_mlx.model import ChatModel, load, save
 from aird_mlx.patch import LinearPatch, Patch, fold, patched, pruned_weights_back
 from aird_mlx.pruning import prune_model
 from aird_mlx.quantization import QuantizedWeight, load_quantized, quantize_model, restore_modules, set_aside_modules
 from aird_mlx.repair.descent import descend
+from family_models import FAMILIES, write_family
 
 MODES = [("affine", 2), ("affine", 3), ("affine", 4), ("affine", 6), ("affine", 8), ("mxfp4", 4), ("mxfp8", 8)]
 
@@ -56,6 +60,34 @@ def test_network_computes_with_the_very_values_that_are_stored(
     again = load_quantized(tmp_path / "out", model, kept)
     assert mx.array_equal(again.network(ids), found).item()
     assert again.bits_per_weight == pytest.approx(size, rel=1e-9)
+
+
+@pytest.mark.parametrize(("mode", "bits"), [("affine", 3), ("mxfp4", 4)])
+def test_experts_are_set_aside_and_put_back_as_the_rest_is(
+    model_folder: Callable[..., Path], tmp_path: Path, mode: str, bits: int
+) -> None:
+    changes = {**FAMILIES["qwen3_moe"], "hidden_size": 32, "moe_intermediate_size": 32, "num_hidden_layers": 2}
+    model = load(write_family(tmp_path / "model", "qwen3_moe", changes))
+    prune_model(model, [], method="magnitude", sparsity=0.5)
+    kept = {model.path(block, name): linear.weight != 0 for block, name, linear in model.linears()}
+    quantize_model(model, mode=mode, bits=bits, group_size=32)
+    with pytest.raises(ModelError, match="is quantized already"):
+        quantize_model(model, mode=mode, bits=bits, group_size=32)
+    set_aside_modules(model, kept)
+    name = "mlp.switch_mlp.down_proj"
+    stored = model.stored[model.path(1, name)]
+    assert mx.array_equal(stored.values(), model.linear(1, name).weight).item()
+    change = mx.where(stored.kept, 0.1, 0.0)
+    fold(model, Patch("refit", 1.0, 0.0, (LinearPatch(1, name, delta=change),)))
+    wanted = stored.nearest(stored.origin + change)
+    assert not mx.array_equal(wanted, stored.values()).item()
+    restore_modules(model)
+    save(model, tmp_path / "out")
+    network, _ = mlx_lm.load(str(tmp_path / "out"))
+    expert = network.layers[1].mlp.switch_mlp.down_proj
+    assert isinstance(expert, QuantizedSwitchLinear)
+    again = load(tmp_path / "out")
+    np.testing.assert_allclose(np.array(again.linear(1, name).weight), np.array(wanted), atol=1e-6)
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 8])

@@ -5,7 +5,7 @@ Loading and running are mlx-lm's. This package knows nothing about refusals, pru
 
 from aird_mlx.architectures import context_length
 from aird_mlx.model.calls import BlockCall, record_calls
-from aird_mlx.model.chat_model import ChatModel, StoredWeight, Tap, is_linear, submodule
+from aird_mlx.model.chat_model import QUANTIZED, ChatModel, StoredWeight, Tap, is_linear, submodule
 from aird_mlx.model.files import COMPANION_FILES, RWKV_VOCABULARY, TOKENIZERS, load, read_network, save
 from aird_mlx.model.find import DEMO_FOLDER, find_folder, network_error, read_config
 from aird_mlx.model.memory import loaded_bytes, needs_streaming, peak_memory, usable_memory
@@ -16,6 +16,7 @@ from aird_mlx.model.writers import check_writers, first_of_each_kind
 __all__ = [
     "COMPANION_FILES",
     "DEMO_FOLDER",
+    "QUANTIZED",
     "RWKV_VOCABULARY",
     "TOKENIZERS",
     "BlockCall",

@@ -25,6 +25,7 @@ from aird_mlx.architectures import Architecture, Layout, context_length
 from aird_mlx.model.stream import OUTSIDE, BlockStream
 
 LINEARS = (nn.Linear, nn.QuantizedLinear, SwitchLinear, QuantizedSwitchLinear)
+QUANTIZED = (nn.QuantizedLinear, nn.QuantizedEmbedding, QuantizedSwitchLinear)
 Call = Callable[..., mx.array]
 
 

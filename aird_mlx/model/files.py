@@ -18,7 +18,7 @@ from mlx_lm.utils import dequantize_model, load_model, load_tokenizer, save_conf
 
 from aird_mlx.architectures import REFUSED, Architecture, architecture_of
 from aird_mlx.errors import ModelError, OutputError
-from aird_mlx.model.chat_model import ChatModel
+from aird_mlx.model.chat_model import QUANTIZED, ChatModel
 from aird_mlx.model.discovery import discover
 from aird_mlx.model.find import find_folder, read_config
 from aird_mlx.model.stream import BlockStream
@@ -221,7 +221,7 @@ def _dequantize(loaded: ChatModel) -> None:
     loaded.config.pop("quantization_config", None)
     if quantization is None:
         return
-    if not any(isinstance(module, nn.QuantizedLinear) for module in loaded.network.modules()):
+    if not any(isinstance(module, QUANTIZED) for module in loaded.network.modules()):
         loaded.notes.append(
             "config.json says the model is quantized, but its weights are not; it is written without quantization"
         )

@@ -15,7 +15,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten
 
 from aird_mlx.errors import ModelError, UsageError
-from aird_mlx.model import ChatModel, ShardFolder
+from aird_mlx.model import QUANTIZED, ChatModel, ShardFolder
 from aird_mlx.quantization.affine import BITS, GROUP_SIZES, quantize_with_zeros
 from aird_mlx.report import QuantizationReport, TensorQuantization
 
@@ -120,7 +120,7 @@ def plan_modules(
         for name in part.kept
     }
     for path, module in leaf_modules(model.network).items():
-        if isinstance(module, (nn.QuantizedLinear, nn.QuantizedEmbedding)):
+        if isinstance(module, QUANTIZED):
             raise ModelError(
                 f"quantize: {path} of {model.name} is quantized already ({module.bits} bits, group "
                 f"{module.group_size}); a model that is not quantized is needed. Quantize the original."

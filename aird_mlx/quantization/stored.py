@@ -17,7 +17,7 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx_lm.utils import dequantize_model
 
-from aird_mlx.model import ChatModel, read_config, read_network
+from aird_mlx.model import QUANTIZED, ChatModel, read_config, read_network
 from aird_mlx.quantization.affine import pack_codes
 from aird_mlx.quantization.quantize import find_module, leaf_modules
 
@@ -68,7 +68,8 @@ class QuantizedWeight:
         weight = weight.astype(mx.float32)
         module = copy.copy(self.module)
         if module.mode == "affine":
-            module.weight = pack_codes(self._codes(weight).reshape(weight.shape).astype(mx.uint32), module.bits)
+            codes = self._codes(weight).reshape(-1, weight.shape[-1]).astype(mx.uint32)
+            module.weight = pack_codes(codes, module.bits).reshape(module.weight.shape)
         else:
             module.weight, module.scales = self._encode(weight)
         mx.eval(module.parameters())
@@ -109,11 +110,7 @@ def set_aside_modules(
         kept: by path, ``[out, in]`` bool, what pruning left of a weight; all of it where a path is missing.
         origins: by path, the weight that was quantized; what is stored where a path is missing.
     """
-    quantized = {
-        path: module
-        for path, module in leaf_modules(model.network).items()
-        if isinstance(module, (nn.QuantizedLinear, nn.QuantizedEmbedding))
-    }
+    quantized = {path: module for path, module in leaf_modules(model.network).items() if isinstance(module, QUANTIZED)}
     dequantize_model(model.network)
     for path, module in quantized.items():
         plain = find_module(model.network, path)[2].weight
