@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from aird_mlx.demo.language import prompts
-from aird_mlx.errors import DirectionError
+from aird_mlx.errors import DirectionError, ParityError
 from aird_mlx.evaluation import judge_answer
 from aird_mlx.gguf_export import export_gguf, is_available
 from aird_mlx.gguf_export.runtime import LlamaRuntime
@@ -83,6 +83,37 @@ def test_policies_differ_only_where_the_probe_is_alarmed(guard: Guard) -> None:
     assert replaced > 0
     assert decisions["log"] == {"passed", "logged"} and decisions["warn"] == {"passed", "warned"}
     assert decisions["refuse"] == {"passed", "refused", "model-refused"}
+
+
+@needs_llama
+def test_nothing_of_a_refused_answer_is_said_when_it_breaks_off(guard: Guard, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Broken off before it can be judged, it may be one that would have been replaced."""
+    refused = next(
+        one
+        for one in prompts("harmful", "test", 60, 13)
+        if ask(guard, one, "refuse")[0].decision == "refused"
+        and judge_answer(" ".join(ask(guard, one, "log")[1].split()[:3])) != "refusal"
+    )
+    step, left = guard.engine._sequences.step, iter(range(2))
+
+    def break_off(tokens: Any) -> Any:
+        if next(left, None) is None:
+            raise ParityError("gguf: llama.cpp could not evaluate")
+        return step(tokens)
+
+    monkeypatch.setattr(guard.engine._sequences, "step", break_off)
+    conversation = render_conversation(guard.engine.chat, [{"role": "user", "content": refused}])
+    request = make_request(guard.engine, conversation, 64)
+    said: list[object] = []
+
+    async def collect() -> None:
+        async with aclosing(guard.answer(request, [], "refuse")) as stream:
+            async for event in stream:
+                said.append(event)
+
+    with pytest.raises(ParityError):
+        asyncio.run(collect())
+    assert [type(one) for one in said] == [Verdict]
 
 
 @needs_llama

@@ -118,6 +118,8 @@ class Guard:
                     yield Piece(REFUSAL_TEXT)
                     yield Finished("content_filter", generation.new_tokens)
                     return
+                else:
+                    held.clear()  # it broke off before it could be judged
             yield verdict
             for piece in held:
                 yield piece
