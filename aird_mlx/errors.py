@@ -13,6 +13,15 @@ class AirdError(Exception):
 
     exit_code = 1
 
+    @property
+    def seen(self) -> str:
+        """What was seen: the message without its stage, what is needed, and what to do.
+
+        >>> AirdError("walk: 3 tokens; one is needed. Give more.").seen
+        '3 tokens'
+        """
+        return " ".join(str(self).split(": ", 1)[-1].rsplit("; ", 1)[0].split())
+
 
 class UsageError(AirdError):
     """An option or argument is outside what the function accepts (sparsity, pattern, rule, ...)."""

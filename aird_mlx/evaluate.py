@@ -7,7 +7,6 @@ MLX or llama.cpp answers. A defensive measurement: it brings prompts and attacks
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -39,6 +38,7 @@ from aird_mlx.evaluation import (
     compare_sets,
     cut_windows,
     measure_utility,
+    perplexity,
     plan_attacks,
     read_evaluation,
     read_questions,
@@ -47,7 +47,7 @@ from aird_mlx.evaluation import (
 )
 from aird_mlx.gguf_export.chat import GgufChat
 from aird_mlx.model import ChatModel, find_folder, loaded_bytes, usable_memory
-from aird_mlx.prompt_sets import PromptSet, gather_prompt_sets
+from aird_mlx.prompt_sets import PromptSet, gather_prompt_sets, prompt_id
 from aird_mlx.report import (
     AskedSet,
     Evaluation,
@@ -118,7 +118,11 @@ class _Run:
         text = None if settings.text is None else read_text(settings.text)
         self.earlier = None if settings.against is None else read_evaluation(settings.against)
         if self.earlier is not None:
-            asked = {(one.name, one.kind, attack.name) for one in self.sets for attack in self._attacks_on(one)}
+            asked = {
+                (one.name, one.kind, attack.name): {prompt_id(prompt) for prompt in one.prompts}
+                for one in self.sets
+                for attack in self._attacks_on(one)
+            }
             self.notes += check_comparable(self.earlier, settings_record(settings), asked)
         self.chat: Chat = (
             _open_file(Path(settings.model).expanduser())
@@ -137,7 +141,7 @@ class _Run:
         self.windows = [] if text is None else self._cut(ids)
         self.dense = None if text is None or settings.dense is None else self._load_dense(settings.dense, text, ids)
         self.judge = (
-            ModelJudge.load(settings.judge_model, settings.judge_style)
+            ModelJudge.load(settings.judge_model, settings.judge_style, trust_remote_code=settings.trust_remote_code)
             if settings.judge_model is not None and self.sets
             else None
         )
@@ -269,7 +273,7 @@ class _Run:
         return cut_windows(ids, self.settings.window, self.settings.windows)
 
     def _load_dense(self, model: str, text: str, ids: list[int]) -> MlxChat:
-        dense = MlxChat.load(model)
+        dense = MlxChat.load(model, trust_remote_code=self.settings.trust_remote_code)
         if dense.encode(text) != ids:
             raise ModelError(
                 f"text: {model} cuts it into other tokens than {self.settings.model}; a dense "
@@ -286,7 +290,7 @@ class _Run:
                 return measure_utility(self.chat, batches, dense=self.dense, progress=step)
             sums = self.chat.log_likelihoods(self.windows, [0] * len(self.windows), step)
             tokens = sum(len(one) - 1 for one in self.windows)
-            return Utility(math.exp(min(-sum(sums) / tokens, 700.0)), None, None, tokens)
+            return Utility(perplexity(-sum(sums), tokens), None, None, tokens)
 
     def _multiple_choice(self) -> list[MultipleChoiceFigures]:
         figures = []

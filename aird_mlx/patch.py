@@ -8,11 +8,13 @@ a patch was found.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import mlx.core as mx
+import mlx.nn as nn
 
 from aird_mlx.errors import AirdError, ShapeError
 from aird_mlx.model import ChatModel
@@ -210,23 +212,19 @@ def _share_back(model: ChatModel, weights: Iterable[tuple[int, str, mx.array]]) 
     return back / model.prunable_weights
 
 
-class patched:
-    """Context in which ``model`` runs with ``patch`` folded in; its weights are put back afterwards."""
-
-    def __init__(self, model: ChatModel, patch: Patch) -> None:
-        self._model, self._patch = model, patch
-        self._originals: list[tuple[int, str, mx.array]] = []
-
-    def __enter__(self) -> None:
-        for part in self._patch.parts:
-            linear = self._model.linear(part.block, part.name)
-            self._originals.append((part.block, part.name, linear.weight))
-            linear.weight = changed_weight(self._model, part)
-
-    def __exit__(self, *_: object) -> None:
-        for block, name, weight in reversed(self._originals):
-            self._model.linear(block, name).weight = weight
-        self._originals.clear()
+@contextmanager
+def patched(model: ChatModel, patch: Patch) -> Iterator[None]:
+    """Have ``model`` run with ``patch`` folded in; its weights are put back afterwards."""
+    originals: list[tuple[nn.Linear, mx.array]] = []
+    try:
+        for part in patch.parts:
+            linear = model.linear(part.block, part.name)
+            originals.append((linear, linear.weight))
+            linear.weight = changed_weight(model, part)
+        yield
+    finally:
+        for linear, weight in reversed(originals):
+            linear.weight = weight
 
 
 def save_patch(patch: Patch, path: Path) -> None:
@@ -247,21 +245,21 @@ def load_patch(path: Path) -> Patch:
     Raises:
         AirdError: the file is not a patch.
     """
+    parts: dict[tuple[int, str], LinearPatch] = {}
     try:
         arrays, metadata = mx.load(str(path), return_metadata=True)
         settings = json.loads(metadata["aird.patch"])
-    except (RuntimeError, KeyError, ValueError) as error:
+        for key, value in arrays.items():
+            if key == "empty":
+                continue
+            block, _, rest = key.partition(".")
+            name, _, field = rest.rpartition(".")
+            part = parts.get((int(block), name), LinearPatch(int(block), name))
+            parts[int(block), name] = replace(part, **{field: value})
+        rule, strength, ridge = (settings[key] for key in ("rule", "strength", "ridge"))
+        return Patch(rule, strength, ridge, tuple(parts.values()), settings.get("beta", 0.0))
+    except (RuntimeError, LookupError, ValueError, TypeError) as error:
         raise AirdError(
-            f"patch: {path} is not a patch of this project ({error}); patch.safetensors is needed."
+            f"patch: {path} is not a patch of this project ({' '.join(str(error).split())}); patch.safetensors is "
+            "needed. Give what `aird-mlx repair` wrote."
         ) from error
-    parts: dict[tuple[int, str], LinearPatch] = {}
-    for key, value in arrays.items():
-        if key == "empty":
-            continue
-        block, _, rest = key.partition(".")
-        name, _, field = rest.rpartition(".")
-        part = parts.get((int(block), name), LinearPatch(int(block), name))
-        parts[int(block), name] = replace(part, **{field: value})
-    return Patch(
-        settings["rule"], settings["strength"], settings["ridge"], tuple(parts.values()), settings.get("beta", 0.0)
-    )

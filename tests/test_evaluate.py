@@ -178,8 +178,13 @@ def test_same_prompts_are_compared_and_others_refused(tmp_path: Path) -> None:
         ("harmless", REFUSAL, 1.0, 12),
         ("twin", REFUSAL, 1.0, 12),
     ]
+    seen: list[str] = []
     with pytest.raises(PromptError, match="the same prompts are needed"):
-        evaluate("demo", limit=13, against=out)
+        evaluate_model(
+            EvaluationSettings("demo", limit=13, max_new_tokens=NEW_TOKENS, against=out),
+            progress=lambda stage, done, total: seen.append(stage),
+        )
+    assert seen == [], "found before anything is asked"
     with pytest.raises(PromptError, match="must be in both"):
         evaluate("demo", limit=12, harmful=(write(tmp_path / "p.txt", "a", "b"),), against=out)
 
@@ -346,6 +351,7 @@ def test_answers_are_as_long_as_the_context_leaves() -> None:
         ({"out": Path(__file__)}, OutputError, "exists already"),
         ({"out": Path("/proc/none/x.json")}, OutputError, "cannot be written"),
         ({"save_answers": Path(__file__)}, OutputError, "exists already"),
+        ({"out": Path("new.json"), "save_answers": Path("./new.json")}, UsageError, "two files are needed"),
         ({"refusals": False}, UsageError, "nothing to measure"),
         ({"system_prompt": " "}, PromptError, "system prompt: it is empty"),
         ({"window": 1}, UsageError, "window"),

@@ -168,6 +168,9 @@ def test_patched_model_is_the_folded_one_and_is_put_back_even_after_an_error(tin
         inside = np.array(tiny.network(ids))
     with pytest.raises(KeyboardInterrupt), patched(tiny, patch):
         raise KeyboardInterrupt
+    misfit = LinearPatch(2, "mlp.down_proj", delta=normal(3, 5))
+    with pytest.raises(ValueError, match="broadcast"), patched(tiny, Patch("refit", 1.0, 0.1, (part, misfit))):
+        pass
     for (_, _, linear), weight in zip(tiny.linears(), before, strict=True):
         np.testing.assert_array_equal(np.array(linear.weight), weight)
     fold(tiny, patch)
@@ -184,7 +187,12 @@ def test_files_that_are_no_patch_are_refused_in_one_line(tmp_path: Path) -> None
     foreign, broken = tmp_path / "foreign.safetensors", tmp_path / "broken.safetensors"
     mx.save_safetensors(str(foreign), {"a": mx.zeros(1)})
     broken.write_bytes(b"not safetensors at all")
-    for path in (foreign, broken, tmp_path / "missing.safetensors"):
+    odd = {"block": {"x.mlp.delta": mx.zeros(1)}, "field": {"0.mlp.other": mx.zeros(1)}, "settings": {}}
+    for name, arrays in odd.items():
+        settings = {} if name == "settings" else {"rule": "restore", "strength": 1.0, "ridge": 0.0}
+        written = tmp_path / f"{name}.safetensors"
+        mx.save_safetensors(str(written), arrays or {"empty": mx.zeros(1)}, {"aird.patch": json.dumps(settings)})
+    for path in (foreign, broken, tmp_path / "missing.safetensors", *(tmp_path / f"{one}.safetensors" for one in odd)):
         with pytest.raises(AirdError, match=r"^patch: .* is not a patch") as raised:
             load_patch(path)
         assert "\n" not in str(raised.value)

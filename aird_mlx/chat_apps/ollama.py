@@ -179,7 +179,7 @@ def _original(facts: ChatFacts) -> Callable[[Conversation], str]:
     try:
         template = compile_template(facts.template or "", "the model")
     except PromptError as error:
-        raise _Unlike(str(error).split(";")[0].removeprefix("prompts: ")) from error
+        raise _Unlike(error.seen) from error
     special = {"bos_token": facts.bos, "eos_token": facts.eos}
 
     def original(conversation: Conversation) -> str:

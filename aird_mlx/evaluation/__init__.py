@@ -11,7 +11,7 @@ from aird_mlx.evaluation.refusals import judge_prompts, measure_refusals, refusa
 from aird_mlx.evaluation.statistics import answer_rates, paired_change, wilson_rate, worst_class
 from aird_mlx.evaluation.tasks import check_tasks_available, run_tasks
 from aird_mlx.evaluation.text import cut_windows, read_text
-from aird_mlx.evaluation.utility import measure_utility, utility_batch_tokens
+from aird_mlx.evaluation.utility import measure_utility, perplexity, utility_batch_tokens
 
 __all__ = [
     "ATTACKS",
@@ -36,6 +36,7 @@ __all__ = [
     "measure_refusals",
     "measure_utility",
     "paired_change",
+    "perplexity",
     "plan_attacks",
     "read_evaluation",
     "read_questions",

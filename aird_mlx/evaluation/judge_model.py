@@ -117,8 +117,8 @@ class ModelJudge:
     context: int | None = None
 
     @classmethod
-    def load(cls, model: str, style: str | None = None) -> ModelJudge:
-        """Load the judge from a folder, a hub id, or ``demo``.
+    def load(cls, model: str, style: str | None = None, *, trust_remote_code: bool = False) -> ModelJudge:
+        """Load the judge from a folder, a hub id, or ``demo``; ``trust_remote_code`` runs code that comes with it.
 
         Raises:
             ModelError: there is none, or it cannot be read.
@@ -126,7 +126,7 @@ class ModelJudge:
         """
         chosen = style_of(model, style)
         folder = find_folder(model)
-        network, tokenizer, config = read_network(folder, read_config(folder))
+        network, tokenizer, config = read_network(folder, read_config(folder), trust_remote_code=trust_remote_code)
         return cls(network, tokenizer, chosen, context_length(config))
 
     def judge(

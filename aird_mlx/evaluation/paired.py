@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,10 @@ def compare_sets(before: Sequence[AskedSet], after: Sequence[AskedSet]) -> list[
     """What changed for the same prompts under the same attack, by McNemar's exact test on their (worst) classes.
 
     Sets that only one evaluation has are left out; harmful prompts are compared by compliance and refusal, the others
-    by refusal.
+    by refusal. `check_comparable` has seen to it that prompts of a set are the same.
 
     Raises:
-        PromptError: no set in common, or the prompts of one differ.
+        PromptError: no set in common.
     """
     earlier = {_key_of(one): one.classes for one in before}
     changes = []
@@ -37,12 +37,6 @@ def compare_sets(before: Sequence[AskedSet], after: Sequence[AskedSet]) -> list[
         classes = earlier.get(_key_of(one))
         if classes is None:
             continue
-        if classes.keys() != one.classes.keys():
-            common = len(classes.keys() & one.classes.keys())
-            raise PromptError(
-                f"against: {one.prompts} has {len(one.classes)} prompts, {common} of them among the {len(classes)} of "
-                "the earlier result; the same prompts are needed. Use the same files, --limit and --seed."
-            )
         for outcome in (COMPLIANCE, REFUSAL) if one.kind == "harmful" else (REFUSAL,):
             pair = [[worst_class(of[key]) == outcome for key in one.classes] for of in (classes, one.classes)]
             changes.append(SetChange(one.prompts, one.kind, one.attack, outcome, paired_change(*pair)))
@@ -51,24 +45,31 @@ def compare_sets(before: Sequence[AskedSet], after: Sequence[AskedSet]) -> list[
     return changes
 
 
-def check_comparable(earlier: Evaluation, settings: Mapping[str, Any], asked: Collection[SetKey]) -> list[str]:
+def check_comparable(earlier: Evaluation, settings: Mapping[str, Any], asked: Mapping[SetKey, Set[str]]) -> list[str]:
     """Refuse two evaluations that were asked otherwise, before anything is generated.
 
     Args:
         earlier: the result to compare with.
         settings: of this evaluation, as its record will have them.
-        asked: what it will ask.
+        asked: what it will ask: of each set the ids of its prompts.
 
     Returns:
         In a sentence, what only one of them has; empty if nothing.
 
     Raises:
-        PromptError: no set in common, or answers of one under the same attack that were made otherwise.
+        PromptError: no set in common, other prompts in one, or answers under the same attack that were made otherwise.
     """
-    before = {_key_of(one) for one in earlier.sets}
-    common = before & set(asked)
+    before = {_key_of(one): one.classes.keys() for one in earlier.sets}
+    common = before.keys() & asked.keys()
     if not common:
         raise _nothing_in_common(before, asked)
+    for key in sorted(common):
+        if before[key] != asked[key]:
+            raise PromptError(
+                f"against: {key[0]} has {len(asked[key])} prompts, {len(before[key] & asked[key])} of them among the "
+                f"{len(before[key])} of the earlier result; the same prompts are needed. Use the same files, --limit "
+                "and --seed."
+            )
     names = {"max_new_tokens", *(name for *_, attack in common for name in SETTINGS.get(attack, ()))}
     for name in sorted(names & earlier.settings.keys()):
         if earlier.settings[name] != settings[name]:
@@ -76,7 +77,7 @@ def check_comparable(earlier: Evaluation, settings: Mapping[str, Any], asked: Co
                 f"against: the earlier result has {name} {earlier.settings[name]!r:.60}, this one "
                 f"{settings[name]!r:.60}; answers asked for in the same way are needed. Evaluate both alike."
             )
-    alone = sorted({f"{prompts} {attack}" for prompts, _, attack in before ^ set(asked)})
+    alone = sorted({f"{prompts} {attack}" for prompts, _, attack in before.keys() ^ asked.keys()})
     return [f"not compared with the earlier result, since only one has them: {', '.join(alone)}"] if alone else []
 
 

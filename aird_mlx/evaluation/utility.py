@@ -10,13 +10,24 @@ import mlx.nn as nn
 
 from aird_mlx.activations import TokenBatch, Walk, run_head
 from aird_mlx.direction import kl_divergence
-from aird_mlx.errors import ModelError
+from aird_mlx.errors import ModelError, PromptError
 from aird_mlx.evaluation.generation import LanguageModel
 from aird_mlx.model import ChatModel
 from aird_mlx.report import Utility
 
 # Logits held at once, per model: 32 M floats are 128 MB.
 LOGITS_AT_ONCE = 32 << 20
+
+
+def perplexity(loss: float, tokens: float) -> float:
+    """``exp`` of the mean loss (nats) of so many tokens, at most ``exp(700)``.
+
+    Raises:
+        PromptError: no token.
+    """
+    if not tokens:
+        raise PromptError("text: there is no token to predict; passages of two tokens and more are needed. Add text.")
+    return math.exp(min(loss / tokens, 700.0))
 
 
 def utility_batch_tokens(vocab_size: int) -> int:
@@ -41,6 +52,7 @@ def measure_utility(
 
     Raises:
         ModelError: logits are not finite.
+        PromptError: no token counts.
     """
     loss = divergence = agreed = tokens = 0.0
     found, wanted = _logits(model, batches), None if dense is None else _logits(dense, batches)
@@ -62,7 +74,7 @@ def measure_utility(
             divergence, agreed = divergence + values[2], agreed + values[3]
         progress(done, len(batches))
     return Utility(
-        perplexity=math.exp(min(loss / tokens, 700.0)),
+        perplexity=perplexity(loss, tokens),
         kl_to_dense=None if dense is None else max(0.0, divergence / tokens),
         top1_agreement=None if dense is None else agreed / tokens,
         tokens=int(tokens),

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from aird_mlx.evaluation import perplexity
 from aird_mlx.gguf_export.likelihood import log_likelihoods
 from aird_mlx.gguf_export.runtime import LlamaRuntime
 
@@ -60,4 +60,4 @@ def run_exported(
             lambda done, total: progress(total + done, 2 * total),
         )
     tokens = sum(len(ids) - max(first, 1) for ids, first in texts)
-    return Behaviour(answers, math.exp(min(-sum(sums) / max(tokens, 1), 700.0)), tokens)
+    return Behaviour(answers, perplexity(-sum(sums), tokens), tokens)

@@ -112,8 +112,7 @@ def _notes_on_template(template: str | None) -> list[str]:
     try:
         compile_template(template, "the folder")
     except PromptError as error:
-        reason = str(error).partition(" (")[2].partition("); a working")[0]
-        return [f"the chat template is no jinja ({reason}): llama.cpp will not render it"]
+        return [f"{error.seen}: llama.cpp will not render it"]
     return []
 
 

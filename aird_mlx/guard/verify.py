@@ -13,7 +13,7 @@ from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
-from aird_mlx.errors import AirdError, IntegrityError, UsageError
+from aird_mlx.errors import IntegrityError, UsageError
 from aird_mlx.guard.hashes import (
     DIGITS,
     Progress,
@@ -115,13 +115,13 @@ class _Run:
         try:
             first = Part(self.descriptor, parse(self.descriptor))
         except IntegrityError as error:
-            self.say("structure", FAILED, _short(error))
+            self.say("structure", FAILED, error.seen)
             return
         try:
             self.parts = open_parts(self.path, first, self.stack)
             structure = join(self.parts)
         except IntegrityError as error:
-            self.say("parts", FAILED, _short(error))
+            self.say("parts", FAILED, error.seen)
             return
         self.size = sum(part.structure.size for part in self.parts)
         if len(self.parts) > 1:
@@ -133,7 +133,7 @@ class _Run:
             manifest = self._check_manifest(structure, root, require_manifest)
             self._check_template(structure, manifest)
         except IntegrityError as error:  # it changed while it was read
-            self.say("reading", FAILED, _short(error))
+            self.say("reading", FAILED, error.seen)
 
     def _check_padding(self) -> None:
         for number, part in enumerate(self.parts, start=1):
@@ -156,7 +156,7 @@ class _Run:
                 self._check_root(self.root, recorded_root)
                 self._say_parity(manifest)
         except IntegrityError as error:
-            self.say("manifest", FAILED, _short(error))
+            self.say("manifest", FAILED, error.seen)
         self.known = manifest is not None or bool(sidecar)
         if root is not None:
             self.root = self.root or hash_root(*self.parts)
@@ -289,8 +289,3 @@ class _Run:
 def _few(names: Sequence[str]) -> str:
     more = len(names) - 3
     return ", ".join(names[:3]) + (f" and {more} more" if more > 0 else "")
-
-
-def _short(error: AirdError) -> str:
-    """An error's finding without its stage and without what to do."""
-    return " ".join(str(error).split(": ", 1)[-1].rsplit("; ", 1)[0].split())

@@ -6,7 +6,6 @@ dense one says. It is cheap, but an opening is not an answer: finalists are judg
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -15,7 +14,7 @@ import mlx.nn as nn
 
 from aird_mlx.activations import TokenBatch, Walk, batch_sequences, run_head
 from aird_mlx.direction import kl_divergence
-from aird_mlx.evaluation import measure_refusals, utility_batch_tokens
+from aird_mlx.evaluation import measure_refusals, perplexity, utility_batch_tokens
 from aird_mlx.model import ChatModel
 from aird_mlx.prompts import KINDS
 from aird_mlx.report import RefusalRates, TrialFigures
@@ -123,12 +122,10 @@ class Validation:
             loss, divergence = loss + sums[0].item(), divergence + sums[1].item()
             for kind, value in zip(part.kinds, refuses.tolist(), strict=True):
                 opens[kind] += value
-        tokens = max(sum(part.at.size for part in self._parts), 1)
+        tokens = sum(part.at.size for part in self._parts)
         counts = self.foreseen_counts
         shares = {kind: total / max(counts[kind], 1) for kind, total in opens.items()}
-        return TrialFigures(
-            **shares, kl_to_dense=max(0.0, divergence / tokens), perplexity=math.exp(min(loss / tokens, 700.0))
-        )
+        return TrialFigures(**shares, kl_to_dense=max(0.0, divergence / tokens), perplexity=perplexity(loss, tokens))
 
     def answer(self, model: ChatModel, foreseen: TrialFigures) -> TrialFigures:
         """Refusals and broken text in the model's answers to all prompts; distance and perplexity as foreseen."""

@@ -91,8 +91,13 @@ def check_evaluation(settings: EvaluationSettings) -> None:
         raise UsageError(
             "eval: nothing to measure; prompts, --text, --multiple-choice or --tasks are needed. Give one."
         )
-    for path in (settings.out, settings.save_answers):
-        if path is not None and path.exists():
+    files = [path.absolute() for path in (settings.out, settings.save_answers) if path is not None]
+    if len(set(files)) < len(files):
+        raise UsageError(
+            f"eval: --out and --save-answers are both {settings.out}; two files are needed. Choose another name."
+        )
+    for path in files:
+        if path.exists():
             raise OutputError(f"output: {path} exists already; a new file is needed. Choose another name.")
     if settings.tasks:
         check_tasks_available()

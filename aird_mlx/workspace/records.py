@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any, TypeVar
 
-from aird_mlx.errors import ResumeError
+from aird_mlx.errors import AirdError, ResumeError
 from aird_mlx.report import from_json
 
 T = TypeVar("T")
@@ -54,7 +54,7 @@ def read_record(kind: type[T], path: Path) -> T:
 
 def damaged(path: Path, error: Exception) -> ResumeError:
     """The error for a file of an earlier run that cannot be read, and why."""
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0].split("; ")[0]
+    reason = error.seen if isinstance(error, AirdError) else " ".join(str(error).split())[:200] or type(error).__name__
     return ResumeError(
         f"resume: {path} cannot be read ({reason}); what the earlier run wrote is needed, undamaged. "
         "Remove it to compute it again, or run without --resume to start again."
