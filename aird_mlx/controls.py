@@ -17,12 +17,9 @@ from aird_mlx.model import ChatModel
 from aird_mlx.patch import Patch, scaled
 from aird_mlx.prompts import KINDS
 from aird_mlx.reference import Reference
-from aird_mlx.repair import RepairPlan, goes_on_from, solve_patch
+from aird_mlx.repair import RULES, RepairPlan, goes_on_from, solve_patch
 from aird_mlx.search import spaces_for
 from aird_mlx.search.spaces import BETA
-
-ALONG_DIRECTIONS = ("paper", "restore", "least-squares")
-WITH_BETA = ("refit", "reconstruct", "distill")
 
 
 @dataclass(frozen=True)
@@ -62,8 +59,8 @@ def control_repairs(
         start = None if earlier is None or earlier.tokens == plan.tokens else solve(earlier, directions, kinds)
         return solve_patch(model, dense, reference.calibration(kinds, plan.tokens), directions, plan, start=start)
 
-    is_along = plan.rule in ALONG_DIRECTIONS
-    if is_along:
+    rule = RULES[plan.rule]
+    if rule.along_directions:
         along = replace(plan, rank=1)
     else:
         spaces = spaces_for("least-squares", source_layer=source_layer, blocks=len(model.blocks), inside_mask=True)
@@ -76,7 +73,7 @@ def control_repairs(
     def solve_as_large(vector: mx.array) -> Patch:
         return as_large(solve(along, vector), along_r())
 
-    if not is_along:
+    if not rule.along_directions:
         yield ControlRepair(f"{along.rule} along r", "only what is written along r is repaired", along_r)
     random = mx.random.normal(own_direction.shape, key=mx.random.key(seed))
     for name, meaning, vector in (
@@ -86,12 +83,12 @@ def control_repairs(
         yield ControlRepair(
             name, f"{along.rule} along {meaning} instead of r, as large", partial(solve_as_large, vector)
         )
-    if plan.rule not in ("paper", "restore"):
+    if rule.sees_activations:
         yield ControlRepair(
             "harmless only", f"{plan.rule} calibrated without harmful and twin prompts",
             lambda: solve(plan, kinds=("harmless",)),
         )  # fmt: skip
-    if plan.rule in WITH_BETA:
+    if not rule.along_directions:
         other = 0.0 if plan.beta else BETA
         meaning = f"{plan.rule} with the error along r weighted {1 + other:g} times, chosen was {1 + plan.beta:g}"
         yield ControlRepair(f"beta {other:g}", meaning, lambda: solve(replace(plan, beta=other)))

@@ -389,10 +389,13 @@ def test_page_has_the_changes_and_the_controls(report: Report) -> None:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"rule": "paper", "layers": [4], "strength": 8.0}, "paper x8, blocks 4"),
-        ({"rule": "restore", "rank": 3, "tokens": "prompts"}, "restore x1.5, blocks 0-31, 3 directions, on prompts"),
+        ({"rule": "paper", "layers": [4], "strength": 8.0, "ridge": 0.0}, "paper x8, blocks 4"),
+        (
+            {"rule": "restore", "rank": 3, "tokens": "prompts", "ridge": 0.0},
+            "restore x1.5, blocks 0-31, 3 directions, on prompts",
+        ),
         ({"rule": "refit", "beta": 3.0}, "refit x1.5, blocks 0-31, beta 3, ridge 0.1"),
-        ({"rule": "reconstruct", "strength": 0.8}, "reconstruct x0.8, blocks 0-31"),
+        ({"rule": "reconstruct", "strength": 0.8, "ridge": 0.0}, "reconstruct x0.8, blocks 0-31"),
     ],
 )
 def test_plan_is_told_by_what_sets_it_apart(changes: dict[str, object], words: str) -> None:

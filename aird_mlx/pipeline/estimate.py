@@ -23,7 +23,7 @@ from aird_mlx.pipeline.streaming import STREAMED_RULE
 from aird_mlx.prompts import KINDS, PARTS, post_instruction_tokens, render_prompt
 from aird_mlx.pruning import CALIBRATED
 from aird_mlx.reference import MAX_NEW_TOKENS
-from aird_mlx.repair import RepairPlan, distillation, fits_in_memory, needed_bytes, reconstruction
+from aird_mlx.repair import RULES, RepairPlan, distillation, fits_in_memory, needed_bytes, reconstruction
 from aird_mlx.repair.closed_form import REFIT_ITERATIONS
 from aird_mlx.repair.descent import TOKENS_CHECKED
 from aird_mlx.search import spaces_for
@@ -196,10 +196,10 @@ class _Estimator:
             return self.solve(spaces[0].first, tokens)
         total = 0.0
         for space in spaces:
-            descends = space.first.rule in ("reconstruct", "distill")
             plans = 1 + sum(len(values) for _, values in space.axes)
             judged = plans * len(space.strengths) * self.forward(self.prompts("validate") * (self.prompt + self.answer))
-            total += judged + plans * self.solve(space.first, tokens if descends else min(tokens, COARSE_TOKENS))
+            seen = tokens if RULES[space.first.rule].descends else min(tokens, COARSE_TOKENS)
+            total += judged + plans * self.solve(space.first, seen)
         return halves * (total + min(FINALISTS, len(spaces)) * self.answers(self.prompts("validate")))
 
     def solve(self, plan: RepairPlan, tokens: float) -> float:
@@ -210,7 +210,7 @@ class _Estimator:
             return 5 * self.forward(tokens) + descent
         if plan.rule == "distill":
             return self.forward(tokens) + descent + 8 * self.head * plan.steps * of_step / self.speed.flops
-        if plan.rule in ("paper", "restore"):
+        if not RULES[plan.rule].sees_activations:
             return share * self.speed.pass_seconds
         steps = REFIT_ITERATIONS * 2 * self.weights * max(self.widths) / self.speed.flops
         return share * (10 * self.forward(tokens) + self.moments(tokens) + steps)

@@ -19,14 +19,11 @@ from aird_mlx.model import ChatModel
 from aird_mlx.patch import LinearPatch, Patch
 from aird_mlx.pipeline.result import limits_of
 from aird_mlx.reference import Reference
-from aird_mlx.repair import STARTS_FROM, fits_in_memory
+from aird_mlx.repair import RULES, STARTS_FROM, fits_in_memory
 from aird_mlx.report import RepairFigures
 from aird_mlx.search import Choice, Validation, choose_repair, spaces_for, tried_plans
 from aird_mlx.settings import RepairSettings
 from aird_mlx.stages import calibrations, refusal_directions, validation_of
-
-# Rules that move weights by gradients: they can go on with the rounding, and keep a result only if it is better.
-DESCENDING = ("auto", STARTS_FROM, "distill")
 
 
 class Search:
@@ -91,11 +88,9 @@ def second_rule(rule: str, *, is_pruned: bool, is_distillable: bool) -> str | No
     >>> [second_rule("refit", is_pruned=pruned, is_distillable=True) for pruned in (True, False)]
     [None, 'refit']
     """
-    if rule not in DESCENDING:
-        return None if is_pruned else rule
     if rule == "auto":
         return "distill" if is_distillable else STARTS_FROM
-    return rule
+    return rule if RULES[rule].descends or not is_pruned else None
 
 
 def figures_of(choice: Choice) -> RepairFigures:

@@ -6,17 +6,40 @@ from dataclasses import dataclass, replace
 
 from aird_mlx.repair.reconstruction import TOKENS_PER_STEP
 
-RULES = ("paper", "restore", "least-squares", "refit", "reconstruct", "distill")
+
+@dataclass(frozen=True)
+class Rule:
+    """What is particular to a rule.
+
+    Attributes:
+        along_directions: it writes along the refusal directions, and nothing else.
+        sees_activations: of both models, and so needs calibration tokens.
+        takes_ridge: `RepairPlan.ridge` means something to it.
+        descends: it moves weights by gradients: long, done once and on all tokens, and kept only if it is better.
+        all_at_once: its step changes all blocks together, so that both models have to be in memory.
+    """
+
+    along_directions: bool = False
+    sees_activations: bool = True
+    takes_ridge: bool = False
+    descends: bool = False
+    all_at_once: bool = False
+
+
+RULES = {
+    "paper": Rule(along_directions=True, sees_activations=False),
+    "restore": Rule(along_directions=True, sees_activations=False),
+    "least-squares": Rule(along_directions=True, takes_ridge=True),
+    "refit": Rule(takes_ridge=True),
+    "reconstruct": Rule(descends=True),
+    "distill": Rule(descends=True, all_at_once=True),
+}
 
 # The rule whose patch ``distill`` goes on from. Solved on half the tokens it is no worse a start, though worse an end.
 STARTS_FROM, START_TOKENS_PER_STEP = "reconstruct", TOKENS_PER_STEP // 2
 
 # Sets of calibration tokens: whole dialogues and texts; only what users say; all, and dialogues that were crossed.
 TOKENS = ("all", "prompts", "crossed")
-
-# Rules that see activations, and so calibration tokens, of both models.
-CALIBRATED = ("least-squares", "refit", "reconstruct")
-REGULARIZED = ("least-squares", "refit")
 
 
 @dataclass(frozen=True)
@@ -25,7 +48,7 @@ class RepairPlan:
 
     Attributes:
         rule: one of `RULES`.
-        blocks: whose residual writers (``paper``, ``restore``, ``least-squares``) or linears (the others) are changed.
+        blocks: whose residual writers (of rules along the directions) or linears (of the others) are changed.
         strength: how much of the change is made; alpha of ``paper``, for the others 1 is what they solve for.
         beta: extra weight of the error along the directions: of ``refit`` and ``reconstruct``, and of
             ``least-squares`` inside the mask, where 0 makes the smallest edit and more the one that writes least

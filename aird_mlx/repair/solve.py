@@ -13,7 +13,7 @@ from aird_mlx.model import ChatModel
 from aird_mlx.patch import LinearPatch, Patch, changed_weight, patched, plain_weight, scaled
 from aird_mlx.repair.block_solvers import SOLVERS, replaced
 from aird_mlx.repair.distillation import distill
-from aird_mlx.repair.plan import CALIBRATED, REGULARIZED, RULES, RepairPlan, start_of
+from aird_mlx.repair.plan import RULES, RepairPlan, start_of
 
 
 def solve_patch(
@@ -50,7 +50,7 @@ def solve_patch(
     count = len(model.blocks)
     if not all(0 <= block < count for block in plan.blocks):
         raise UsageError(f"repair: blocks are {list(plan.blocks)}; 0 to {count - 1} are needed. Choose blocks it has.")
-    if plan.rule == "distill":
+    if RULES[plan.rule].all_at_once:
         later = progress
         if start is None and not model.stored:
             first = start_of(plan)
@@ -63,7 +63,7 @@ def solve_patch(
         for block, own in solve_blocks(model, dense, calibration, used, plan):
             parts += own
             progress(block + 1, max(plan.blocks) + 1)
-    ridge = plan.ridge if plan.rule in REGULARIZED else 0.0
+    ridge = plan.ridge if RULES[plan.rule].takes_ridge else 0.0
     return scaled(Patch(plan.rule, 1.0, ridge, tuple(parts), beta=plan.beta), plan.strength)
 
 
@@ -93,7 +93,7 @@ def solve_blocks(
         then; when the next one is asked for it gets its own back, unless the model is streamed.
     """
     solve_block = SOLVERS[plan.rule]
-    walks = (Walk(dense, calibration), Walk(model, calibration)) if plan.rule in CALIBRATED else None
+    walks = (Walk(dense, calibration), Walk(model, calibration)) if RULES[plan.rule].sees_activations else None
     last = max(plan.blocks, default=-1)
     for block in range(last + 1):
         originals: list[tuple[nn.Linear, mx.array]] = []

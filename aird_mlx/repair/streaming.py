@@ -19,7 +19,7 @@ from aird_mlx.repair.plan import RULES, RepairPlan
 from aird_mlx.repair.solve import solve_blocks
 
 # Rules that need no more than a block of each model at a time.
-STREAMED_RULES = tuple(rule for rule in RULES if rule != "distill")
+STREAMED_RULES = tuple(name for name, rule in RULES.items() if not rule.all_at_once)
 
 
 def repair_blocks(

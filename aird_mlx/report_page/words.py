@@ -98,7 +98,7 @@ def plan_words(tried: TriedPlan) -> str:
     words = [f"{tried.rule} x{tried.strength:g}", f"blocks {blocks(tried.layers)}"]
     if tried.beta:
         words.append(f"beta {tried.beta:g}")
-    if tried.rule in ("least-squares", "refit"):
+    if tried.ridge:
         words.append(f"ridge {tried.ridge:g}")
     if tried.rank > 1:
         words.append(f"{tried.rank} directions")

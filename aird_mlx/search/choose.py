@@ -20,7 +20,7 @@ from aird_mlx.activations import TokenBatch, thin_batches
 from aird_mlx.gates import Limits
 from aird_mlx.model import ChatModel
 from aird_mlx.patch import Patch, patched, scaled, sparsity_lost
-from aird_mlx.repair import RepairPlan, goes_on_from, solve_patch
+from aird_mlx.repair import RULES, RepairPlan, goes_on_from, solve_patch
 from aird_mlx.report import TrialFigures
 from aird_mlx.search.spaces import PlanSpace
 from aird_mlx.search.trial import Bars, Trial, pareto_front, unbeaten
@@ -33,8 +33,8 @@ FINALISTS, FAR = 3, 2.0
 # Nothing is gained by varying a plan this many times as far from the dense model as one that lacks no refusals: what
 # another block, ridge, beta or strength changes of the distance is a small part of it.
 BEHIND = 2.0
-# Rules whose solving is long and is done once, on all tokens, with its share of the work for the progress shown.
-DESCENDING = {"reconstruct": 8, "distill": 12}
+# For the progress shown: how much longer than a closed form these take.
+LENGTHS = {"reconstruct": 8, "distill": 12}
 STEPS = 100
 
 Progress = Callable[[int, int], None]
@@ -85,7 +85,7 @@ class _Steps:
     """How far the search is, in `STEPS` per unit of work."""
 
     def __init__(self, spaces: Sequence[PlanSpace], progress: Progress) -> None:
-        solves = [(DESCENDING.get(space.first.rule, 1), space) for space in spaces]
+        solves = [(LENGTHS.get(space.first.rule, 1), space) for space in spaces]
         units = sum(cost * (1 + sum(len(values) for _, values in space.axes)) for cost, space in solves)
         further = sum(cost + 1 for cost, space in solves if space.first.rule == "distill")
         self._total = STEPS * (units + FINALISTS + further)
@@ -218,8 +218,8 @@ class _Search:
     def tried(self, plan: RepairPlan, patch: Patch | None = None) -> tuple[Trial, Patch]:
         """A plan, solved if it has no patch yet, as one pass foresees it."""
         if patch is None:
-            patch = scaled(self.solve(plan, coarse=plan.rule not in DESCENDING), plan.strength)
-            self.steps.finish(DESCENDING.get(plan.rule, 1))
+            patch = scaled(self.solve(plan, coarse=not RULES[plan.rule].descends), plan.strength)
+            self.steps.finish(LENGTHS.get(plan.rule, 1))
         trial = self.trial(plan, patch)
         self.trials.append(trial)
         return trial, patch
@@ -232,9 +232,9 @@ class _Search:
         tokens = (self.coarse if coarse else self.calibration)[plan.tokens]
         earlier = goes_on_from(plan)
         start = None if earlier is None else self.solved.get(earlier)
-        progress = self.steps.within(DESCENDING.get(plan.rule, 1))
+        progress = self.steps.within(LENGTHS.get(plan.rule, 1))
         patch = solve_patch(self.model, self.dense, tokens, self.directions, plan, start=start, progress=progress)
-        if plan.rule in DESCENDING:
+        if RULES[plan.rule].descends:
             self.solved[plan] = patch
         return patch
 
@@ -246,7 +246,7 @@ class _Search:
     def judge(self, trial: Trial) -> tuple[Trial, Patch]:
         """A finalist solved on all tokens and judged on its answers."""
         patch = scaled(self.solve(trial.plan, coarse=False), trial.plan.strength)
-        if trial.plan.rule not in DESCENDING:
+        if not RULES[trial.plan.rule].descends:
             trial = self.trial(trial.plan, patch)
         with patched(self.model, patch):
             trial = replace(trial, answered=self.validation.answer(self.model, trial.foreseen))

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from aird_mlx.gates import Limits
-from aird_mlx.repair import RepairPlan
+from aird_mlx.repair import RULES, RepairPlan
 from aird_mlx.report import TrialFigures, TriedPlan
 
 
@@ -133,7 +133,7 @@ def tried_plans(trials: Iterable[Trial], front: Sequence[Trial]) -> list[TriedPl
             layers=list(trial.plan.blocks),
             strength=trial.plan.strength,
             beta=trial.plan.beta,
-            ridge=trial.plan.ridge,
+            ridge=trial.plan.ridge if RULES[trial.plan.rule].takes_ridge else 0.0,
             rank=trial.plan.rank,
             tokens=trial.plan.tokens,
             sparsity_lost=trial.sparsity_lost,
