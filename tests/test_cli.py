@@ -14,9 +14,12 @@ from pathlib import Path
 import click
 import pytest
 
+from aird_mlx.gguf_export import is_available
 from aird_mlx_cli import options
 from aird_mlx_cli.main import aird_mlx, main
+from conftest import write_model
 
+needs_llama = pytest.mark.skipif(not is_available(), reason="llama-cpp-python is not installed")
 COMMAND = [sys.executable, "-m", "aird_mlx_cli"]
 
 
@@ -340,6 +343,27 @@ def test_interrupt_is_one_line_and_leaves_no_output(tmp_path: Path) -> None:
     )
     assert "Traceback" not in error
     assert not out.exists()
+
+
+@needs_llama
+def test_llama_cpp_s_quantizer_is_interrupted_too(tmp_path: Path) -> None:
+    """It runs in C, and calls back for its log: what a signal raised there was dropped, and the export went on."""
+    folder = write_model(tmp_path / "model", "llama", hidden_size=512, intermediate_size=2048)
+    out = tmp_path / "out" / "model.gguf"
+    words = ["export", str(folder), "--outtype", "iq3_s", "--no-check", "--outfile", str(out)]
+    process = subprocess.Popen([*COMMAND, *words], stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 60
+        while not list(tmp_path.glob("out/*/*.exact.partial")) and time.monotonic() < deadline:
+            time.sleep(0.01)
+        time.sleep(1.5)  # written, and being quantized
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=20)
+    finally:
+        process.kill()
+    assert process.returncode == 130 and error.strip().splitlines()[-1].startswith("error: interrupted")
+    assert not out.parent.exists()
 
 
 @pytest.mark.parametrize(

@@ -1,16 +1,20 @@
 """llama.cpp's own quantizer: K-quants and the types without a kernel here, from a file that holds the weights exactly.
 
-Calls libllama through llama-cpp-python, or the program ``llama-quantize`` where only that is installed. Which tensor
-gets which type of the mixture is llama.cpp's decision. Source: ``llama_model_quantize`` in ``llama.h``.
+Calls libllama through llama-cpp-python, or the program ``llama-quantize`` where only that is installed. Either runs in
+a process of its own: the library cannot be interrupted, a process can. Which tensor gets which type of the mixture is
+llama.cpp's decision. Source: ``llama_model_quantize`` in ``llama.h``.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+import pickle
 import re
 import shutil
+import signal
 import subprocess
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +27,7 @@ from aird_mlx.gguf_export.outtypes import Kind, OutType, find_outtype
 
 PROGRAM = "llama-quantize"
 LONGEST_VALUE = 127  # bytes of a text that llama.cpp lets a caller add
+CHILD = f"from {__name__} import main; main()"
 # A line of the log: [ 1/ 21] output.weight - [ 256, 320, 1, 1], type = f16, size = 1.25 MiB -> 0.50 MiB (q6_K)
 LINE = re.compile(r"\]\s+(\S+)\s+- \[.*?\], type =\s*\S+, size =\s*\S+ MiB(?: ->\s*\S+ MiB \((\w+)\))?")
 
@@ -93,6 +98,34 @@ def _run(source: Path, target: Path, order: Order, *, dry_run: bool) -> str:
 
 
 def _run_library(source: Path, target: Path, order: Order, dry_run: bool) -> str:
+    if dry_run:  # done at once
+        status, log = _call_library(source, target, order, dry_run=True)
+        if status != 0:
+            raise _failed(order.outtype, log)
+        return log
+    done = subprocess.run(
+        [sys.executable, "-c", CHILD],
+        input=pickle.dumps((source, target, order)),
+        capture_output=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONSAFEPATH": "1"},
+    )
+    if done.returncode != 0:
+        raise _failed(order.outtype, (done.stdout + done.stderr).decode(errors="replace"))
+    return done.stdout.decode(errors="replace")
+
+
+def main() -> None:
+    """The child: quantizes what it is told on stdin, and says on stdout what llama.cpp says."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    source, target, order = pickle.load(sys.stdin.buffer)
+    status, log = _call_library(source, target, order, dry_run=False)
+    print(log)
+    sys.exit(status != 0)
+
+
+def _call_library(source: Path, target: Path, order: Order, *, dry_run: bool) -> tuple[int, str]:
+    """llama.cpp's status, 0 if it is done, and all it said."""
     library = load_library()
     settings = library.llama_model_quantize_default_params()
     settings.ftype = int(order.outtype.file_type)
@@ -107,10 +140,7 @@ def _run_library(source: Path, target: Path, order: Order, dry_run: bool) -> str
     with capture_log() as log:
         status = library.llama_model_quantize(str(source).encode(), str(target).encode(), settings)
     del kept  # what ``settings`` points to
-    text = "".join(log)
-    if status != 0:
-        raise _failed(order.outtype, text)
-    return text
+    return int(status), "".join(log)
 
 
 def _give_imatrix(library: Any, settings: Any, imatrix: Imatrix) -> list[object]:
