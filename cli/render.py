@@ -137,6 +137,8 @@ def show_export(found: CheckedFile, beside: Sequence[Path] = ()) -> None:
     """Print which file was written, what for chat programs, and where llama.cpp differs from MLX."""
     written, row = found.written, found.row
     zeros = f"{100 * written.sparsity:.1f} % of the linears' weights, {100 * written.sparsity_before:.1f} % before"
+    if written.sparsity_before:
+        zeros += f", of which {100 * written.retention:.1f} % are zero still"
     for path in written.parts or (written.path,):
         show_files({"gguf": str(path)})
     show_files({"size": size(written.size_bytes), "zeros": zeros})

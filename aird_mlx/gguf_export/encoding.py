@@ -7,6 +7,7 @@ cannot hold. Knows nothing about files to be written.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -17,13 +18,15 @@ import numpy as np
 from aird_mlx.errors import ExportError, ModelError
 from aird_mlx.gguf_export import blocks, repack
 from aird_mlx.gguf_export.microscaling import LARGEST_NVFP4
-from aird_mlx.gguf_export.outtypes import NATIVE_KINDS, Kind
+from aird_mlx.gguf_export.outtypes import NATIVE_KINDS, OUTTYPES, Kind, scheme_of
 from aird_mlx.gguf_export.pieces import Rows
 from aird_mlx.gguf_export.stored import StoredTensor
 from aird_mlx.gguf_export.tensors import PlannedTensor
 from aird_mlx.gguf_export.zero_exact import BITS as ZERO_EXACT
 from aird_mlx.gguf_export.zero_exact import quantize_zero_exact
 
+# Types whose decoded zero is what was zero, whatever the scale.
+KEEPING = {one.kind for one in OUTTYPES.values() if one.native and one.keeps_zeros}
 INFINITE_BITS = {Kind.F16: 0x7C00, Kind.BF16: 0x7F80}
 BYTES_AT_A_TIME = 1 << 22  # smaller ones cost more calls, larger ones memory
 LARGEST_F16 = 65504.0
@@ -49,15 +52,21 @@ class Tally:
         weights: of the blocks' linears.
         zeros_before: exact zeros among them, as stored.
         zeros: exact zeros among them, as a runtime decodes them.
+        zeros_kept: what is zero in both.
+        ordinary_zeros: how many would be zero, as stored, if nothing had been pruned.
         scales: scales and biases that went into float16.
         inexact_scales: of these, those that float16 does not hold.
+        anew: weights whose codes were chosen anew, so that zeros stay exactly zero.
     """
 
     weights: int = 0
     zeros_before: int = 0
     zeros: int = 0
+    zeros_kept: int = 0
+    ordinary_zeros: float = 0.0
     scales: int = 0
     inexact_scales: int = 0
+    anew: int = 0
 
     def add(self, other: Tally) -> None:
         """Count what was counted elsewhere too."""
@@ -74,6 +83,16 @@ class Tally:
         """Share of zeros in what was stored."""
         return self.zeros_before / max(self.weights, 1)
 
+    @property
+    def retention(self) -> float:
+        """Share of the zeros that were stored and are zero in what was written; 1 where there were none."""
+        return self.zeros_kept / self.zeros_before if self.zeros_before else 1.0
+
+    @property
+    def pruned(self) -> float:
+        """Share of the weights that are zero, as stored, for no other reason than pruning; about."""
+        return (self.zeros_before - self.ordinary_zeros) / max(self.weights, 1)
+
 
 @dataclass(frozen=True)
 class Job:
@@ -84,8 +103,20 @@ class Job:
     rows: Rows
 
 
-# The bytes of some rows, how many weights in them are zero, and how many were before; None: as count says, as now.
-Encoded = tuple[np.ndarray, int | None, int | None]
+@dataclass(frozen=True)
+class Encoded:
+    """The bytes of some rows, uint8, and of a block's linear how many of its weights are exactly zero.
+
+    Attributes:
+        zeros: as a runtime decodes them.
+        before: as they are stored.
+        kept: both.
+    """
+
+    data: np.ndarray
+    zeros: int = 0
+    before: int = 0
+    kept: int = 0
 
 
 def jobs_of(planned: PlannedTensor) -> Iterator[Job]:
@@ -104,7 +135,8 @@ def encode_job(job: Job, stored: Mapping[str, StoredTensor], zero_exact: bool = 
     Args:
         job: what to write.
         stored: headers of the folder.
-        zero_exact: types that can are written with an exact zero.
+        zero_exact: types that can are written with an exact zero; codes of MLX's too are chosen anew where float16
+            does not hold the scales that make them zero.
 
     Raises:
         ModelError: the file cannot be read.
@@ -112,15 +144,26 @@ def encode_job(job: Job, stored: Mapping[str, StoredTensor], zero_exact: bool = 
     """
     planned, tally = job.planned, Tally()
     if planned.change is None and planned.is_exact:
-        encoded, zeros, before = _repack(job, stored, tally)
+        encoded = _repack(job, stored, zero_exact, tally)
     else:
         encode = _encode_changed if planned.change else _requantize if planned.quantization else _encode_plain
-        encoded, zeros, before = encode(job, stored, zero_exact)
+        encoded = encode(job, stored, zero_exact)
     if planned.is_block_linear:
-        tally.zeros = blocks.count_zeros(encoded, planned.type) if zeros is None else zeros
-        tally.zeros_before = tally.zeros if before is None else before
         tally.weights = len(job.rows) * planned.shape[-1]
-    return encoded, tally
+        tally.zeros, tally.zeros_before, tally.zeros_kept = encoded.zeros, encoded.before, encoded.kept
+        tally.ordinary_zeros = ordinary_zeros(planned.quantization) * tally.weights
+    return encoded.data, tally
+
+
+def ordinary_zeros(quantization: Mapping[str, Any] | None) -> float:
+    """About the share of exact zeros in a weight that was not pruned: those of a normal distribution.
+
+    MLX's groups reach to about 2.6 standard deviations, and have a code for zero.
+
+    >>> round(ordinary_zeros({"mode": "affine", "bits": 4, "group_size": 64}), 2), ordinary_zeros(None)
+    (0.14, 0.0)
+    """
+    return 0.0 if quantization is None else math.erf(2.6 / (2 ** scheme_of(quantization)[1] - 1) / math.sqrt(2))
 
 
 def read_values(
@@ -169,7 +212,7 @@ def _encode_plain(job: Job, stored: Mapping[str, StoredTensor], zero_exact: bool
         magnitude = bits << 1  # without the sign
         if not bits.size or magnitude.max() < INFINITE_BITS[kind] << 1:
             zeros = bits.size - int(np.count_nonzero(magnitude))
-            return bits.view(np.uint8), zeros, zeros - vanished
+            return Encoded(bits.view(np.uint8), zeros, before=zeros - vanished, kept=zeros - vanished)
     return _encode_values(job, _as_float(rows, tensor.dtype), zero_exact)
 
 
@@ -186,14 +229,26 @@ def _encode_changed(job: Job, stored: Mapping[str, StoredTensor], zero_exact: bo
 def _encode_values(job: Job, values: np.ndarray, zero_exact: bool) -> Encoded:
     planned = job.planned
     _check_range(planned, job.source, values, job.rows)
-    before = blocks.count_zeros(values, Kind.F32) if planned.is_block_linear else None
     if zero_exact and planned.type in ZERO_EXACT:
         encoded, zeros = quantize_zero_exact(values, planned.type)
-        return encoded, zeros, before
-    return blocks.quantize(values, planned.type), None, before
+        before = blocks.count_zeros(values, Kind.F32) if planned.is_block_linear else 0
+        return Encoded(encoded, zeros, before, kept=before)
+    return _compared(planned, values, blocks.quantize(values, planned.type))
 
 
-def _repack(job: Job, stored: Mapping[str, StoredTensor], tally: Tally) -> Encoded:
+def _compared(planned: PlannedTensor, values: np.ndarray, encoded: np.ndarray) -> Encoded:
+    """Rows and what became of them, their zeros counted where that says something."""
+    if not planned.is_block_linear:
+        return Encoded(encoded)
+    is_zero = values == 0
+    before = int(np.count_nonzero(is_zero))
+    if before and planned.type not in KEEPING:
+        decoded = blocks.dequantize(encoded, planned.type).reshape(values.shape) == 0
+        return Encoded(encoded, int(np.count_nonzero(decoded)), before, int(np.count_nonzero(decoded & is_zero)))
+    return Encoded(encoded, blocks.count_zeros(encoded, planned.type), before, kept=before)
+
+
+def _repack(job: Job, stored: Mapping[str, StoredTensor], zero_exact: bool, tally: Tally) -> Encoded:
     planned, settings = job.planned, job.planned.quantization
     assert settings is not None
     stem = job.source.removesuffix(".weight")
@@ -204,17 +259,24 @@ def _repack(job: Job, stored: Mapping[str, StoredTensor], tally: Tally) -> Encod
         if undefined:
             raise _not_finite(job.source, undefined, job.rows, "scales")
         repacked = repack.repack_mxfp4 if planned.type == Kind.MXFP4 else repack.repack_nvfp4
-        return repacked(codes, scales), None, None
+        encoded = repacked(codes, scales)
+        zeros = blocks.count_zeros(encoded, planned.type) if planned.is_block_linear else 0
+        return Encoded(encoded, zeros, before=zeros, kept=zeros)
     (scales, inexact_scales), (biases, inexact_biases) = (
         _read_halves(job, stored[f"{stem}.{part}"]) for part in ("scales", "biases")
     )
     tally.scales, tally.inexact_scales = scales.size + biases.size, inexact_scales + inexact_biases
-    before = None
-    if tally.inexact_scales and planned.is_block_linear:  # then the zeros of the folder need not be those of the file
-        before = blocks.count_zeros(read_values(job.source, stored, settings, job.rows), Kind.F32)
     group_size = int(settings.get("group_size", 64))
     encoded, zeros = repack.repack_affine(codes, scales, biases, bits=int(settings["bits"]), group_size=group_size)
-    return encoded, zeros, before
+    if not tally.inexact_scales or not planned.is_block_linear:
+        return Encoded(encoded, zeros, before=zeros, kept=zeros)
+    # The zeros of the folder need not be those of the file.
+    values = read_values(job.source, stored, settings, job.rows)
+    found = _compared(planned, values, encoded)
+    if zero_exact and found.kept < found.before:
+        tally.anew = values.size
+        return _encode_values(job, values, zero_exact)
+    return found
 
 
 def _read_halves(job: Job, tensor: StoredTensor) -> tuple[np.ndarray, int]:

@@ -7,25 +7,27 @@ from collections.abc import Sequence
 
 from aird_mlx.gguf_export.choice import TypeChoice
 from aird_mlx.gguf_export.encoding import Tally
-from aird_mlx.gguf_export.outtypes import NEAREST, OUTTYPES, OutType, block_length, scheme_of
+from aird_mlx.gguf_export.outtypes import NEAREST, OUTTYPES, Kind, OutType, block_length, scheme_of
 from aird_mlx.gguf_export.tensors import PlannedTensor
 
-PRUNED = 0.05  # fewer zeros than this are no pruning
+PRUNED = 0.05  # a smaller share of weights is not worth a word, pruned or made zero
 KEPT = 0.98  # share of the zeros that must be left
+VANISHED = 0.001  # share of weights too small for the type
 
 
 def notes_on_plan(plan: Sequence[PlannedTensor], choice: TypeChoice, wanted: OutType) -> list[str]:
     """Which MLX-quantized weights are taken over exactly, which are not, and which rows do not fit the type."""
     notes = []
     groups = Counter(
-        (planned.is_exact, *scheme_of(planned.quantization), planned.type.name.lower())
+        (planned.is_exact, *scheme_of(planned.quantization), planned.type.name.lower(), _is_float32(planned, choice))
         for planned in plan
         if planned.quantization is not None
     )
-    for (exact, mode, bits, kind), count in groups.items():
+    for (exact, mode, bits, kind, is_float32), count in groups.items():
         scheme = mode if mode.endswith(str(bits)) else f"{mode} {bits}-bit"
         if exact:
-            notes.append(f"{count} MLX-quantized tensors ({scheme}) keep their codes and scales, as {kind}")
+            kept = "codes, and scales as float16 holds them" if is_float32 else "codes and scales"
+            notes.append(f"{count} MLX-quantized tensors ({scheme}) keep their {kept}, as {kind}")
         else:
             notes.append(
                 f"{count} MLX-quantized tensors ({scheme}) were dequantized and written as "
@@ -52,6 +54,12 @@ def notes_on_plan(plan: Sequence[PlannedTensor], choice: TypeChoice, wanted: Out
     return notes
 
 
+def _is_float32(planned: PlannedTensor, choice: TypeChoice) -> bool:
+    """Whether the scales of an MLX-quantized weight are stored as float32, which a block of GGML has no room for."""
+    scales = choice.stored.get(planned.source.removesuffix(".weight") + ".scales")
+    return scales is not None and scales.dtype == "F32"
+
+
 def notes_on_writing(tally: Tally, wanted: OutType) -> list[str]:
     """Scales that were rounded, and zeros that pruning made and the type does not keep."""
     notes = []
@@ -60,11 +68,21 @@ def notes_on_writing(tally: Tally, wanted: OutType) -> list[str]:
             f"{tally.inexact_scales} of {tally.scales} scales and biases are no float16 numbers and were rounded: the "
             "weights are not bit for bit MLX's"
         )
-    if tally.sparsity_before >= PRUNED and tally.sparsity < KEPT * tally.sparsity_before:
+    if tally.anew:
+        notes.append(
+            f"{100 * tally.anew / tally.weights:.1f} % of the weights were quantized anew so that zeros stay exactly "
+            "zero: float16 does not hold the scales that their codes have in MLX"
+        )
+    if tally.pruned >= PRUNED and tally.retention < KEPT:
         keep = ", ".join(one.name for one in OUTTYPES.values() if one.keeps_zeros)
         can = " and ".join(one.name for one in OUTTYPES.values() if one.can_keep_zeros)
         notes.append(
-            f"{wanted.name} loses zeros, and pruning with them: {100 * tally.sparsity:.1f} % of the weights are zero, "
-            f"of {100 * tally.sparsity_before:.1f} % before; {keep} keep the zeros, {can} with --zero-exact"
+            f"{wanted.name} loses zeros, and pruning with them: {100 * tally.retention:.1f} % of the zeros are still "
+            f"exactly zero; {keep} keep the zeros, {can} with --zero-exact"
+        )
+    if wanted.kind == Kind.F16 and tally.sparsity - tally.sparsity_before > VANISHED:
+        notes.append(
+            f"{100 * (tally.sparsity - tally.sparsity_before):.1f} % of the weights are too small for float16 and "
+            "became zero; bf16 and f32 hold them"
         )
     return notes

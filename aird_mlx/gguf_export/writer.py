@@ -20,7 +20,7 @@ import gguf
 import numpy as np
 
 from aird_mlx.errors import ExportError
-from aird_mlx.gguf_export.blocks import count_zeros
+from aird_mlx.gguf_export.blocks import dequantize
 from aird_mlx.gguf_export.chat_facts import ChatFacts, gather_chat_facts
 from aird_mlx.gguf_export.encoding import BYTES_AT_A_TIME, Tally, encode_job, jobs_of
 from aird_mlx.gguf_export.header import EXTRA_PREFIX, Value, describe
@@ -75,6 +75,7 @@ class GgufFile:
         chat: what chat programs need to know of it.
         sparsity: share of exact zeros among the weights of the blocks' linears, counted in what was written.
         sparsity_before: the same in what the folder holds.
+        retention: share of the folder's zeros that are zero in what was written.
         dequantized: the folder held MLX-quantized weights, which were dequantized on the way and
             not taken over exactly.
         pre_tokenizer: llama.cpp's name for it, None for sentencepiece.
@@ -90,6 +91,7 @@ class GgufFile:
     chat: ChatFacts
     sparsity: float
     sparsity_before: float = 0.0
+    retention: float = 1.0
     dequantized: bool = False
     pre_tokenizer: str | None = None
     notes: tuple[str, ...] = ()
@@ -138,9 +140,7 @@ def export_gguf(
         check_zero_exact(prepared.wanted)
     header = describe(prepared, name, extra_metadata or {})
     tally = Tally()
-    _write(prepared, header, outfile, _encode(prepared, tally, zero_exact, progress), order)
-    if not prepared.wanted.native:
-        tally.zeros = _count_zeros(outfile)
+    _write(prepared, header, outfile, _encode(prepared, tally, zero_exact, progress), order, tally)
     return GgufFile(
         path=outfile,
         outtype=prepared.wanted.name,
@@ -149,6 +149,7 @@ def export_gguf(
         size_bytes=outfile.stat().st_size,
         sparsity=tally.sparsity,
         sparsity_before=tally.sparsity_before,
+        retention=tally.retention,
         dequantized=any(tensor.quantization is not None and not tensor.is_exact for tensor in prepared.plan),
         pre_tokenizer=prepared.vocabulary.pre,
         notes=(*prepared.notes, *said, *notes_on_writing(tally, prepared.wanted)),
@@ -239,8 +240,9 @@ def _write(
     outfile: Path,
     tensors_of_file: Iterable[Iterable[np.ndarray]],
     order: Order,
+    tally: Tally,
 ) -> None:
-    """Write the file, if need be by way of one that llama.cpp's quantizer reads."""
+    """Write the file, if need be by way of one that llama.cpp's quantizer reads, and whose zeros are then counted."""
     if prepared.wanted.native:
         with whole_file(outfile, prepared.size_bytes) as partial:
             write_tensors(header, partial, tensors_of_file)
@@ -250,6 +252,7 @@ def _write(
         try:
             write_tensors(header, exact, tensors_of_file)
             quantize_file(exact, partial, order)
+            tally.zeros, tally.zeros_kept = _count_zeros(exact, partial)
         finally:
             exact.unlink(missing_ok=True)
 
@@ -280,16 +283,20 @@ def _find_mixture(prepared: Prepared, imatrix: Imatrix | None) -> dict[str, Kind
         return find_mixture(outline, order)
 
 
-def _count_zeros(file: Path) -> int:
-    """Exact zeros among the weights of the blocks' linears, as a runtime decodes them."""
-    zeros = 0
-    for tensor in gguf.GGUFReader(file).tensors:
+def _count_zeros(exact: Path, quantized: Path) -> tuple[int, int]:
+    """Exact zeros among the weights of the blocks' linears as a runtime decodes them; how many were zero before."""
+    zeros = kept = 0
+    before = {tensor.name: tensor for tensor in gguf.GGUFReader(exact).tensors}
+    for tensor in gguf.GGUFReader(quantized).tensors:
         if is_block_linear(tensor.name, tuple(tensor.shape)):
-            data = tensor.data.reshape(-1, tensor.data.shape[-1])
-            step = max(1, BYTES_AT_A_TIME // data[:1].nbytes)
-            for start in range(0, len(data), step):
-                zeros += count_zeros(data[start : start + step].view(np.uint8), tensor.tensor_type)
-    return zeros
+            one, other = (of.data.reshape(-1, of.data.shape[-1]) for of in (before[tensor.name], tensor))
+            step = max(1, BYTES_AT_A_TIME // one[:1].nbytes)
+            for start in range(0, len(one), step):
+                pairs = ((one, before[tensor.name].tensor_type), (other, tensor.tensor_type))
+                was, now = (dequantize(rows[start : start + step].view(np.uint8), kind) == 0 for rows, kind in pairs)
+                zeros += int(np.count_nonzero(now))
+                kept += int(np.count_nonzero(was & now))
+    return zeros, kept
 
 
 def _carries(file: Path, extra: Mapping[str, Value]) -> bool:
