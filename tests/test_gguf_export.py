@@ -688,6 +688,8 @@ def change_tokenizer(folder: Path, change: Callable[[dict[str, Any]], Any]) -> N
             "f32", ExportError, "model.layers.0.mlp.router.weight",
         ),
         (lambda f: change_config(f, intermediate_size=96), "f32", ModelError, "config.json says (96, 64)"),
+        (lambda f: change_config(f, vocab_size=400), "f32", ModelError, "(416, 64); config.json says (400, 64)"),
+        (lambda f: change_config(f, vocab_size=500), "f32", ModelError, "(416, 64); config.json says (500, 64)"),
         (lambda f: change_config(f, model_type="bert"), "f32", ExportError, "model_type 'bert'"),
         (lambda f: change_config(f, rope_scaling={"rope_type": "longrope"}), "f32", ExportError, "scaling 'longrope'"),
         (

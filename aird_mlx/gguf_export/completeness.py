@@ -13,6 +13,8 @@ from aird_mlx.gguf_export.pieces import Draft
 EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
 # Shapes that config.json tells: GGUF name inside a block -> axes as words of `_sizes`.
 SHAPES = {
+    EMBEDDING: ("vocab", "hidden"),
+    OUTPUT: ("vocab", "hidden"),
     "attn_norm.weight": ("hidden",),
     "ffn_norm.weight": ("hidden",),
     "attn_q.weight": ("query", "hidden"),
@@ -116,12 +118,15 @@ def check_shapes(named: Mapping[str, Draft], family: Family, hyperparameters: Hy
 
 
 def _sizes(hyperparameters: Hyperparameters) -> dict[str, int]:
-    """Axis words to lengths; ``vocab`` is left to the embedding itself, which may be padded."""
+    """Axis words to lengths; ``vocab`` is left to the embedding itself where the config says that it is padded."""
     sizes = {"hidden": hyperparameters.hidden}
     if hyperparameters.get("num_attention_heads", "n_head", "n_heads") is not None:
         sizes["query"] = hyperparameters.heads * hyperparameters.head_dim
         sizes["key"] = hyperparameters.kv_heads * hyperparameters.head_dim
         sizes["head"] = hyperparameters.head_dim
+    vocabulary = hyperparameters.given.get("vocab_size")
+    if isinstance(vocabulary, int) and "pad_vocab_size_multiple" not in hyperparameters.given:
+        sizes["vocab"] = vocabulary
     intermediate = hyperparameters.get("intermediate_size")
     if isinstance(intermediate, int):
         sizes["intermediate"] = intermediate
