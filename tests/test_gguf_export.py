@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import gguf
@@ -797,13 +798,31 @@ def test_only_the_file_of_the_same_run_is_replaced(folders: dict[str, Path], tmp
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_full_disk_is_one_line(folders: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "m.gguf.partial").symlink_to("/dev/full")
-    with pytest.raises(ExportError, match=r"disk .* is full") as caught:
+    with pytest.raises(ExportError, match=r"does not fit: the disk is full") as caught:
         export_gguf(folders["llama-tied"], tmp_path / "m.gguf", "f32")
     assert_one_line(caught.value)
     cause = caught.value.__cause__
     assert isinstance(cause, OSError)
     assert cause.errno == errno.ENOSPC
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("outtype", "times"), [("q8_0", 2), pytest.param("q4_k_m", 1, marks=needs_llama)])
+def test_room_is_asked_for_what_is_written(
+    folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outtype: str, times: int
+) -> None:
+    """A file is written once more to be sealed; llama.cpp's quantizer reads one that holds the weights exactly."""
+    size = export_gguf(folders["llama-tied"], tmp_path / "m.gguf", outtype).size_bytes
+    exact = export_gguf(folders["llama-tied"], tmp_path / "exact.gguf", "f32").size_bytes
+    wanted = times * size if outtype == "q8_0" else size + max(size, exact)
+    for free, fits in ((0.98 * wanted, False), (1.02 * wanted, True)):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _, free=free: SimpleNamespace(free=int(free)))
+        if fits:
+            export_gguf(folders["llama-tied"], tmp_path / "again.gguf", outtype, copied=True)
+            continue
+        with pytest.raises(ExportError, match=r"again.gguf does not fit") as caught:
+            export_gguf(folders["llama-tied"], tmp_path / "again.gguf", outtype, copied=True)
+        assert_one_line(caught.value)
 
 
 def test_short_write_is_one_line(folders: dict[str, Path], tmp_path: Path) -> None:

@@ -175,9 +175,9 @@ def test_every_type_is_written_counted_and_run(wide: Path, tmp_path: Path, outty
     plan = plan_export(wide, outtype)
     written = export_gguf(wide, tmp_path / "m.gguf", outtype, imatrix=imatrix)
     tensors = gguf.GGUFReader(written.path).tensors
-    assert {one.name: (one.type, one.size_bytes) for one in plan.tensors} == {
-        tensor.name: (tensor.tensor_type.name.lower(), tensor.n_bytes) for tensor in tensors
-    }
+    assert [(one.name, one.type, one.size_bytes) for one in plan.tensors] == [
+        (tensor.name, tensor.tensor_type.name.lower(), tensor.n_bytes) for tensor in tensors
+    ]
     linears = [tensor for tensor in tensors if tensor.name.startswith("blk.") and len(tensor.shape) == 2]
     assert OUTTYPES[outtype].kind in {tensor.tensor_type for tensor in linears}
     values = [gguf.quants.dequantize(tensor.data, tensor.tensor_type) for tensor in linears]

@@ -79,15 +79,18 @@ def quantize_file(source: Path, target: Path, order: Order) -> None:
     _run(source, target, order, dry_run=False)
 
 
-def find_mixture(source: Path, order: Order) -> dict[str, Kind]:
-    """Ask which tensors `quantize_file` would change, and to which type; writes nothing, reads the header alone.
+def find_mixture(source: Path, order: Order) -> dict[str, Kind | None]:
+    """Ask what `quantize_file` would do; writes nothing, reads the header alone.
+
+    Returns:
+        The tensors in the order that it writes them in, each with its type, None where that stays.
 
     Raises:
         DependencyError, ExportError: as `quantize_file`.
     """
     log = _run(source, source.with_name("none.gguf"), order, dry_run=True)
     kinds = {one.name.lower(): one for one in Kind}
-    return {name: kinds[kind.lower()] for name, kind in LINE.findall(log) if kind}
+    return {name: kinds[kind.lower()] if kind else None for name, kind in LINE.findall(log)}
 
 
 def _run(source: Path, target: Path, order: Order, *, dry_run: bool) -> str:

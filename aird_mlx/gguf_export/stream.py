@@ -45,9 +45,8 @@ def whole_file(outfile: Path, needed: int) -> Iterator[Path]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
             raise ExportError(
-                f"gguf: the disk of {outfile.parent} is full, or a size limit is reached ({error}); "
-                f"{needed} bytes are needed. "
-                "Free space, or choose a smaller type."
+                f"gguf: {outfile.name} does not fit: the disk is full, or a size limit is reached ({error}); {needed} "
+                "bytes are needed. Free space, or choose a smaller type."
             ) from error
         raise ExportError(f"gguf: {partial} cannot be written ({error}); a writable folder is needed. "
                           "Choose another outfile.") from error  # fmt: skip

@@ -25,6 +25,7 @@ from aird_mlx.gguf_export.chat_facts import ChatFacts, gather_chat_facts
 from aird_mlx.gguf_export.encoding import BYTES_AT_A_TIME, Tally, encode_job, jobs_of
 from aird_mlx.gguf_export.header import EXTRA_PREFIX, Value, describe
 from aird_mlx.gguf_export.imatrix import Imatrix, Importance, check_imatrix
+from aird_mlx.gguf_export.keys import encode_keys
 from aird_mlx.gguf_export.llama_quantizer import Order, find_mixture, quantize_file
 from aird_mlx.gguf_export.notes import notes_on_writing
 from aird_mlx.gguf_export.outtypes import Kind, check_zero_exact
@@ -109,6 +110,7 @@ def export_gguf(
     zero_exact: bool = False,
     name: str | None = None,
     extra_metadata: Mapping[str, Value] | None = None,
+    copied: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> GgufFile:
     """Write a model folder as one GGUF file that llama.cpp runs.
@@ -124,6 +126,7 @@ def export_gguf(
         zero_exact: write q4_1 and q5_1 so that pruned weights stay exactly zero.
         name: for ``general.name``; by default the card's, or made from the folder's or the hub's.
         extra_metadata: further keys, each starting with ``aird.``.
+        copied: the file will be written once more beside itself (sealed, or split), and needs the room.
         progress: called with (tensors written, tensors in all) after each tensor.
 
     Raises:
@@ -140,7 +143,7 @@ def export_gguf(
         check_zero_exact(prepared.wanted)
     header = describe(prepared, name, extra_metadata or {})
     tally = Tally()
-    _write(prepared, header, outfile, _encode(prepared, tally, zero_exact, progress), order, tally)
+    _write(prepared, header, outfile, _encode(prepared, tally, zero_exact, progress), order, tally, copied=copied)
     return GgufFile(
         path=outfile,
         outtype=prepared.wanted.name,
@@ -190,16 +193,18 @@ def plan_export(
     prepared = prepare(folder, outtype, embedding_type, output_type)
     if zero_exact:
         check_zero_exact(prepared.wanted)
-    kinds = {planned.name: planned.type for planned in prepared.plan}
-    if not prepared.wanted.native:
-        kinds |= _find_mixture(prepared, imatrix)
-    tensors_of_file = tuple(
-        TensorFigures(one.name, one.shape, kinds[one.name].name.lower(), one.bytes_as(kinds[one.name]))
-        for one in prepared.plan
-    )
-    own = (TensorFigures(one, values.shape, "f32", values.nbytes) for one, values in prepared.extra.items())
-    tensors_of_file = (*own, *tensors_of_file)
+    tensors_of_file = _tensors_of_file(prepared, None if prepared.wanted.native else _find_mixture(prepared, imatrix))
     return ExportPlan(prepared.wanted.name, tensors_of_file, prepared.notes)
+
+
+def _tensors_of_file(prepared: Prepared, mixture: Mapping[str, Kind | None] | None) -> tuple[TensorFigures, ...]:
+    """Every tensor in its place; llama.cpp's quantizer writes them in the order of its ``mixture``."""
+    found = [TensorFigures(one, values.shape, "f32", values.nbytes) for one, values in prepared.extra.items()]
+    for planned in prepared.plan:
+        kind = (mixture or {}).get(planned.name) or planned.type
+        found.append(TensorFigures(planned.name, planned.shape, kind.name.lower(), planned.bytes_as(kind)))
+    places = {name: place for place, name in enumerate(mixture or ())}
+    return tuple(sorted(found, key=lambda one: places.get(one.name, len(places))))
 
 
 def _encode(
@@ -241,13 +246,18 @@ def _write(
     tensors_of_file: Iterable[Iterable[np.ndarray]],
     order: Order,
     tally: Tally,
+    *,
+    copied: bool,
 ) -> None:
     """Write the file, if need be by way of one that llama.cpp's quantizer reads, and whose zeros are then counted."""
+    keys = len(encode_keys(header.kv_data[0]))
     if prepared.wanted.native:
-        with whole_file(outfile, prepared.size_bytes) as partial:
+        with whole_file(outfile, (1 + copied) * (keys + prepared.size_bytes)) as partial:
             write_tensors(header, partial, tensors_of_file)
         return
-    with whole_file(outfile, 2 * prepared.size_bytes) as partial:  # an upper bound of both
+    tensors = _tensors_of_file(prepared, _find_mixture(prepared, order.imatrix))
+    size = keys + sum(tensor.size_bytes for tensor in tensors)
+    with whole_file(outfile, size + max(keys + prepared.size_bytes, copied * size)) as partial:
         exact = outfile.with_name(outfile.name + ".exact.partial")
         try:
             write_tensors(header, exact, tensors_of_file)
@@ -271,7 +281,7 @@ def _order(prepared: Prepared, imatrix: Imatrix | None) -> tuple[Order, list[str
     return Order(wanted, prepared.embedding_type, prepared.output_type, used), said
 
 
-def _find_mixture(prepared: Prepared, imatrix: Imatrix | None) -> dict[str, Kind]:
+def _find_mixture(prepared: Prepared, imatrix: Imatrix | None) -> dict[str, Kind | None]:
     """What llama.cpp's quantizer would make of the file; it is shown the header alone."""
     if imatrix is None and prepared.wanted.needs_imatrix:  # that there is one decides, not what is in it
         ones = Importance(np.ones((1, 1), dtype=np.float32), np.ones(1, dtype=np.float32))

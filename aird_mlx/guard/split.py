@@ -82,7 +82,7 @@ def export_in_parts(
             f"gguf: {outfile.parent} cannot be written ({error}); a writable folder is needed. Choose another outfile."
         ) from error
     try:
-        written = export_gguf(folder, temporary / outfile.name, outtype, **how)
+        written = export_gguf(folder, temporary / outfile.name, outtype, copied=True, **how)
         finish(written)
         if is_split:
             parts = split_file(written.path, outfile, max_size=max_size, max_tensors=max_tensors)

@@ -80,6 +80,7 @@ def export_stage(
             zero_exact=find_outtype(outtype).can_keep_zeros,
             name=stem_of(settings),
             extra_metadata={"aird.version": __version__, "aird.repair.rule": repair.rule},
+            copied=True,
             progress=partial(progress, f"export {outtype}"),
         )
     stage = evaluate_exported(exported, written, reference, max_new_tokens=max_new_tokens, progress=progress)
