@@ -171,6 +171,13 @@ def test_heat_map_is_the_same_file_each_time(tmp_path: Path, suffix: str) -> Non
         assert all(f">{said}<" in text for said in ("(0.00)", "0.50", "0.97", "1.02", "here"))
 
 
+def test_heat_map_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "map.png").mkdir()
+    with pytest.raises(OutputError, match=r"^output: .*map\.png cannot be written \(Is a directory\)"):
+        draw_heat_map(np.zeros((1, 1)), np.zeros((1, 1)), tmp_path / "map.png", title="t", label="l", marks={})
+    assert [path.name for path in tmp_path.iterdir()] == ["map.png"]
+
+
 def test_commands_pass_their_options_on(
     small: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

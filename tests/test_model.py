@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 import resource
@@ -366,10 +367,19 @@ def test_existing_folder_is_not_written_to(tiny: ChatModel, tmp_path: Path) -> N
 
 def test_place_that_cannot_be_written_is_one_line(tiny: ChatModel, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match=r"^save: .*cannot be written") as raised:
+    with pytest.raises(OutputError, match=r"^output: .*out cannot be written \(Not a directory\)") as raised:
         save(tiny, tmp_path / "file" / "out")
     assert "\n" not in str(raised.value)
-    assert "a writable place with 1 MB free is needed" in str(raised.value)
+
+
+def test_full_disk_while_saving_is_one_line(tiny: ChatModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fill(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfile", fill)
+    with pytest.raises(OutputError, match=r"^output: .*out cannot be written \(the disk is full\)"):
+        save(tiny, tmp_path / "out")
+    assert not list(tmp_path.glob("*out"))
 
 
 def test_interrupted_save_leaves_nothing(tiny: ChatModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

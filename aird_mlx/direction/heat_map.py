@@ -11,7 +11,7 @@ from pathlib import Path
 
 from aird_mlx.direction.bootstrap import Floats
 from aird_mlx.errors import OutputError, UsageError
-from aird_mlx.workspace import whole_file
+from aird_mlx.workspace import write_whole
 
 SUFFIXES = (".png", ".svg")
 FRAMES = (("red", 3.0), ("darkorange", 1.5))
@@ -44,7 +44,7 @@ def draw_heat_map(
         marks: what a frame around the cell ``(layer, position)`` means, for the legend.
 
     Raises:
-        UsageError, OutputError: as `check_image`.
+        UsageError: as `check_image`. OutputError: as `check_image`, or it cannot be written.
     """
     check_image(path)
     import matplotlib as mpl
@@ -77,10 +77,4 @@ def draw_heat_map(
             figure.legend(loc="outside lower center", fontsize=8, ncols=1)
         # Dates and versions would make every image a different file.
         metadata = {"Date": None} if path.suffix == ".svg" else {"Software": None}
-        try:
-            with whole_file(path) as partial:
-                figure.savefig(partial, dpi=150, metadata=metadata)
-        except OSError as error:
-            raise OutputError(
-                f"image: {path} cannot be written ({error.strerror}); a writable place is needed. Choose another."
-            ) from error
+        write_whole(path, lambda partial: figure.savefig(partial, dpi=150, metadata=metadata))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import shutil
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
@@ -23,7 +22,7 @@ from aird_mlx.model.discovery import discover
 from aird_mlx.model.find import find_folder, read_config
 from aird_mlx.model.stream import BlockStream
 from aird_mlx.model.writers import check_writers, first_of_each_kind
-from aird_mlx.workspace import whole_folder
+from aird_mlx.workspace import whole_folder, writing_to
 
 RWKV_VOCABULARY = "rwkv_vocab_v20230424.txt"  # read by the tokenizer's own code
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", RWKV_VOCABULARY)
@@ -269,18 +268,12 @@ def save(model: ChatModel, folder: Path, *, card: str = "") -> None:
     """
     if folder.exists():
         raise OutputError(f"save: {folder} exists already; a new folder is needed. Choose another, or remove it.")
-    try:
-        with whole_folder(folder) as partial:
-            save_model(partial, model.network)
-            save_config(dict(model.config), partial / "config.json")
-            copy_companions(model.folder, partial)
-            if card:
-                (partial / "README.md").write_text(card, encoding="utf-8")
-    except (OSError, RuntimeError) as error:
-        raise OutputError(
-            f"save: {folder} cannot be written ({_reason(error)}); a writable place with "
-            f"{_size(model.parameters * model.bits_per_weight / 8)} free is needed. Free space, or choose another."
-        ) from error
+    with writing_to(folder, "folder"), whole_folder(folder) as partial:
+        save_model(partial, model.network)
+        save_config(dict(model.config), partial / "config.json")
+        copy_companions(model.folder, partial)
+        if card:
+            (partial / "README.md").write_text(card, encoding="utf-8")
 
 
 def copy_companions(source: Path, target: Path) -> None:
@@ -296,7 +289,3 @@ def _reason(error: BaseException) -> str:
     """What an error says, on one line; mlx-lm names the parameters that are missing on the second."""
     text = " ".join(str(error).split()).rstrip(".") or type(error).__name__
     return text if len(text) <= 200 else f"{text[:200]}..."
-
-
-def _size(count: float) -> str:
-    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{math.ceil(count / 1e6)} MB"

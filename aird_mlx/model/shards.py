@@ -15,10 +15,9 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 from mlx_lm.utils import get_total_parameters, save_config
 
-from aird_mlx.errors import ResumeError
 from aird_mlx.model.chat_model import ChatModel
 from aird_mlx.model.files import copy_companions
-from aird_mlx.workspace import whole_file
+from aird_mlx.workspace import damaged, whole_file
 
 RECORD = "aird.block"
 
@@ -58,10 +57,7 @@ class ShardFolder:
             record = json.loads(metadata[RECORD])
             self._adopt(block, arrays)
         except (RuntimeError, KeyError, ValueError) as error:
-            raise ResumeError(
-                f"resume: {path} cannot be read ({' '.join(str(error).split())[:200]}); what the earlier run wrote is "
-                "needed, undamaged. Remove it to compute it again, or run without --resume to start again."
-            ) from error
+            raise damaged(path, error) from error
         return record
 
     def write(self, block: int, record: Any) -> None:

@@ -1,6 +1,6 @@
 """The folder of a run, and the files in it: whole or not there, and resumable."""
 
-from aird_mlx.workspace.records import read_json, read_record, write_json, write_record
+from aird_mlx.workspace.records import damaged, read_json, read_record, write_json, write_record
 from aird_mlx.workspace.run import Workspace, check_started
 from aird_mlx.workspace.whole import (
     check_new_folder,
@@ -21,6 +21,7 @@ __all__ = [
     "check_new_folder",
     "check_space",
     "check_started",
+    "damaged",
     "link_or_copy",
     "partial_of",
     "read_json",
