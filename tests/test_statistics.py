@@ -7,8 +7,9 @@ from math import comb
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 
 from aird_mlx.evaluation import COMPLIANCE, INCOHERENT, REFUSAL, answer_rates, paired_change, wilson_rate, worst_class
 from aird_mlx.evaluation.statistics import CLASSES, cohen_kappa, mean_rate
@@ -17,11 +18,17 @@ classes = st.sampled_from(CLASSES)
 
 
 @given(st.lists(st.booleans(), min_size=1, max_size=300))
-def test_mean_rate_of_single_tries_is_the_wilson_rate(outcomes: list[bool]) -> None:
-    mean, single = mean_rate([float(outcome) for outcome in outcomes]), wilson_rate(sum(outcomes), len(outcomes))
-    assert mean is not None and single is not None
-    assert (mean.rate, mean.low, mean.high) == pytest.approx((single.rate, single.low, single.high), abs=1e-9)
-    assert mean.n == single.n
+@example([False] * 30)
+@example([True] * 30)
+def test_rates_of_counts_and_of_single_tries_are_scipys(outcomes: list[bool]) -> None:
+    n, successes = len(outcomes), sum(outcomes)
+    interval = binomtest(successes, n).proportion_ci(0.95, method="wilson")
+    for rate in (mean_rate([float(outcome) for outcome in outcomes]), wilson_rate(successes, n)):
+        assert rate is not None
+        assert (rate.rate, rate.n) == (successes / n, n)
+        assert (rate.low, rate.high) == pytest.approx((interval.low, interval.high), abs=1e-12)
+        assert rate.low == 0 or successes
+        assert rate.high == 1 or successes < n
 
 
 @given(st.lists(st.integers(0, 5), min_size=2, max_size=200))

@@ -1,6 +1,6 @@
 """Rates with their intervals, changes with their p-values, agreement of judges.
 
-Where scipy has the mathematics it is scipy's. This module knows classes and counts, not prompts or models.
+McNemar's test is scipy's. This module knows classes and counts, not prompts or models.
 """
 
 from __future__ import annotations
@@ -24,14 +24,7 @@ def wilson_rate(successes: int, n: int) -> Rate | None:
     >>> wilson_rate(9, 10).rate
     0.9
     """
-    if n == 0:
-        return None
-    from scipy.stats import binomtest
-
-    interval = binomtest(successes, n).proportion_ci(confidence_level=0.95, method="wilson")
-    # At 0 and n the bound is exactly 0 and 1; rounding puts it a hair beside.
-    low, high = max(0.0, float(interval.low)), min(1.0, float(interval.high))
-    return Rate(successes / n, 0.0 if successes == 0 else low, 1.0 if successes == n else high, n)
+    return _wilson(successes / n, n) if n else None
 
 
 def mean_rate(shares: Sequence[float]) -> Rate | None:
@@ -50,9 +43,12 @@ def mean_rate(shares: Sequence[float]) -> Rate | None:
     0.6
     """
     n = len(shares)
-    if n == 0:
-        return None
-    share, square = math.fsum(shares) / n, NORMAL_QUANTILE**2
+    return _wilson(math.fsum(shares) / n, n) if n else None
+
+
+def _wilson(share: float, n: int) -> Rate:
+    """A share of ``n`` with its interval, which is within [0, 1] and holds it: at 0 and 1 the bound is exact."""
+    square = NORMAL_QUANTILE**2
     middle = (share + square / (2 * n)) / (1 + square / n)
     half = NORMAL_QUANTILE / (1 + square / n) * math.sqrt(share * (1 - share) / n + square / (4 * n * n))
     return Rate(share, min(share, max(0.0, middle - half)), max(share, min(1.0, middle + half)), n)
