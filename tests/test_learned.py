@@ -130,6 +130,11 @@ def test_too_few_chats_and_wide_groups_are_said(tiny: ChatModel) -> None:
         learn_quantization(tiny, "gptq", chats(), group_size=64)
 
 
+def test_method_that_nobody_knows_is_one_line(tiny: ChatModel) -> None:
+    with pytest.raises(UsageError, match="method is 'gpqt'; one of gptq, awq, dwq, dynamic is needed"):
+        learn_quantization(tiny, "gpqt", chats(), group_size=32)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("words", [["--method", "gptq"], ["--quant-predicate", "refusal", "--q-bits", "3"]])
 def test_quantize_the_demo_by_command(words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -48,13 +48,15 @@ def check_learned(method: str, bits: int | None, group_size: int | None, model_t
     """Bits and group size of a learned method.
 
     Raises:
-        UsageError: bits, a group size or a type of model that it does not have in mlx-lm.
+        UsageError: none of `LEARNED`, or bits, a group size or a type of model that it does not have in mlx-lm.
 
     >>> check_learned("gptq", None, None, "llama")
     (4, 64)
     """
     from mlx_lm.quant.awq import AWQ_MODEL_CONFIGS
 
+    if method not in LEARNED:
+        raise UsageError(f"quantize: method is {method!r}; one of {', '.join(LEARNED)} is needed. Choose one of them.")
     chosen = check_quantization("affine", bits, group_size)
     if method == "gptq" and chosen[0] not in GPTQ_BITS:
         raise UsageError(
@@ -93,7 +95,7 @@ def learn_quantization(
     """
     bits, group_size = check_learned(method, bits, group_size, str(model.config["model_type"]))
     modules = {path: module for path, module in leaf_modules(model.network).items() if hasattr(module, "to_quantized")}
-    for path, module in modules.items():
+    for path, module in modules.items():  # mlx-lm's methods leave none out, not even routers
         if module.weight.shape[-1] % group_size:
             raise UsageError(
                 f"quantize: group_size {group_size} does not divide the {module.weight.shape[-1]} inputs of {path}; a "
@@ -104,7 +106,14 @@ def learn_quantization(
     mx.random.seed(seed)
     np.random.seed(seed)  # mlx-lm's batches
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        _METHODS[method](model, rows, dialogues, bits, group_size, seed)
+        if method == "gptq":
+            _gptq(model, rows, bits, group_size)
+        elif method == "awq":
+            _awq(model, rows, bits, group_size)
+        elif method == "dwq":
+            _dwq(model, dialogues, bits, group_size, seed)
+        else:
+            _dynamic(model, rows, bits, group_size)
     default = {"group_size": group_size, "bits": bits, "mode": "affine"}
     tensors, skipped = [], []
     layers: dict[str, Any] = {}
@@ -144,13 +153,13 @@ def _rows_of(dialogues: Sequences, context: int | None) -> mx.array:
     return mx.array(ids[: count * length], dtype=mx.int32).reshape(count, length)
 
 
-def _gptq(model: ChatModel, rows: mx.array, _: Sequences, bits: int, group_size: int, seed: int) -> None:
+def _gptq(model: ChatModel, rows: mx.array, bits: int, group_size: int) -> None:
     from mlx_lm.quant.gptq import gptq_quantize
 
     gptq_quantize(model.network, rows, bits, group_size, max(bits, OUTSIDE_BITS), group_size, BATCH_ROWS)
 
 
-def _awq(model: ChatModel, rows: mx.array, _: Sequences, bits: int, group_size: int, seed: int) -> None:
+def _awq(model: ChatModel, rows: mx.array, bits: int, group_size: int) -> None:
     from mlx_lm.quant.awq import AWQ_MODEL_CONFIGS, awq_quantize
 
     awq_quantize(
@@ -159,7 +168,7 @@ def _awq(model: ChatModel, rows: mx.array, _: Sequences, bits: int, group_size: 
     )  # fmt: skip
 
 
-def _dwq(model: ChatModel, _: mx.array, dialogues: Sequences, bits: int, group_size: int, seed: int) -> None:
+def _dwq(model: ChatModel, dialogues: Sequences, bits: int, group_size: int, seed: int) -> None:
     from mlx_lm.quant.dwq import dwq_quantize
 
     dense, network = copy.deepcopy(model.network), model.network
@@ -181,7 +190,7 @@ def _dwq(model: ChatModel, _: mx.array, dialogues: Sequences, bits: int, group_s
     network.eval()
 
 
-def _dynamic(model: ChatModel, rows: mx.array, _: Sequences, bits: int, group_size: int, seed: int) -> None:
+def _dynamic(model: ChatModel, rows: mx.array, bits: int, group_size: int) -> None:
     from mlx_lm.quant.dynamic_quant import estimate_sensitivities, estimate_threshold
 
     if bits == max(BITS):
@@ -202,11 +211,3 @@ def _dynamic(model: ChatModel, rows: mx.array, _: Sequences, bits: int, group_si
         return {"bits": high, "group_size": group_size} if sensitivities[path] > threshold else True
 
     nn.quantize(network, group_size=group_size, bits=bits, class_predicate=choose)
-
-
-_METHODS: dict[str, Callable[[ChatModel, mx.array, Sequences, int, int, int], None]] = {
-    "gptq": _gptq,
-    "awq": _awq,
-    "dwq": _dwq,
-    "dynamic": _dynamic,
-}
