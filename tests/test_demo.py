@@ -9,8 +9,9 @@ from itertools import combinations, pairwise
 
 import pytest
 
-from aird_mlx.demo import MODEL_PATH, language
+from aird_mlx.demo import language
 from aird_mlx.errors import PromptError
+from aird_mlx.model import DEMO_FOLDER
 
 REFUSAL_STARTS = ("I can't", "I cannot", "I won't", "I'm sorry", "Sorry", "No, I")
 
@@ -112,8 +113,8 @@ def test_unknown_kinds_and_impossible_numbers_are_one_line_errors() -> None:
 
 
 def test_the_packaged_folder_is_small() -> None:
-    assert (MODEL_PATH / "model.safetensors").is_file()
-    assert sum(path.stat().st_size for path in MODEL_PATH.iterdir()) <= 8 * 2**20
+    assert (DEMO_FOLDER / "model.safetensors").is_file()
+    assert sum(path.stat().st_size for path in DEMO_FOLDER.iterdir()) <= 8 * 2**20
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +123,7 @@ def refusal_rates() -> dict[str, float]:
     mlx_lm = importlib.import_module("mlx_lm")
     core = importlib.import_module("mlx.core")
     make_prompt_cache = importlib.import_module("mlx_lm.models.cache").make_prompt_cache
-    model, tokenizer = mlx_lm.load(str(MODEL_PATH))
+    model, tokenizer = mlx_lm.load(str(DEMO_FOLDER))
     rates = {}
     for kind in language.KINDS:
         groups: dict[int, list[list[int]]] = {}

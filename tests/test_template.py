@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aird_mlx.demo import MODEL_PATH
 from aird_mlx.guard.template import lint_template
+from aird_mlx.model import DEMO_FOLDER
 from conftest import CHATML
 
 DATA = Path(os.environ.get("AIRD_TEST_DATA", "/nonexistent"))
@@ -80,7 +80,7 @@ def test_honest_template_passes(body: str) -> None:
 
 
 def test_templates_of_this_project_and_of_real_models_pass() -> None:
-    paths = [MODEL_PATH / "chat_template.jinja", *(DATA / "tokenizers" / "llama.cpp" / "templates").glob("*.jinja")]
+    paths = [DEMO_FOLDER / "chat_template.jinja", *(DATA / "tokenizers" / "llama.cpp" / "templates").glob("*.jinja")]
     texts = [path.read_text(encoding="utf-8") for path in paths if path.exists()]
     assert {text: lint_template(text) for text in [CHATML, *texts] if lint_template(text)} == {}
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from aird_mlx.evaluation import decode, generate_answers, judge_answer, refusal_rates
+from aird_mlx.evaluation import BATCH_SIZE, decode, generate_answers, judge_answer, refusal_rates
 from aird_mlx.gguf_export import LlamaRuntime, Parity, check_parity
 from aird_mlx.guard.canaries import canary_texts, read_canaries, render_canaries, set_of
 from aird_mlx.guard.record import CanarySet
@@ -15,8 +15,6 @@ from aird_mlx.prompts import check_context
 from aird_mlx.reference import MAX_NEW_TOKENS
 from aird_mlx.report import RefusalRates
 from aird_mlx.stages import exact_logits, probe_corpus
-
-BATCH_SIZE = 64
 
 
 @dataclass(frozen=True)

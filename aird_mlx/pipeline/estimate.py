@@ -17,6 +17,7 @@ from mlx.utils import tree_flatten
 
 from aird_mlx.activations import Walk, batch_sequences
 from aird_mlx.compress import calibration_kinds
+from aird_mlx.direction.selection import LAST_LAYER_SHARE
 from aird_mlx.inputs import Inputs, held_out_sequences, text_sequences
 from aird_mlx.model import ChatModel
 from aird_mlx.pipeline.streaming import STREAMED_RULE
@@ -157,7 +158,7 @@ class _Estimator:
     def direction(self) -> float:
         blocks = len(self.model.blocks)
         positions = len(post_instruction_tokens(self.model.tokenizer))
-        shares = [2 + (blocks - layer) / blocks for layer in range(math.ceil(0.8 * blocks))]
+        shares = [2 + (blocks - layer) / blocks for layer in range(math.ceil(LAST_LAYER_SHARE * blocks))]
         scored = sum(shares) * positions * min(SELECTION_PROMPTS, self.prompts("validate", ("harmful",)))
         means = 2 * min(DIRECTION_PROMPTS, self.prompts("find", ("harmful",)))
         heads = 2 * self.head * 3 * len(shares) * positions * SELECTION_PROMPTS / self.speed.flops

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from aird_mlx.compress import check_quantizable
 from aird_mlx.environment import resumable_facts
-from aird_mlx.gguf_export import check_exportable, is_available
+from aird_mlx.gguf_export import NOT_INSTALLED, check_exportable, is_available
 from aird_mlx.inputs import Inputs, gather_inputs
 from aird_mlx.model import ChatModel, find_folder, load, needs_streaming
 from aird_mlx.pipeline.estimate import Estimate, estimate_run, measure_speed
@@ -64,7 +64,7 @@ def plan_repair(settings: RepairSettings) -> Plan:
     ]
     notes = [*dense.notes, f"prompts: {contrast.origin}"]
     if settings.gguf and not is_available():
-        notes.append("llama-cpp-python is not installed: exported files would not be checked")
+        notes.append(f"{NOT_INSTALLED}: exported files would not be checked")
     size = int(dense.parameters * dense.bits_per_weight / 8)
     estimate = estimate_run(settings, dense, inputs, measure_speed(dense))
     return Plan(settings.model, stages, dense.parameters, size, str(out), notes, dense.stream is not None, estimate)

@@ -114,7 +114,7 @@ def plan_modules(
     skipped = []
     # Routers and what sets the steps of a recurrence are small; where groups do not fit, they stay as they are.
     kept = {
-        f"{model.architecture.blocks}.{block}.{name}"
+        model.path(block, name)
         for block in range(len(model.blocks))
         for part in model.layout(block).parts
         for name in part.kept
