@@ -90,7 +90,7 @@ class StageProgress:
         for task in self._display.task_ids:
             self._display.remove_task(task)
         self._display.refresh()  # or the line of the finished stage is drawn once more below
-        self._display.console.print(Text.assemble(("done  ", "green"), f"{self._stage} ({_duration(seconds)})"))
+        self._display.console.print(Text.assemble(("done  ", "green"), f"{self._stage} ({duration(seconds)})"))
         self._stage = None
 
 
@@ -180,20 +180,14 @@ def new_table(*headers: str) -> Table:
     return table
 
 
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    return f"{int(seconds // 60)} min {int(seconds % 60)} s"
-
-
 def duration(seconds: float) -> str:
     """Seconds in the unit that fits.
 
     >>> duration(5.2), duration(300), duration(9000)
-    ('5 s', '5.0 min', '2.5 h')
+    ('5.2 s', '5.0 min', '2.5 h')
     """
     if seconds < 120:
-        return f"{seconds:.0f} s"
+        return f"{seconds:.1f} s"
     return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 

@@ -12,7 +12,7 @@ from rich.text import Text
 from aird_mlx.report import ComparisonReport, DirectionReport, Estimate, PlaceFigures, ScoredDirection, to_json
 from aird_mlx.report_page import number, percent
 
-from .render import new_table, show_files
+from .render import caption, new_table, show_files, show_notes
 
 MOST_POSITIONS = 12
 SCORES = {
@@ -39,11 +39,10 @@ def show_direction(report: DirectionReport, as_json: bool = False) -> None:
     console.print()
     console.print(_candidate_table(report.candidates))
     console.print(
-        Text(
+        caption(
             f"{report.considered} candidates, {report.survivors} pass the filters; wins: of {report.resamples} "
             f"resamples of the {_sizes(report.scored)} prompts they are scored on; means over "
-            f"{_sizes(report.found)} prompts",
-            style="dim",
+            f"{_sizes(report.found)} prompts"
         )
     )
     console.print()
@@ -53,7 +52,8 @@ def show_direction(report: DirectionReport, as_json: bool = False) -> None:
             f"Twins lie at {report.twins_along:.2f} on the way from harmless (0) to harmful (1) prompts along it."
         )
     console.print(Text(report.said, style="bold"))
-    _show_end(report.written, report.notes)
+    show_files(report.written)
+    show_notes(report.notes)
 
 
 def show_comparison(report: ComparisonReport, as_json: bool = False) -> None:
@@ -75,10 +75,9 @@ def show_comparison(report: ComparisonReport, as_json: bool = False) -> None:
     console.print()
     console.print(_comparison_table([report.fixed, report.reselected]))
     console.print(
-        Text(
+        caption(
             f"halves: cosine of a model with itself across halves of the prompts; {report.splits} splits of "
-            f"{_sizes(report.found)} prompts, in brackets 95 % intervals",
-            style="dim",
+            f"{_sizes(report.found)} prompts, in brackets 95 % intervals"
         )
     )
     console.print()
@@ -87,7 +86,8 @@ def show_comparison(report: ComparisonReport, as_json: bool = False) -> None:
     console.print()
     console.print(_tokens(report.refusal_tokens))
     console.print(Text(report.verdict, style="bold"))
-    _show_end(report.written, report.notes)
+    show_files(report.written)
+    show_notes(report.notes)
 
 
 def _sizes(counts: list[int]) -> str:
@@ -100,12 +100,6 @@ def _headline(text: str) -> Text:
 
 def _tokens(tokens: list[str]) -> Text:
     return Text(f"Refusals start with: {' '.join(repr(token) for token in tokens)}")
-
-
-def _show_end(written: dict[str, str], notes: list[str]) -> None:
-    show_files(written)
-    for note in notes:
-        Console(highlight=False).print(Text(f"note: {note}"))
 
 
 def _cells(scored: ScoredDirection) -> list[str]:
@@ -173,4 +167,4 @@ def _heat_cell(one: PlaceFigures) -> Text:
 
 def _heat_map_caption(report: ComparisonReport) -> Text:
     names = f"* selected in {Path(report.dense).name}, + in {Path(report.other).name}"
-    return Text(f"calibrated cosine by layer and position; (plain) where undefined; {names}", style="dim")
+    return caption(f"calibrated cosine by layer and position; (plain) where undefined; {names}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from aird_mlx.report import Inspection, to_json
-from aird_mlx.report_page import number
+from aird_mlx.report_page import blocks, number
 
 from .render import caption, headline, new_table, show_notes, show_sections
 
@@ -15,11 +15,11 @@ def show_inspection(report: Inspection, as_json: bool = False) -> None:
     if as_json:
         sys.stdout.write(to_json(report))
         return
-    blocks = new_table("blocks", "kind", "written by", "linears", "experts")
+    kinds = new_table("blocks", "kind", "written by", "linears", "experts")
     for kind in report.kinds:
         writers = [f"{name} through {kind.norms[name]}" if name in kind.norms else name for name in kind.writers]
         experts = str(kind.experts) if kind.experts else "-"
-        blocks.add_row(_ranges(kind.blocks), kind.kind, "\n".join(writers), str(kind.linears), experts)
+        kinds.add_row(blocks(kind.blocks), kind.kind, "\n".join(writers), str(kind.linears), experts)
     stages = new_table("stage", "", "")
     for stage in report.stages:
         stages.add_row(stage.stage, "yes" if stage.supported else "no", stage.why)
@@ -27,16 +27,5 @@ def show_inspection(report: Inspection, as_json: bool = False) -> None:
     context = f"{report.context_length} tokens" if report.context_length else "no limit named"
     how = f"{number(report.bits_per_weight, 1)} bits per weight, context {context}, head {report.head}"
     proof = f"the writers explain what every block changes, to {report.writer_error:.1g} of the stream"
-    show_sections([[headline(title), caption(how)], [blocks, caption(proof)], [stages]])
+    show_sections([[headline(title), caption(how)], [kinds, caption(proof)], [stages]])
     show_notes(report.notes)
-
-
-def _ranges(blocks: list[int]) -> str:
-    """``[0, 1, 2, 5]`` -> ``0-2, 5``."""
-    ranges: list[list[int]] = []
-    for block in blocks:
-        if ranges and block == ranges[-1][-1] + 1:
-            ranges[-1].append(block)
-        else:
-            ranges.append([block])
-    return ", ".join(str(one[0]) if len(one) == 1 else f"{one[0]}-{one[-1]}" for one in ranges)

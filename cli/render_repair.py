@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 FRONT_ROWS = 8
 
 CAPTIONS = {
-    "utility": Text("KL and top-1: against the dense model; zeros: of the pruned linears, as written", style="dim"),
-    "direction": Text("cosine: at the dense model's place; calibrated: across halves of the prompts", style="dim"),
+    "utility": caption("KL and top-1: against the dense model; zeros: of the pruned linears, as written"),
+    "direction": caption("cosine: at the dense model's place; calibrated: across halves of the prompts"),
 }
 
 
@@ -110,7 +110,7 @@ def _refusal_table(stages: list[Stage]) -> Table:
 
 def _refusal_caption(stages: list[Stage]) -> Text:
     sizes = ", ".join(f"{n} {kind}" for kind, n in sample_sizes(stages).items())
-    return Text(f"n = {sizes or 'none'}; in brackets the Wilson 95 % interval", style="dim")
+    return caption(f"n = {sizes or 'none'}; in brackets the Wilson 95 % interval")
 
 
 def _utility_table(stages: list[Stage]) -> Table:
