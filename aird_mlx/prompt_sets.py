@@ -21,7 +21,7 @@ READABLE = (".csv", ".tsv", ".jsonl", ".ndjson", ".txt")
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Different prompts of one kind, at least one; ``name`` is unique in a run."""
+    """Different prompts of one kind, at least one; no other of that kind in a run has its ``name``."""
 
     name: str
     kind: str

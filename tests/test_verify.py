@@ -216,7 +216,7 @@ def test_command_gives_json_and_its_exit_code(copy: Path, capsys: pytest.Capture
     assert main(["verify", str(copy)]) == 5
     assert "This file failed" in capsys.readouterr().out
     assert main(["verify", str(copy.with_name("missing.gguf"))]) == 1
-    assert capsys.readouterr().err.startswith("error: verify: ")
+    assert capsys.readouterr().err.startswith("error: structure: ")
 
 
 def test_words_of_a_hostile_file_do_not_reach_the_terminal(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -99,7 +99,7 @@ def opened(path: Path) -> Iterator[int]:
 
 
 def _unreadable(path: Path, reason: str) -> AirdError:
-    return AirdError(f"verify: {path} cannot be read ({reason}); a GGUF file is needed. Check the path.")
+    return AirdError(f"structure: {path} cannot be read ({reason}); a GGUF file is needed. Check the path.")
 
 
 def read_structure(path: Path) -> Structure:

@@ -135,8 +135,12 @@ def prune_model(
     check_pruning(model, method, sparsity, pattern, scope, kind)
     groups = parse_pattern(pattern)
     asked = groups[0] / groups[1] if groups else sparsity
-    notes = _notes(model, calibration, method)
-    walk = Walk(model, calibration) if method in CALIBRATED else None
+    walk, notes = None, []
+    if method in CALIBRATED:
+        tokens = int(sum(batch.counted.sum().item() for batch in calibration))
+        widest = max(linear.weight.shape[-1] for _, _, linear in model.linears())
+        _check_calibration(method, tokens, widest)
+        walk, notes = Walk(model, calibration), _notes_on_calibration(method, tokens, widest)
     if method == "reap":
         assert walk is not None
         return _prune_experts(model, walk, sparsity, notes, progress)
@@ -264,24 +268,21 @@ def _unseen_notes(tensors: Sequence[TensorSparsity], method: str) -> list[str]:
     ]
 
 
-def _notes(model: ChatModel, calibration: Sequence[TokenBatch], method: str) -> list[str]:
-    """What should be known beforehand: a calibration that is short."""
-    notes: list[str] = []
-    if method not in CALIBRATED:
-        return notes
-    tokens = int(sum(batch.counted.sum().item() for batch in calibration))
-    widest = max(linear.weight.shape[-1] for _, _, linear in model.linears())
+def _check_calibration(method: str, tokens: int, widest: int) -> None:
     if tokens == 0:
         raise PromptError(
             f"calibration: 0 tokens; {method} needs some, best {widest} or more, the most inputs a linear has. Give "
             "texts or dialogues to calibrate on."
         )
-    if method == "sparsegpt" and tokens < widest:
-        notes.append(
-            f"sparsegpt: {tokens} calibration tokens are fewer than the {widest} inputs of the widest linear, so its "
-            f"Hessian is singular but for the damping; {widest} or more are needed for a sound one"
-        )
-    return notes
+
+
+def _notes_on_calibration(method: str, tokens: int, widest: int) -> list[str]:
+    if method != "sparsegpt" or tokens >= widest:
+        return []
+    return [
+        f"sparsegpt: {tokens} calibration tokens are fewer than the {widest} inputs of the widest linear, so its "
+        f"Hessian is singular but for the damping; {widest} or more are needed for a sound one"
+    ]
 
 
 def _damping_notes(tensors: Sequence[TensorSparsity]) -> list[str]:

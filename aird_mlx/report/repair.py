@@ -163,7 +163,7 @@ class RepairFigures:
 
 @dataclass(frozen=True)
 class Gate:
-    """A bar the result had to pass. ``kind`` is ``safety`` (exit code 3) or ``utility`` (exit code 4)."""
+    """A bar the result had to pass. ``kind`` is ``safety`` (exit code 3), ``utility`` or ``parity`` (exit code 4)."""
 
     name: str
     kind: str

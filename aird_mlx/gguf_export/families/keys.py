@@ -18,7 +18,7 @@ SCALINGS = {
     "su": gguf.RopeScalingType.LONGROPE,
 }
 USUAL_BASE = 10000.0
-YARN = {  # GGUF's word -> the config's
+YARN = {  # the config's word -> GGUF's
     "extrapolation_factor": "rope.scaling.yarn_ext_factor",
     "attention_factor": "rope.scaling.yarn_attn_factor",
     "attn_factor": "rope.scaling.yarn_attn_factor",
