@@ -15,16 +15,16 @@ MARGIN = 0.02
 # models lose more, less 0.03. Where the smallest and sparsest model measured loses more, the demo at `repair demo
 # --sparsity 0.7` and then `export OUT/mlx --outtype TYPE`, it is that model's share less about 0.04.
 ARGMAX_AGREEMENT = {
-    **{"f32": 0.99, "f16": 0.99, "bf16": 0.97, "q8_0": 0.95},  # that demo: 1, 1, 0.993, 0.984
-    **{"q6_k": 0.91, "q5_k_m": 0.85, "q5_k_s": 0.85, "q5_1": 0.80, "q5_0": 0.86},  # 0.953, 0.892, 0.889, 0.848, 0.916
-    **{"q4_k_m": 0.86, "q4_k_s": 0.84, "iq4_nl": 0.80, "iq4_xs": 0.80},  # 0.914, 0.886, 0.848, 0.841
-    **{"q4_0": 0.70, "q4_1": 0.68, "mxfp4": 0.52, "nvfp4": 0.60},  # 0.770, 0.725, 0.564, 0.675
-    **{"q3_k_l": 0.79, "q3_k_m": 0.77, "q3_k_s": 0.68, "q2_k": 0.56, "q2_k_s": 0.56},  # Llama's KL 0.09 to 0.45
-    **{"iq3_m": 0.76, "iq3_s": 0.71, "iq3_xs": 0.71, "iq3_xxs": 0.69},  # 0.809, 0.756, 0.756, 0.731
-    **{"iq2_m": 0.62, "iq2_s": 0.56, "iq2_xs": 0.52, "iq2_xxs": 0.42},  # Llama's KL 0.33, 0.44, 0.55, 0.81
-    **{"iq1_m": 0.25, "iq1_s": 0.10},  # 1.4, 2.2
-    **{"tq1_0": 0.25, "tq2_0": 0.25},  # 0.277: for models trained in three values
-}
+    "f32": 0.99, "f16": 0.99, "bf16": 0.97, "q8_0": 0.95,  # that demo: 1, 1, 0.993, 0.984
+    "q6_k": 0.91, "q5_k_m": 0.85, "q5_k_s": 0.85, "q5_1": 0.80, "q5_0": 0.86,  # 0.953, 0.892, 0.889, 0.848, 0.916
+    "q4_k_m": 0.86, "q4_k_s": 0.84, "iq4_nl": 0.80, "iq4_xs": 0.80,  # 0.914, 0.886, 0.848, 0.841
+    "q4_0": 0.70, "q4_1": 0.68, "mxfp4": 0.52, "nvfp4": 0.60,  # 0.770, 0.725, 0.564, 0.675
+    "q3_k_l": 0.79, "q3_k_m": 0.77, "q3_k_s": 0.68, "q2_k": 0.56, "q2_k_s": 0.56,  # Llama's KL 0.09 to 0.45
+    "iq3_m": 0.76, "iq3_s": 0.71, "iq3_xs": 0.71, "iq3_xxs": 0.69,  # 0.809, 0.756, 0.756, 0.731
+    "iq2_m": 0.62, "iq2_s": 0.56, "iq2_xs": 0.52, "iq2_xxs": 0.42,  # Llama's KL 0.33, 0.44, 0.55, 0.81
+    "iq1_m": 0.25, "iq1_s": 0.10,  # 1.4, 2.2
+    "tq1_0": 0.25, "tq2_0": 0.25,  # 0.277: for models trained in three values
+}  # fmt: skip
 
 
 @dataclass(frozen=True)

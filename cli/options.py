@@ -24,23 +24,10 @@ FILE = click.Path(path_type=Path)
 SHARE = click.FloatRange(0, 1, max_open=True)
 
 GGUF_TYPES = (
-    *("f32", "f16", "bf16", "q8_0", "q5_0", "q5_1", "q4_0", "q4_1", "mxfp4", "nvfp4", "tq1_0", "tq2_0"),
-    *("q6_k", "q5_k_m", "q5_k_s", "q4_k_m", "q4_k_s", "q3_k_l", "q3_k_m", "q3_k_s", "q2_k", "q2_k_s"),
-    *(
-        "iq4_nl",
-        "iq4_xs",
-        "iq3_m",
-        "iq3_s",
-        "iq3_xs",
-        "iq3_xxs",
-        "iq2_m",
-        "iq2_s",
-        "iq2_xs",
-        "iq2_xxs",
-        "iq1_m",
-        "iq1_s",
-    ),
-)
+    "f32", "f16", "bf16", "q8_0", "q5_0", "q5_1", "q4_0", "q4_1", "mxfp4", "nvfp4", "tq1_0", "tq2_0",
+    "q6_k", "q5_k_m", "q5_k_s", "q4_k_m", "q4_k_s", "q3_k_l", "q3_k_m", "q3_k_s", "q2_k", "q2_k_s",
+    "iq4_nl", "iq4_xs", "iq3_m", "iq3_s", "iq3_xs", "iq3_xxs", "iq2_m", "iq2_s", "iq2_xs", "iq2_xxs", "iq1_m", "iq1_s",
+)  # fmt: skip
 
 MODEL_HELP = "Hub id or local folder, instead of the argument MODEL."
 

@@ -68,21 +68,9 @@ def _row(
 
 _LLAMA = _row(_attention(), _mlp())
 _LIKE_LLAMA = (
-    *("llama", "mistral", "ministral3", "qwen2", "qwen3", "gemma", "smollm3", "stablelm", "cohere"),
-    *(
-        "cohere2",
-        "granite",
-        "internlm3",
-        "minicpm",
-        "helium",
-        "seed_oss",
-        "iquestcoder",
-        "xverse",
-        "ernie4_5",
-        "hunyuan_v1_dense",
-        "mimo",
-    ),
-)
+    "llama", "mistral", "ministral3", "qwen2", "qwen3", "gemma", "smollm3", "stablelm", "cohere", "cohere2", "granite",
+    "internlm3", "minicpm", "helium", "seed_oss", "iquestcoder", "xverse", "ernie4_5", "hunyuan_v1_dense", "mimo",
+)  # fmt: skip
 # Both norms after the sublayer, none or one before it.
 _NORMED = _row(_attention(norm="post_attention_layernorm"), _mlp(norm="post_feedforward_layernorm"))
 _FUSED_MLP = {"reads": "gate_up_proj"}

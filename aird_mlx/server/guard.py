@@ -24,9 +24,12 @@ REFUSAL_TEXT = "I can't help with that request."
 # The judge reads no further to tell a refusal.
 HELD_CHARACTERS = 2 * OPENING_CHARACTERS
 
-PASSED, LOGGED, WARNED, REFUSED, MODEL_REFUSED, UNSCORED = (
-    *("passed", "logged", "warned", "refused", "model-refused", "unscored"),
-)
+PASSED = "passed"
+LOGGED = "logged"
+WARNED = "warned"
+REFUSED = "refused"
+MODEL_REFUSED = "model-refused"
+UNSCORED = "unscored"
 
 
 @dataclass(frozen=True)
