@@ -6,6 +6,7 @@ A solver gives each change to ``apply`` as soon as it is found, so that the line
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import mlx.core as mx
 
@@ -26,8 +27,27 @@ from aird_mlx.repair.reconstruction import reconstruct_block
 Walks = tuple[Walk, Walk] | None
 Apply = Callable[[LinearPatch], None]
 Moments = tuple[mx.array, mx.array] | None
-# Original weight, compressed one as it is computed with, the same without rounding, and what pruning left.
-_Linear = tuple[mx.array, mx.array, mx.array, mx.array]
+
+
+@dataclass(frozen=True)
+class _Linear:
+    """A linear's weight in both models: ``[out, in]``, of fused experts ``[expert, out, in]``.
+
+    Attributes:
+        original: the dense model's.
+        compressed: the compressed one's, as it is computed with.
+        before: the same without rounding.
+        kept: bool, what pruning left of it.
+    """
+
+    original: mx.array
+    compressed: mx.array
+    before: mx.array
+    kept: mx.array
+
+    def expert(self, index: int) -> _Linear:
+        """One of fused experts."""
+        return _Linear(self.original[index], self.compressed[index], self.before[index], self.kept[index])
 
 
 def _solve_writers(
@@ -49,29 +69,29 @@ def _written(plan: RepairPlan, directions: mx.array, linear: _Linear, moments: M
 
     Without moments, of an expert that sees too few tokens, least squares falls back to restoring.
     """
-    original, compressed, before, kept = linear
+    original, compressed = linear.original, linear.compressed
     if plan.rule == "paper":
         along = directions @ compressed.astype(mx.float32)
     elif plan.rule == "restore" or moments is None:
         along = restore_change(directions, original, compressed)
     elif plan.inside_mask and plan.beta:
-        solved = least_squares_inside_mask(directions, original, compressed, *moments, plan.ridge, plan.beta, kept=kept)
-        return {"delta": (solved - before).astype(compressed.dtype)}
+        solved = least_squares_inside_mask(
+            directions, original, compressed, *moments, plan.ridge, plan.beta, kept=linear.kept
+        )
+        return {"delta": (solved - linear.before).astype(compressed.dtype)}
     else:
         along = least_squares_change(directions, original, compressed, *moments, plan.ridge)
     if plan.inside_mask:
-        return {"delta": spread_inside_mask(directions, along, kept).astype(compressed.dtype)}
+        return {"delta": spread_inside_mask(directions, along, linear.kept).astype(compressed.dtype)}
     return {"left": directions.T, "right": along}
 
 
 def _linear(model: ChatModel, dense: ChatModel, block: int, name: str) -> _Linear:
-    """What a linear was, is, is without rounding, and what pruning left of it."""
-    original = _dense_weight(model, dense, block, name)
-    return (
-        original,
-        model.linear(block, name).weight,
-        plain_weight(model, block, name),
-        model.kept(block, name),
+    return _Linear(
+        original=_dense_weight(model, dense, block, name),
+        compressed=model.linear(block, name).weight,
+        before=plain_weight(model, block, name),
+        kept=model.kept(block, name),
     )
 
 
@@ -96,13 +116,12 @@ def _solve_each(
     solve: Callable[[_Linear, Moments], dict[str, mx.array]], linear: _Linear, moments: Moments | list[Moments]
 ) -> dict[str, mx.array]:
     """``solve`` on a linear, or on each of fused experts ``[expert, out, in]``, whose results are stacked."""
-    if linear[0].ndim == 2:
+    if linear.original.ndim == 2:
         assert not isinstance(moments, list)
         return solve(linear, moments)
     each: list[dict[str, mx.array]] = []
-    for expert in range(linear[0].shape[0]):
-        original, compressed, before, kept = (array[expert] for array in linear)
-        each.append(solve((original, compressed, before, kept), moments[expert] if isinstance(moments, list) else None))
+    for expert in range(linear.original.shape[0]):
+        each.append(solve(linear.expert(expert), moments[expert] if isinstance(moments, list) else None))
         mx.eval(each[-1])
     # A change can be low-rank for one expert and not for another only where the rule differs, which it does not.
     return {key: mx.stack([one[key] for one in each]) for key in each[0]}
@@ -122,11 +141,12 @@ def _solve_refit(
             def solve(
                 linear: _Linear, own: Moments, along: mx.array | None = along, beta: float = beta
             ) -> dict[str, mx.array]:
-                original, compressed, before, kept = linear
                 if own is None:  # an expert that sees too few tokens keeps its weights
-                    return {"delta": mx.zeros_like(compressed)}
-                refitted = refit_weight(original, compressed, *own, plan.ridge, directions=along, beta=beta, kept=kept)
-                return {"delta": (refitted - before).astype(compressed.dtype)}
+                    return {"delta": mx.zeros_like(linear.compressed)}
+                refitted = refit_weight(
+                    linear.original, linear.compressed, *own, plan.ridge, directions=along, beta=beta, kept=linear.kept
+                )
+                return {"delta": (refitted - linear.before).astype(linear.compressed.dtype)}
 
             fields = _solve_each(solve, _linear(model, dense, block, name), moments)
             apply(LinearPatch(block, name, **fields))
