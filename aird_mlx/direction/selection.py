@@ -276,14 +276,16 @@ def score_candidates(
             induce = refusal_log_odds(logits_from(moving, add=chosen), tokens)
             kl = kl_divergence(plain, logits_from(asked_harmless, ablate=unit))
             rows.append((bypass, induce, kl))
-            candidates += [
-                Candidate(layer, index - positions, norms[index].item(), *means)
-                for index, *means in zip(usable, *(score.mean(axis=1).tolist() for score in rows[-1]), strict=True)
-            ]
+            means = [scores.mean(axis=1).tolist() for scores in (bypass, induce, kl)]
+            for index, its_bypass, its_induce, its_kl in zip(usable, *means, strict=True):
+                norm = norms[index].item()
+                candidates.append(Candidate(layer, index - positions, norm, its_bypass, its_induce, its_kl))
         progress(layer + 1, len(layers))
     if not rows:
-        return CandidateScores((), *(np.zeros((0, len(asked))) for asked in (harmful, harmless, harmless)))
-    return CandidateScores(tuple(candidates), *(np.array(mx.concatenate(score)) for score in zip(*rows, strict=True)))
+        none = np.zeros((0, len(harmless)))
+        return CandidateScores((), bypass=np.zeros((0, len(harmful))), induce=none, kl=none)
+    bypass, induce, kl = (np.array(mx.concatenate(scores)) for scores in zip(*rows, strict=True))
+    return CandidateScores(tuple(candidates), bypass, induce, kl)
 
 
 def save_direction(direction: Direction, path: Path) -> None:

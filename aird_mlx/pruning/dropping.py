@@ -98,5 +98,14 @@ def drop_blocks(
         "but it is another model than the dense one, and `repair` cannot mend it block by block"
     ]
     return PruningReport(
-        "blocks", "unstructured", "row", "uniform", sparsity, 0.0, [], notes, dropped=gone, influence=influence
+        method="blocks",
+        pattern="unstructured",
+        scope="row",
+        allocation="uniform",
+        asked=sparsity,
+        sparsity=0.0,
+        tensors=[],
+        notes=notes,
+        dropped=gone,
+        influence=influence,
     )

@@ -169,7 +169,19 @@ def prune_model(
                 linear.weight = mx.where(mask, mx.zeros_like(linear.weight), linear.weight)
             zeros, bits = _share_of_zeros(linear.weight), 8 * linear.weight.dtype.size
             unseen = [] if seen is None else [expert for expert, is_seen in enumerate(seen.tolist()) if not is_seen]
-            tensors.append(TensorSparsity(block, name, linear.weight.size, own, zeros, damping, before, bits, unseen))
+            tensors.append(
+                TensorSparsity(
+                    block=block,
+                    name=name,
+                    weights=linear.weight.size,
+                    asked=own,
+                    sparsity=zeros,
+                    damping=damping,
+                    before=before,
+                    bits=bits,
+                    unseen=unseen,
+                )
+            )
         return tensors
 
     tensors: list[TensorSparsity] = []
@@ -188,7 +200,16 @@ def prune_model(
             model.release(block)
         progress(block + 1, len(model.blocks))
     notes = [*_notes_before(tensors), *notes, *_unseen_notes(tensors, method), *_damping_notes(tensors)]
-    return PruningReport(method, pattern, scope, kind, asked, zeros_among(tensors), tensors, notes)
+    return PruningReport(
+        method=method,
+        pattern=pattern,
+        scope=scope,
+        allocation=kind,
+        asked=asked,
+        sparsity=zeros_among(tensors),
+        tensors=tensors,
+        notes=notes,
+    )
 
 
 def _share_of_zeros(weight: mx.array) -> float:
@@ -221,7 +242,15 @@ def _prune_experts(
         progress(block + 1, len(model.blocks))
     smaller = f"{before:,} parameters became {model.parameters:,}; every token still passes as many experts as before"
     return PruningReport(
-        "reap", "unstructured", "row", "uniform", removed / count, model.sparsity(), [], [*notes, smaller], gone
+        method="reap",
+        pattern="unstructured",
+        scope="row",
+        allocation="uniform",
+        asked=removed / count,
+        sparsity=model.sparsity(),
+        tensors=[],
+        notes=[*notes, smaller],
+        removed_experts=gone,
     )
 
 
