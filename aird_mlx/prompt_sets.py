@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,11 +82,9 @@ def sample_prompts(prompts: Sequence[str], limit: int | None, seed: str) -> tupl
 
 def _names(sources: Sequence[str]) -> list[str]:
     """File names where they tell the sources apart, else the sources as given."""
-    short = [Path(source).name if Path(source).exists() else source for source in sources]
-    apart = {
-        name for name in short if len({source for source, one in zip(sources, short, strict=True) if one == name}) == 1
-    }
-    return [name if name in apart else source for source, name in zip(sources, short, strict=True)]
+    short = {source: Path(source).name if Path(source).exists() else source for source in sources}
+    count = Counter(short.values())
+    return [short[source] if count[short[source]] == 1 else source for source in sources]
 
 
 def _check_disjoint(sets: Sequence[PromptSet]) -> None:

@@ -197,9 +197,10 @@ def split_prompts(prompts: Sequence[str], seed: int, *, kind: str, test: Sequenc
     Raises:
         PromptError: fewer than 12 prompts remain.
     """
-    pool = [prompt for prompt in dict.fromkeys(prompts) if test is None or prompt not in set(test)]
+    held_out = set(test or ())
+    pool = [prompt for prompt in dict.fromkeys(prompts) if prompt not in held_out]
     if len(pool) < MINIMUM_PROMPTS:
-        but = f" that are not among the {len(set(test))} test prompts" if test else ""
+        but = f" that are not among the {len(held_out)} test prompts" if test else ""
         raise PromptError(
             f"prompts: {len(pool)} different {kind} prompts{but} to split; at least {MINIMUM_PROMPTS} are needed. "
             "Add prompts, or leave the option out to use the built-in set."

@@ -315,6 +315,6 @@ def _carries(file: Path, extra: Mapping[str, Value]) -> bool:
         fields = gguf.GGUFReader(file).fields if extra and file.is_file() else {}
         ours = {key: fields[key].contents() for key in fields if key.startswith(EXTRA_PREFIX)}
         sealed = SEAL_KEY in ours
-        return {key: value for key, value in ours.items() if key in extra or not sealed} == extra != {}
+        return bool(extra) and {key: value for key, value in ours.items() if key in extra or not sealed} == extra
     except (OSError, ValueError, IndexError, KeyError):
         return False

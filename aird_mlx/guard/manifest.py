@@ -254,7 +254,7 @@ def _list(values: Mapping[str, Scalar], key: str, kind: type, count: int | None 
     found = json.loads(_text(values, key))
     if (
         not isinstance(found, list)
-        or len(found) != (len(found) if count is None else count)
+        or (count is not None and len(found) != count)
         or not all(type(one) is kind for one in found)
     ):
         raise ValueError(f"{key} is no list of {'any' if count is None else count} {kind.__name__}")
