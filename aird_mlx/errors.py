@@ -42,7 +42,7 @@ class PromptError(AirdError):
 
 
 class DirectionError(AirdError):
-    """There is no refusal direction to measure: the model never, or always, refuses."""
+    """There is no refusal direction: the model never, or always, refuses, or a file holds none."""
 
 
 class OutputError(AirdError):

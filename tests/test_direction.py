@@ -396,6 +396,36 @@ def test_direction_file_gives_back_what_was_saved(tmp_path: Path) -> None:
     assert {**vars(loaded), "vector": 0} == {**vars(saved), "vector": 0}
 
 
+@pytest.mark.parametrize(
+    ("arrays", "metadata"),
+    [
+        ({"vector": mx.zeros(4)}, {}),
+        ({"vector": mx.zeros(4)}, {"aird.direction": '{"layer": 3}'}),
+        ({"vector": mx.zeros(4)}, {"aird.direction": "["}),
+        ({"vector": mx.zeros(4)}, {"aird.direction": "[]"}),
+        ({"0.mlp.down_proj.left": mx.zeros((4, 1))}, {"aird.patch": "{}"}),
+    ],
+)
+def test_file_that_is_no_direction_is_one_line(
+    arrays: dict[str, mx.array], metadata: dict[str, str], tmp_path: Path
+) -> None:
+    path = tmp_path / "direction.safetensors"
+    mx.save_safetensors(str(path), arrays, metadata=metadata)
+    with pytest.raises(DirectionError, match=r"^direction: .*direction\.safetensors is not a direction") as raised:
+        load_direction(path)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no safetensors"])
+def test_direction_that_is_missing_or_broken_is_one_line(content: bytes | None, tmp_path: Path) -> None:
+    path = tmp_path / "direction.safetensors"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(DirectionError, match=r"^direction: .*direction\.safetensors is not a direction") as raised:
+        load_direction(path)
+    assert "\n" not in str(raised.value)
+
+
 # --- more than one direction --------------------------------------------------------------------------------------
 
 

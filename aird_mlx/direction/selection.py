@@ -7,7 +7,7 @@ adding it causes them (*induce*), and ablating it leaves harmless prompts alone 
 
 from __future__ import annotations
 
-import ast
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -289,13 +289,24 @@ def score_candidates(
 
 
 def save_direction(direction: Direction, path: Path) -> None:
-    """Write ``direction.safetensors``: the vector, everything else as metadata."""
-    fields = {name: value for name, value in vars(direction).items() if name != "vector"}
-    mx.save_safetensors(str(path), {"vector": direction.vector}, metadata={k: repr(v) for k, v in fields.items()})
+    """Write ``direction.safetensors``: the vector, with everything else as metadata."""
+    facts = {name: value for name, value in vars(direction).items() if name != "vector"}
+    mx.save_safetensors(str(path), {"vector": direction.vector}, metadata={"aird.direction": json.dumps(facts)})
 
 
 def load_direction(path: Path) -> Direction:
-    """Read what `save_direction` wrote."""
-    arrays, metadata = mx.load(str(path), return_metadata=True)
-    fields = {name: ast.literal_eval(metadata[name]) for name in metadata if name in Direction.__annotations__}
-    return Direction(vector=arrays["vector"], **fields)
+    """Read what `save_direction` wrote.
+
+    Raises:
+        DirectionError: the file is not a direction.
+    """
+    try:
+        arrays, metadata = mx.load(str(path), return_metadata=True)
+        facts = json.loads(metadata["aird.direction"])
+        counts = {name: tuple(facts[name]) for name in ("found", "selected")}
+        return Direction(vector=arrays["vector"], **(facts | counts))
+    except (RuntimeError, LookupError, ValueError, TypeError) as error:
+        raise DirectionError(
+            f"direction: {path} is not a direction of this project ({' '.join(str(error).split())}); "
+            "direction.safetensors is needed. Give what `aird-mlx repair` or `aird-mlx direction` wrote."
+        ) from error

@@ -110,7 +110,7 @@ class Workspace:
             return read(path)
         except ResumeError:
             raise
-        except (AirdError, RuntimeError, OSError, ValueError, KeyError, TypeError, SyntaxError) as error:
+        except (AirdError, RuntimeError, OSError, ValueError, KeyError, TypeError) as error:
             raise damaged(path, error) from error
 
     def write(self, file: str, value: T, write: Callable[[T, Path], None]) -> None:
