@@ -126,15 +126,16 @@ def half_means(states: Sequence[tuple[mx.array, Sequence[int]]], halves: np.ndar
 
 def score_splits(one: Halves, other: Halves) -> list[SplitScores]:
     """Compare two models' half differences, each a pair ``[split, position, hidden]``; one result per position."""
-    arrays = [
-        _cosine(*one),
-        _cosine(*other),
-        _cosine(one[0], other[1]),
-        *((first * second).sum(axis=-1) for first, second in (one, other)),
-        *(first.square().sum(axis=-1) - second.square().sum(axis=-1) for first, second in (one, other)),
+    scores = {"cross": _cosine(one[0], other[1])}
+    for which, (first, second) in (("one", one), ("other", other)):
+        scores[f"null_{which}"] = _cosine(first, second)
+        scores[f"inner_{which}"] = (first * second).sum(axis=-1)
+        scores[f"gap_{which}"] = first.square().sum(axis=-1) - second.square().sum(axis=-1)
+    columns = {name: np.array(values, dtype=np.float64).T for name, values in scores.items()}
+    return [
+        SplitScores(**{name: column[position] for name, column in columns.items()})
+        for position in range(one[0].shape[1])
     ]
-    columns = [np.array(array, dtype=np.float64).T for array in arrays]
-    return [SplitScores(*(column[position] for column in columns)) for position in range(one[0].shape[1])]
 
 
 def _length(vectors: mx.array) -> mx.array:
@@ -207,7 +208,7 @@ def compare_directions(
     ]
     walks = [[Walk(model, batch_sequences(prompts)) for prompts, _ in kinds] for model in (one, other)]
     places: dict[Place, PlaceComparison] = {}
-    kept: list[tuple[Halves, mx.array] | None] = [None, None]
+    kept: dict[int, _Differences] = {}
     layers = len(one.blocks) if layers is None else layers
     for layer in range(layers):
         read = [_differences(pair, [halves for _, halves in kinds], positions) for pair in walks]
@@ -215,19 +216,35 @@ def compare_directions(
             places[layer, position] = compared
         for which, (wanted_layer, position) in enumerate(across):
             if wanted_layer == layer:
-                halves, whole = read[which]
-                kept[which] = _at(halves, position), whole[position][None]
+                kept[which] = read[which].at(position)
         if layer + 1 < layers:
             for walk in (walk for pair in walks for walk in pair):
                 walk.move_to(layer + 1)
         progress(layer + 1, layers)
-    first, second = kept
-    assert first is not None and second is not None, f"no place {across} in {layers} layers"
-    return Comparison(places, _compare(first, second)[0])
+    assert kept.keys() == {0, 1}, f"no place {across} in {layers} layers"
+    return Comparison(places, _compare(kept[0], kept[1])[0])
 
 
-def _differences(walks: Sequence[Walk], halves: Sequence[np.ndarray], positions: int) -> tuple[Halves, mx.array]:
-    """Harmful minus harmless where the walks stand: on halves ``[split, position, hidden]``, and on all prompts."""
+@dataclass(frozen=True)
+class _Differences:
+    """Harmful minus harmless at one layer of a model.
+
+    Attributes:
+        halves: ``[split, position, hidden]``, on the first halves of the prompts and on the second ones.
+        whole: ``[position, hidden]``, on all prompts.
+    """
+
+    halves: Halves
+    whole: mx.array
+
+    def at(self, position: int) -> _Differences:
+        """The same with one position."""
+        first, second = (half[:, position][:, None] for half in self.halves)
+        return _Differences((first, second), self.whole[position][None])
+
+
+def _differences(walks: Sequence[Walk], halves: Sequence[np.ndarray], positions: int) -> _Differences:
+    """Of the layer that the walks, over harmful and over harmless prompts, stand at."""
     means: list[tuple[mx.array, mx.array, mx.array]] = []
     for walk, split in zip(walks, halves, strict=True):
         states = [
@@ -238,17 +255,13 @@ def _differences(walks: Sequence[Walk], halves: Sequence[np.ndarray], positions:
         means.append((*half_means(states, split), whole))
     first, second, whole = (harmful - harmless for harmful, harmless in zip(*means, strict=True))
     mx.eval(first, second, whole)
-    return (first, second), whole
+    return _Differences((first, second), whole)
 
 
-def _at(halves: Halves, position: int) -> Halves:
-    return halves[0][:, position][:, None], halves[1][:, position][:, None]
-
-
-def _compare(one: tuple[Halves, mx.array], other: tuple[Halves, mx.array]) -> list[PlaceComparison]:
-    cosines = _cosine(one[1], other[1]).tolist()
-    norms = zip(_length(one[1]).tolist(), _length(other[1]).tolist(), strict=True)
+def _compare(one: _Differences, other: _Differences) -> list[PlaceComparison]:
+    cosines = _cosine(one.whole, other.whole).tolist()
+    norms = zip(_length(one.whole).tolist(), _length(other.whole).tolist(), strict=True)
     return [
         PlaceComparison(cosine, pair, scores)
-        for cosine, pair, scores in zip(cosines, norms, score_splits(one[0], other[0]), strict=True)
+        for cosine, pair, scores in zip(cosines, norms, score_splits(one.halves, other.halves), strict=True)
     ]

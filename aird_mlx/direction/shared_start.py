@@ -20,6 +20,7 @@ from aird_mlx.model import ChatModel
 LEAST_SHARED = 8
 
 # Of one batch: candidates multiply its rows, so that prompts of about one length, with little padding, fill a pass.
+# Where there are lanes, batches are as many: scores then differ by rounding from those of a machine with others.
 REST_TOKENS = 512
 
 
