@@ -16,6 +16,7 @@ from aird_mlx.errors import ShapeError
 from aird_mlx.gguf_export import microscaling, ternary
 from aird_mlx.gguf_export.outtypes import Kind
 from aird_mlx.gguf_export.packing import (
+    BYTES_IN_CACHE,
     EVERY_CODE,
     column_of,
     count_zero_codes,
@@ -131,22 +132,33 @@ def bfloat16_to_half(bits: np.ndarray) -> tuple[np.ndarray, int, int]:
     >>> [hex(half) for half in bfloat16_to_half(np.array([0x3F80, 0xC000, 0x8000], dtype=np.uint16))[0]]
     ['0x3c00', '0xc000', '0x8000']
     """
+    flat, halves = bits.reshape(-1), np.empty(bits.size, dtype=np.uint16)
+    inexact = vanished = 0
+    for part in parts_of(flat, BYTES_IN_CACHE // 2):
+        halves[part], *counts = _to_half(flat[part])
+        inexact, vanished = inexact + counts[0], vanished + counts[1]
+    return halves.reshape(bits.shape), inexact, vanished
+
+
+def _to_half(bits: np.ndarray) -> tuple[np.ndarray, int, int]:
+    """`bfloat16_to_half` of few numbers, ``[n]``, and not none."""
     magnitude = bits & np.uint16(0x7FFF)
     half = bits << np.uint16(3)  # exponents differ by 112: in float16's five bits that is 16, one flipped bit
     half &= np.uint16(0x7FFF)
     sign = bits & np.uint16(0x8000)
     sign |= np.uint16(0x4000)
     half ^= sign
+    above = magnitude - np.uint16(SMALLEST_HALF)  # smaller numbers wrap around, and are larger than any
+    is_odd = above >= np.uint16(INFINITE_HALF - SMALLEST_HALF)
     if np.count_nonzero(magnitude) < magnitude.size:
-        np.copyto(half, bits, where=magnitude == 0)
-    is_infinite = bool(bits.size) and magnitude.max() >= INFINITE_HALF
-    above = np.flatnonzero(magnitude >= INFINITE_HALF) if is_infinite else np.empty(0, dtype=np.intp)
-    magnitude -= np.uint16(1)  # now zeros are the largest
-    odd = np.concatenate([np.flatnonzero(magnitude < np.uint16(SMALLEST_HALF - 1)), above])
-    values = bfloat16_to_float(bits.reshape(-1)[odd])
+        is_zero = magnitude == 0
+        np.copyto(half, bits, where=is_zero)
+        is_odd &= ~is_zero
+    odd = np.flatnonzero(is_odd)
+    values = bfloat16_to_float(bits[odd])
     with np.errstate(over="ignore"):
         rounded = values.astype(np.float16)
-    half.reshape(-1)[odd] = rounded.view(np.uint16)
+    half[odd] = rounded.view(np.uint16)
     return half, int(np.count_nonzero(rounded != values)), int(np.count_nonzero(rounded == 0))
 
 

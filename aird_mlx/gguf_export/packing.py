@@ -131,13 +131,13 @@ def count_zero_floats(packed: np.ndarray, scales: np.ndarray | None = None) -> i
     return sum(_count_zero_nibbles(words[part], bits[part]) for part in parts_of(words))
 
 
-def parts_of(rows: np.ndarray) -> Iterator[slice]:
+def parts_of(rows: np.ndarray, size: int = BYTES_IN_CACHE) -> Iterator[slice]:
     """Slices of the first axis, each of so few bytes that what is made of them stays in a processor's cache.
 
     >>> [(part.start, part.stop) for part in parts_of(np.zeros((3, BYTES_IN_CACHE // 2), dtype=np.uint8))]
     [(0, 2), (2, 4)]
     """
-    step = max(1, BYTES_IN_CACHE // rows[:1].nbytes) if rows.size else 1
+    step = max(1, size // rows[:1].nbytes) if rows.size else 1
     return (slice(start, start + step) for start in range(0, len(rows), step))
 
 
