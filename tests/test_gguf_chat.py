@@ -18,7 +18,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 from aird_mlx.errors import PromptError
 from aird_mlx.evaluation import MlxChat
 from aird_mlx.gguf_export import LlamaRuntime, export_gguf, is_available
-from aird_mlx.gguf_export.chat import GgufChat, compile_template
+from aird_mlx.gguf_export.chat import GgufChat, compile_template, statements_unknown_to_llama
 
 needs_llama = pytest.mark.skipif(not is_available(), reason="llama-cpp-python is not installed")
 
@@ -39,6 +39,26 @@ def test_templates_render_as_in_transformers(conversation: list[dict[str, str]],
     options: dict[str, Any] = {"bos_token": "<s>", "add_generation_prompt": True}
     expected, _ = render_jinja_template([conversation], chat_template=template, **options)
     assert compile_template(template, "here").render(messages=conversation, **options) == expected[0]
+
+
+@pytest.mark.parametrize(
+    ("template", "found"),
+    [
+        ("{% with a = 1 %}{% endwith %}", {"with": 1}),
+        ("{% import 'x' as y %}{% from 'x' import y %}", {"import": 1, "from": 1}),
+        ("{% extends 'x' %}\n{%- block a -%}{% endblock %}", {"extends": 1, "block": 2}),
+        ("{% autoescape false %}{% endautoescape %}{% print 1 %}", {"autoescape": 1, "print": 1}),
+        ("\n{% raw %}{% with %}{% endraw %}", {"raw": 2}),
+        ("{% for m in messages recursive %}{% endfor %}", {"for ... recursive": 1}),
+        ("{% for a in b %}{% break %}{% continue %}{% else %}{% for c in a if c %}{% endfor %}{% endfor %}", {}),
+        ("{% macro f(a) %}{{ caller() }}{% endmacro %}{% call f(1) %}{% endcall %}", {}),
+        ("{% filter trim %}{% endfilter %}{% generation %}{% endgeneration %}{% set a %}{% endset %}", {}),
+        ("{% if a %}{% elif b %}{% else %}{{ '{% with %}' }}{# {% with %} #}{% endif %}", {}),
+    ],
+)
+def test_statements_that_llama_cpp_does_not_know_are_found(template: str, found: dict[str, int]) -> None:
+    compile_template(template, "here")
+    assert statements_unknown_to_llama(template) == found
 
 
 def test_template_cannot_leave_the_sandbox() -> None:

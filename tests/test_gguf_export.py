@@ -495,6 +495,20 @@ def test_template_that_cannot_be_parsed_is_noted(folders: dict[str, Path], tmp_p
     assert "\n" not in note
 
 
+def test_statement_that_llama_cpp_cannot_parse_is_noted(folders: dict[str, Path], tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(folders["llama-tied"], folder)
+    (folder / "chat_template.jinja").write_text(
+        "{% set a = 1 %}\n{%- with b = 1 %}{{ messages[0].content }}{% endwith %}\n"
+        "{% include 'x' %}{% with %}{% endwith %}"
+    )
+    (note,) = check_exportable(folder, "f16")
+    assert note == (
+        "the chat template has `with` (line 2) and `include` (line 3), which llama.cpp's jinja does not know: it will "
+        "not render it"
+    )
+
+
 def test_merges_are_read_in_both_forms(tmp_path: Path) -> None:
     write_tokenizer(tmp_path, "gpt-2")
     content = json.loads((tmp_path / "tokenizer.json").read_text())

@@ -2,7 +2,7 @@
 
 Offers what `aird_mlx.evaluation.chat` offers for MLX. The template comes from a file that may be anybody's, so it runs
 in jinja's sandbox, with the few functions that chat templates rely on.
-Source: the environment of ``transformers.utils.chat_template_utils``.
+Source: the environment of ``transformers.utils.chat_template_utils``; llama.cpp's ``common/jinja``.
 """
 
 from __future__ import annotations
@@ -23,6 +23,11 @@ from aird_mlx.errors import PromptError
 from aird_mlx.gguf_export.likelihood import log_likelihoods
 from aird_mlx.gguf_export.runtime import LlamaRuntime
 from aird_mlx.prompts import TEMPLATE_ERRORS
+
+# What llama.cpp's own jinja reads, without their ends: common/jinja/parser.cpp.
+_LLAMA_STATEMENTS = frozenset(
+    ("set", "if", "elif", "else", "for", "macro", "call", "filter", "break", "continue", "generation")
+)
 
 
 class GgufChat:
@@ -145,18 +150,48 @@ def compile_template(template: str, where: str) -> jinja2.Template:
     >>> compile_template("{{ messages[0].content | trim }}", "here").render(messages=[{"content": " Hi "}])
     'Hi'
     """
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals |= {"raise_exception": _refuse, "strftime_now": _now}
     try:
-        return environment.from_string(template)
+        return _environment().from_string(template)
     except (jinja2.TemplateError, RecursionError) as error:
         raise PromptError(
             f"prompts: the chat template of {where} is no jinja ({error}); a working template is needed. Export the "
             "file again."
         ) from error
+
+
+def statements_unknown_to_llama(template: str) -> dict[str, int]:
+    """The statements of a chat template at which llama.cpp's own jinja gives up, each with the line of its first.
+
+    Args:
+        template: one that compiles.
+
+    >>> statements_unknown_to_llama("{% if a %}{% endif %}\\n{%- with b = 1 %}{% endwith %}{% import 'x' as y %}")
+    {'with': 2, 'import': 2}
+    """
+    environment = _environment()
+    found: list[tuple[int, str]] = []
+    begun = False
+    for line, kind, text in environment.lex(template):
+        if kind == "raw_begin":  # a kind of its own in jinja2
+            found.append((line, "raw"))
+        elif begun and kind == "name" and text not in _LLAMA_STATEMENTS and not text.startswith("end"):
+            found.append((line, text))
+        begun = kind == "block_begin" or (begun and kind == "whitespace")
+    loops = environment.parse(template).find_all(nodes.For)
+    found += [(loop.lineno, "for ... recursive") for loop in loops if loop.recursive]
+    first: dict[str, int] = {}
+    for line, word in sorted(found, key=lambda one: one[0]):
+        first.setdefault(word, line)
+    return first
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _Generation]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals |= {"raise_exception": _refuse, "strftime_now": _now}
+    return environment
 
 
 class _Generation(Extension):

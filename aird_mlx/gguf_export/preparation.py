@@ -14,7 +14,7 @@ import numpy as np
 from aird_mlx.architectures import quantization_of
 from aird_mlx.errors import ModelError, PromptError
 from aird_mlx.gguf_export import general, tensors, tokenizer
-from aird_mlx.gguf_export.chat import compile_template
+from aird_mlx.gguf_export.chat import compile_template, statements_unknown_to_llama
 from aird_mlx.gguf_export.choice import TypeChoice
 from aird_mlx.gguf_export.families import Family, read_hyperparameters
 from aird_mlx.gguf_export.hyperparameters import Hyperparameters, read_json, read_keys
@@ -113,6 +113,10 @@ def _notes_on_template(template: str | None) -> list[str]:
         compile_template(template, "the folder")
     except PromptError as error:
         return [f"{error.seen}: llama.cpp will not render it"]
+    unknown = [f"`{word}` (line {line})" for word, line in statements_unknown_to_llama(template).items()]
+    if unknown:
+        named = " and ".join(unknown)
+        return [f"the chat template has {named}, which llama.cpp's jinja does not know: it will not render it"]
     return []
 
 
