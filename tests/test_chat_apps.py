@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import configparser
 import errno
+import json
 import os
 import stat
 import subprocess
@@ -23,7 +24,8 @@ from aird_mlx.chat_apps.ollama import render_ollama, translate, write_modelfile
 from aird_mlx.errors import OutputError
 from aird_mlx.gguf_export import export_gguf
 from aird_mlx.gguf_export.chat import compile_template
-from aird_mlx.gguf_export.chat_facts import ChatFacts
+from aird_mlx.gguf_export.chat_facts import ChatFacts, gather_chat_facts
+from aird_mlx.gguf_export.tokenizer import Vocabulary
 
 DATA = Path(os.environ.get("AIRD_TEST_DATA", "/nonexistent")) / "tokenizers"
 FACTS = ChatFacts(None, "<s>", "</s>", True, ("</s>", "<|end|>"), 4096, {"temperature": 0.6, "top_k": 20.0})
@@ -174,6 +176,20 @@ def test_modelfile_has_template_stops_and_parameters() -> None:
         "PARAMETER top_k 20",
     }  # fmt: skip
     assert len([line for line in lines if line.startswith('TEMPLATE """')]) == 1
+
+
+def test_every_token_that_ends_an_answer_stops_ollama(tmp_path: Path) -> None:
+    """As of Phi 3: more ends than a GGUF file has keys for; those it names come first."""
+    tokens = ["<s>", "<|endoftext|>", "<|assistant|>", "<|end|>", "<|user|>", "word"]
+    vocabulary = Vocabulary("llama", None, tokens, [3] * len(tokens), special_ids={"bos": 0, "eos": 1, "eot": 2})
+    (tmp_path / "config.json").write_text(json.dumps({"eos_token_id": 1}))
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [4, 1, 3, 99]}))
+    facts = gather_chat_facts(tmp_path, vocabulary, 512)
+    assert facts.stops == ("<|endoftext|>", "<|assistant|>", "<|user|>", "<|end|>")
+    lines = write_modelfile("m", facts, translate(facts)).splitlines()
+    assert [line for line in lines if line.startswith("PARAMETER stop")] == [
+        f'PARAMETER stop "{stop}"' for stop in facts.stops
+    ]
 
 
 def test_go_templates_mean_what_go_means_by_them() -> None:

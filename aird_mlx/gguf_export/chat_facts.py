@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from aird_mlx.gguf_export.hyperparameters import read_json
-from aird_mlx.gguf_export.tokenizer import Vocabulary
+from aird_mlx.gguf_export.tokenizer import Vocabulary, read_end_ids
 
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
@@ -20,7 +20,7 @@ class ChatFacts:
         template: jinja; None without one.
         bos, eos: texts of the first and the last token.
         adds_bos: the runtime puts ``bos`` before a text.
-        stops: texts of the tokens that end an answer.
+        stops: texts of the tokens that end an answer: those the GGUF file names, then what else the configs say.
         context_length: tokens of prompt and answer.
         sampling: what ``generation_config.json`` recommends, by its own words.
     """
@@ -38,12 +38,13 @@ def gather_chat_facts(folder: Path, vocabulary: Vocabulary, context_length: int)
     """Take them from a vocabulary and the model's files."""
     ids, tokens = vocabulary.special_ids, vocabulary.tokens
     generation = read_json(folder / "generation_config.json")
+    ends = [ids[role] for role in ("eos", "eot", "eom") if role in ids] + read_end_ids(folder, len(tokens))
     return ChatFacts(
         template=vocabulary.chat_templates.get("default"),
         bos=tokens[ids["bos"]],
         eos=tokens[ids["eos"]],
         adds_bos=vocabulary.add_bos,
-        stops=tuple(dict.fromkeys(tokens[ids[role]] for role in ("eos", "eot", "eom") if role in ids)),
+        stops=tuple(dict.fromkeys(tokens[number] for number in ends)),
         context_length=context_length,
         sampling={
             key: float(generation[key])

@@ -9,7 +9,15 @@ it touches only unusual text.
 
 from aird_mlx.gguf_export.tokenizer.pre_tokenizer import identify_pre_tokenizer
 from aird_mlx.gguf_export.tokenizer.read import read_vocabulary
+from aird_mlx.gguf_export.tokenizer.special import read_end_ids
 from aird_mlx.gguf_export.tokenizer.templates import read_chat_templates
 from aird_mlx.gguf_export.tokenizer.vocabulary import Vocabulary, add_vocabulary
 
-__all__ = ["Vocabulary", "add_vocabulary", "identify_pre_tokenizer", "read_chat_templates", "read_vocabulary"]
+__all__ = [
+    "Vocabulary",
+    "add_vocabulary",
+    "identify_pre_tokenizer",
+    "read_chat_templates",
+    "read_end_ids",
+    "read_vocabulary",
+]

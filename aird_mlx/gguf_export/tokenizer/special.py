@@ -65,8 +65,7 @@ def find_special_ids(
         ExportError: nothing says where answers end.
     """
     at = {text: index for index, text in enumerate(tokens)}
-    configs = [read_json(folder / name) for name in ("config.json", "generation_config.json")]
-    configs.insert(1, configs[0].get("text_config") or {})
+    configs = _read_configs(folder)
     ids: dict[str, int] = dict(known)
     before, after = around or ([], [])
     seen = {"bos": before[:1], "eos": after[-1:]}
@@ -82,9 +81,19 @@ def find_special_ids(
     if "eos" not in ids:  # llama.cpp would take token 11, or token 2
         ids["eos"] = _find_end(at)
     ids.setdefault("bos", at.get("[gMASK]", ids["eos"]))  # GLM names none, and begins its chats with that
-    return _with_ends(
-        ids, at, {number for config in configs for number in _ids_in(config, "eos_token_id", len(tokens))}
-    )
+    return _with_ends(ids, at, set(read_end_ids(folder, len(tokens))))
+
+
+def read_end_ids(folder: Path, size: int) -> list[int]:
+    """The ids of a vocabulary of ``size`` that the configs of a model say end an answer, in their order, each once."""
+    ids = (number for config in _read_configs(folder) for number in _ids_in(config, "eos_token_id", size))
+    return list(dict.fromkeys(ids))
+
+
+def _read_configs(folder: Path) -> list[Mapping[str, Any]]:
+    """What may name tokens by their ids, the first word first."""
+    config = read_json(folder / "config.json")
+    return [config, config.get("text_config") or {}, read_json(folder / "generation_config.json")]
 
 
 def _with_ends(ids: dict[str, int], at: Mapping[str, int], wanted: set[int]) -> tuple[dict[str, int], list[str]]:
