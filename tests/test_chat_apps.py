@@ -155,6 +155,27 @@ def test_template_that_cannot_be_translated_says_why(template: str | None, said:
     assert f"# No TEMPLATE, so Ollama guesses one: {translation.reason}." in modelfile.splitlines()
 
 
+@pytest.mark.parametrize(
+    ("made_of_it", "said"),
+    [
+        ("s", None),
+        ("s | trim", "the model's template trims system messages, Ollama's does not"),
+        (
+            "s | replace('/no_think', '') ~ ('!' if '/no_think' in s else '')",
+            "the model's template reads /think and /no_think in system messages, Ollama's does not",
+        ),
+    ],
+)
+def test_system_message_that_ollama_renders_otherwise_is_noted(made_of_it: str, said: str | None) -> None:
+    template = (
+        "{% for m in messages %}<{{ m.role }}>{% set s = m.content %}"
+        f"{{{{ ({made_of_it}) if m.role == 'system' else s }}}}\n{{% endfor %}}<assistant>"
+    )
+    translation = translate(replace(FACTS, template=template))
+    assert translation.template is not None, translation.reason
+    assert translation.notes == (() if said is None else (said,))
+
+
 @pytest.mark.skipif(not DATA.is_dir(), reason="AIRD_TEST_DATA is not set")
 def test_templates_that_models_ship_are_translated() -> None:
     files = sorted((DATA / "llama.cpp" / "templates").glob("*.jinja"))
@@ -164,6 +185,7 @@ def test_templates_that_models_ship_are_translated() -> None:
         translation = translate(replace(FACTS, template=template))
         assert translation.template, f"{file.name}: {translation.reason}"
         assert render_ollama(translation.template, SAID) == render_jinja(template, SAID)
+        assert any("/no_think in system messages" in note for note in translation.notes) == ("SmolLM3" in file.name)
 
 
 def test_modelfile_has_template_stops_and_parameters() -> None:

@@ -224,12 +224,16 @@ def _notes(facts: ChatFacts, turns: Turns, original: Callable[[Conversation], st
         notes.append("the date in the template is that of the export")
     if "tools" in (facts.template or ""):
         notes.append("tools are left out; llama-server with --jinja has them")
-    padded: Conversation = [("user", " Hi \n")]
-    thought: Conversation = [("user", "a"), ("assistant", "<think>\nb\n</think>\n\nc"), ("user", "d")]
-    for conversation, said in (
-        (padded, "the model's template trims messages, Ollama's does not"),
-        (thought, "the model's template drops earlier thoughts, Ollama's does not"),
-    ):
-        if render_ollama(template, conversation) != original(conversation):
-            notes.append(said)
+    tried: list[tuple[str, Conversation]] = [
+        ("trims messages", [("user", " Hi \n")]),
+        ("drops earlier thoughts", [("user", "a"), ("assistant", "<think>\nb\n</think>\n\nc"), ("user", "d")]),
+    ]
+    if turns.takes_system:
+        tried += [("trims system messages", [("system", " Be brief. \n"), ("user", "a")])]
+        tried += [
+            ("reads /think and /no_think in system messages", [("system", said), ("user", "a")])
+            for said in ("/no_think", "/think", "Be brief. /no_think", "Be brief. /think")
+        ]
+    found = [what for what, conversation in tried if render_ollama(template, conversation) != original(conversation)]
+    notes += [f"the model's template {what}, Ollama's does not" for what in dict.fromkeys(found)]
     return notes
