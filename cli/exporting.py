@@ -47,10 +47,9 @@ def export_files(
         with render.StageProgress() as progress:
             found = exporter.export(path, kind, progress=progress, **how)
         written = found.written
-        beside = write_chat_apps(written.path, written.chat) if chat_apps else []
-        if lm_studio:
-            beside += [place_in_lm_studio(part, lm_studio, chosen) for part in written.parts or (written.path,)]
-        codes.append(show(found.exit_code, render.show_export, found, beside))
+        apps = write_chat_apps(path, written.chat, parts=written.parts) if chat_apps else None
+        placed = [place_in_lm_studio(part, lm_studio, chosen) for part in written.parts or (written.path,) if lm_studio]
+        codes.append(show(found.exit_code, render.show_export, found, apps, placed))
     return max(codes)
 
 

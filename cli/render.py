@@ -26,6 +26,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from aird_mlx.chat_apps import ChatAppFiles
     from aird_mlx.gguf_export import ExportPlan
     from aird_mlx.pipeline.single_export import CheckedFile
     from aird_mlx.report import Gate
@@ -133,8 +134,8 @@ def gate_parts(gates: Sequence[Gate]) -> list[Part]:
     return [table, verdict, *lines]
 
 
-def show_export(found: CheckedFile, beside: Sequence[Path] = ()) -> None:
-    """Print which file was written, what for chat programs, and where llama.cpp differs from MLX."""
+def show_export(found: CheckedFile, apps: ChatAppFiles | None = None, placed: Sequence[Path] = ()) -> None:
+    """Print which file was written, what for chat programs and where else, and where llama.cpp differs from MLX."""
     written, row = found.written, found.row
     zeros = f"{100 * written.sparsity:.1f} % of the linears' weights, {100 * written.sparsity_before:.1f} % before"
     if written.sparsity_before:
@@ -142,14 +143,17 @@ def show_export(found: CheckedFile, beside: Sequence[Path] = ()) -> None:
     for path in written.parts or (written.path,):
         show_files({"gguf": str(path)})
     show_files({"size": size(written.size_bytes), "zeros": zeros})
-    show_files({path.name.removeprefix(written.path.stem + "."): str(path) for path in beside})
+    if apps is not None:
+        show_files({kind: str(path) for kind, path in apps.files.items()})
+    for path in placed:
+        show_files({"gguf": str(path)})
     if row.parity is None:
         show_notes([f"not run in llama.cpp beside MLX: {row.not_checked}"])
     else:
         console = Console(highlight=False)
         for part in gate_parts(found.gates):
             console.print(part)
-    show_notes(written.notes)
+    show_notes([*written.notes, *(apps.notes if apps else ())])
 
 
 def show_export_plans(plans: Sequence[ExportPlan]) -> None:

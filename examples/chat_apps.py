@@ -21,13 +21,13 @@ def main() -> None:
 
     name = Path(options.model).name
     written = export_gguf(find_folder(options.model), options.out / f"{name}-F16.gguf", "f16")
-    modelfile, preset, script = write_chat_apps(written.path, written.chat)
-    print(f"Ollama:       ollama create {name} -f {modelfile} && ollama run {name}")
-    print(f"llama-server: {script}   (verifies the file first)")
-    print(f"several:      llama-server --models-preset {preset}")
+    apps = write_chat_apps(written.path, written.chat)
+    print(f"Ollama:       ollama create {name} -f {apps.files['Modelfile']} && ollama run {name}")
+    print(f"llama-server: {apps.files['run.sh']}   (verifies the file first)")
+    print(f"several:      llama-server --models-preset {apps.files['preset.ini']}")
     if options.lm_studio:
         print(f"LM Studio:    {place_in_lm_studio(written.path, options.lm_studio, options.model)}")
-    for note in written.notes:
+    for note in (*written.notes, *apps.notes):
         print("note:", note)
 
 

@@ -26,6 +26,7 @@ from aird_mlx.gguf_export import export_gguf
 from aird_mlx.gguf_export.chat import compile_template
 from aird_mlx.gguf_export.chat_facts import ChatFacts, gather_chat_facts
 from aird_mlx.gguf_export.tokenizer import Vocabulary
+from aird_mlx_cli.main import main
 
 DATA = Path(os.environ.get("AIRD_TEST_DATA", "/nonexistent")) / "tokenizers"
 FACTS = ChatFacts(None, "<s>", "</s>", True, ("</s>", "<|end|>"), 4096, {"temperature": 0.6, "top_k": 20.0})
@@ -151,7 +152,7 @@ def test_template_that_cannot_be_translated_says_why(template: str | None, said:
     translation = translate(replace(FACTS, template=template))
     assert translation.template is None
     assert any(part in translation.reason for part in said.split("|"))
-    modelfile = write_modelfile("m", FACTS, translation)
+    modelfile = write_modelfile("m", "m.gguf", FACTS, translation)
     assert f"# No TEMPLATE, so Ollama guesses one: {translation.reason}." in modelfile.splitlines()
 
 
@@ -191,7 +192,7 @@ def test_templates_that_models_ship_are_translated() -> None:
 def test_modelfile_has_template_stops_and_parameters() -> None:
     template, _ = TEMPLATES["phi3"]
     facts = replace(FACTS, template=template)
-    lines = write_modelfile("tiny-Q4_1", facts, translate(facts)).splitlines()
+    lines = write_modelfile("tiny-Q4_1", "tiny-Q4_1.gguf", facts, translate(facts)).splitlines()
     assert "FROM ./tiny-Q4_1.gguf" in lines
     assert {line for line in lines if line.startswith("PARAMETER")} == {
         'PARAMETER stop "</s>"', 'PARAMETER stop "<|end|>"', "PARAMETER num_ctx 4096", "PARAMETER temperature 0.6",
@@ -208,7 +209,7 @@ def test_every_token_that_ends_an_answer_stops_ollama(tmp_path: Path) -> None:
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [4, 1, 3, 99]}))
     facts = gather_chat_facts(tmp_path, vocabulary, 512)
     assert facts.stops == ("<|endoftext|>", "<|assistant|>", "<|user|>", "<|end|>")
-    lines = write_modelfile("m", facts, translate(facts)).splitlines()
+    lines = write_modelfile("m", "m.gguf", facts, translate(facts)).splitlines()
     assert [line for line in lines if line.startswith("PARAMETER stop")] == [
         f'PARAMETER stop "{stop}"' for stop in facts.stops
     ]
@@ -255,7 +256,7 @@ def test_run_script_verifies_before_it_serves(tmp_path: Path, verified: str | No
         (commands / name).write_text(f"#!/bin/sh\n{text}\n")
         (commands / name).chmod(0o755)
     script = tmp_path / "my model.run.sh"
-    script.write_text(write_run_script("my model", FACTS))
+    script.write_text(write_run_script("my model", "my model.gguf", FACTS))
     done = subprocess.run(
         ["/bin/sh", str(script), "--port", "81"], capture_output=True, text=True, check=False, cwd="/",
         env={"PATH": str(commands)},
@@ -273,12 +274,46 @@ def test_files_stand_beside_the_gguf(model_folder: Callable[..., Path], tmp_path
     written = export_gguf(model_folder(), tmp_path / "out" / "tiny-F16.gguf", "f16")
     assert (written.chat.stops, written.chat.context_length) == (("<|im_end|>",), 256)
     for _ in range(2):  # again: an interrupted run's own files
-        files = write_chat_apps(written.path, written.chat, final=Path("/elsewhere/tiny-F16.gguf"))
+        made = write_chat_apps(written.path, written.chat, final=Path("/elsewhere/tiny-F16.gguf"))
+    files = list(made.files.values())
+    assert made.notes == ()
     assert [file.name for file in files] == ["tiny-F16.Modelfile", "tiny-F16.preset.ini", "tiny-F16.run.sh"]
     assert sorted(written.path.parent.iterdir()) == sorted([written.path, *files])
     assert "<|im_start|>assistant" in files[0].read_text()
     assert "model = /elsewhere/tiny-F16.gguf" in files[1].read_text()
     assert stat.S_IMODE(files[2].stat().st_mode) & 0o111
+
+
+def test_file_in_parts_is_merged_for_ollama_and_served_as_it_is(
+    model_folder: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["export", str(model_folder()), "--no-check", "--chat-apps", "--outfile", str(tmp_path / "my m.gguf")]
+    assert main([*command, "--split-max-tensors", "9"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    first, *others = sorted(path.name for path in tmp_path.glob("*.gguf"))
+    assert others
+    merge = f"llama-gguf-split --merge '{first}' 'my m.gguf'"
+    assert f"note: Ollama does not import a file in parts: before its Modelfile, {merge}" in shown
+    lines = (tmp_path / "my m.Modelfile").read_text().splitlines()
+    assert lines[:4] == [
+        "# Ollama does not import a file in parts, so merge them first:",
+        f"# {merge}",
+        "# ollama create NAME -f 'my m.Modelfile'",
+        "FROM ./my m.gguf",
+    ]
+    preset = (tmp_path / "my m.preset.ini").read_text()
+    assert "[my-m]\n" in preset and f"model = {tmp_path / first}\n" in preset
+    assert f"exec llama-server --model './{first}'" in (tmp_path / "my m.run.sh").read_text()
+
+
+def test_names_follow_the_file_whatever_it_is_called(tmp_path: Path) -> None:
+    """No two of ``m.f16`` and ``m.q8_0`` share a Modelfile; a single part is a whole file."""
+    made = write_chat_apps(tmp_path / "m.f16", FACTS)
+    assert {path.name for path in made.files.values()} == {"m.f16.Modelfile", "m.f16.preset.ini", "m.f16.run.sh"}
+    assert "FROM ./m.f16\n" in made.files["Modelfile"].read_text()
+    part = tmp_path / "m-00001-of-00001.gguf"
+    made = write_chat_apps(tmp_path / "m.gguf", FACTS, parts=[part])
+    assert f"FROM ./{part.name}\n" in made.files["Modelfile"].read_text() and made.notes == ()
 
 
 def test_lm_studio_finds_the_file_under_its_publisher(tmp_path: Path) -> None:

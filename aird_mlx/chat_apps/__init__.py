@@ -5,6 +5,6 @@ script that verifies before it serves; `lm_studio` knows its tree of models; `wr
 """
 
 from aird_mlx.chat_apps.lm_studio import place_in_lm_studio
-from aird_mlx.chat_apps.write import write_chat_apps
+from aird_mlx.chat_apps.write import ChatAppFiles, write_chat_apps
 
-__all__ = ["place_in_lm_studio", "write_chat_apps"]
+__all__ = ["ChatAppFiles", "place_in_lm_studio", "write_chat_apps"]

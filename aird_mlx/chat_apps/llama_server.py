@@ -19,7 +19,7 @@ def write_preset(name: str, path: str, facts: ChatFacts) -> str:
 
     Args:
         name: of the model, as clients ask for it.
-        path: of the GGUF file, absolute: the server does not look beside the preset.
+        path: of the GGUF file or its first part, absolute: the server does not look beside the preset.
         facts: of the model.
 
     >>> print(write_preset("tiny", "/models/tiny.gguf", ChatFacts(None, "", "", False, (), 512)), end="")
@@ -35,13 +35,19 @@ def write_preset(name: str, path: str, facts: ChatFacts) -> str:
     return "\n".join(lines) + "\n"
 
 
-def write_run_script(file_name: str, facts: ChatFacts) -> str:
-    """A shell script beside the GGUF file that verifies it, where aird-mlx is installed, and then serves it."""
+def write_run_script(name: str, file_name: str, facts: ChatFacts) -> str:
+    """A shell script beside the GGUF file that verifies it, where aird-mlx is installed, and then serves it.
+
+    Args:
+        name: its own, without the ending.
+        file_name: of the GGUF file, or of its first part.
+        facts: of the model.
+    """
     options = " ".join(f"--{key}" if value == "true" else f"--{key} {value}" for key, value in _options(facts).items())
-    file = shlex.quote(f"./{file_name}.gguf")
+    file = shlex.quote(f"./{file_name}")
     return f"""#!/bin/sh
-# Verifies {file_name}.gguf (aird-mlx verify) and serves it with llama-server on this machine only.
-# Further options are passed on, for example: {file_name}.run.sh --port 8081
+# Verifies {file_name} (aird-mlx verify) and serves it with llama-server on this machine only.
+# Further options are passed on, for example: {name}.run.sh --port 8081
 set -eu
 cd "$(dirname "$0")"
 if command -v aird-mlx >/dev/null; then

@@ -9,6 +9,7 @@ system messages apart) and ``docs/modelfile.mdx``.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ from aird_mlx.gguf_export.chat import compile_template
 from aird_mlx.gguf_export.chat_facts import ChatFacts
 from aird_mlx.prompts import TEMPLATE_ERRORS
 
+NOT_IN_PARTS = "Ollama does not import a file in parts"  # ollama/ollama#5245
 Conversation = list[tuple[str, str]]  # of role and text
 LONGEST_CONTEXT = 8192  # tokens; models may take more, laptops often not
 _PARAMETERS = {"temperature": "temperature", "top_p": "top_p", "top_k": "top_k", "min_p": "min_p",
@@ -159,9 +161,22 @@ def render_ollama(template: str, conversation: Sequence[tuple[str, str]]) -> str
     return render(template, {"System": system, "Messages": joined, "Response": ""})
 
 
-def write_modelfile(file_name: str, facts: ChatFacts, translation: Translation) -> str:
-    """The text of a ``Modelfile`` that stands beside the GGUF file."""
-    lines = [f"# ollama create NAME -f {file_name}.Modelfile", f"FROM ./{file_name}.gguf"]
+def write_modelfile(
+    name: str, file_name: str, facts: ChatFacts, translation: Translation, first_part: str | None = None
+) -> str:
+    """The text of a ``Modelfile`` that stands beside the GGUF file.
+
+    Args:
+        name: its own, without the ending.
+        file_name: of the GGUF file.
+        facts: of its model.
+        translation: of its template.
+        first_part: what the file is in parts is to be merged from, since Ollama imports whole files alone.
+    """
+    lines = []
+    if first_part is not None:
+        lines = [f"# {NOT_IN_PARTS}, so merge them first:", f"# {merge_command(first_part, file_name)}"]
+    lines += [f"# ollama create NAME -f {shlex.quote(name + '.Modelfile')}", f"FROM ./{file_name}"]
     lines += [f"# Note: {note}." for note in translation.notes]
     if translation.template is None:
         lines.append(f"# No TEMPLATE, so Ollama guesses one: {translation.reason}.")
@@ -172,6 +187,11 @@ def write_modelfile(file_name: str, facts: ChatFacts, translation: Translation) 
     sampling = {_PARAMETERS[key]: value for key, value in facts.sampling.items() if key in _PARAMETERS}
     lines += [f"PARAMETER {key} {value:g}" for key, value in sampling.items()]
     return "\n".join(lines) + "\n"
+
+
+def merge_command(first_part: str, file_name: str) -> str:
+    """How llama.cpp makes one file of parts."""
+    return f"llama-gguf-split --merge {shlex.quote(first_part)} {shlex.quote(file_name)}"
 
 
 def _original(facts: ChatFacts) -> Callable[[Conversation], str]:

@@ -2,39 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from aird_mlx.chat_apps.llama_server import write_preset, write_run_script
-from aird_mlx.chat_apps.ollama import translate, write_modelfile
+from aird_mlx.chat_apps.ollama import NOT_IN_PARTS, merge_command, translate, write_modelfile
 from aird_mlx.gguf_export.chat_facts import ChatFacts
 from aird_mlx.workspace import whole_file, writing_to
 
 
-def write_chat_apps(file: Path, facts: ChatFacts, *, final: Path | None = None) -> list[Path]:
+@dataclass(frozen=True)
+class ChatAppFiles:
+    """What was written: the files by their endings, and what has to be said about them, in sentences."""
+
+    files: dict[str, Path]
+    notes: tuple[str, ...]
+
+
+def write_chat_apps(
+    file: Path, facts: ChatFacts, *, final: Path | None = None, parts: Sequence[Path] = ()
+) -> ChatAppFiles:
     """Write ``NAME.Modelfile``, ``NAME.preset.ini`` and ``NAME.run.sh`` beside ``NAME.gguf``; earlier ones go.
 
     Args:
-        file: the GGUF file.
+        file: the GGUF file, or what its parts are named after.
         facts: of its model.
         final: where the file will be when all is done; by default where it is.
-
-    Returns:
-        The files written.
+        parts: where it was split, in order; llama.cpp is given the first.
 
     Raises:
         OutputError: they cannot be written.
     """
-    name, place = file.stem, (final or file).absolute()
+    name = file.name.removesuffix(".gguf")
+    served = parts[0] if parts else file
+    merged_from = served.name if len(parts) > 1 else None
+    modelled = file.name if merged_from else served.name
     texts = {
-        "Modelfile": write_modelfile(name, facts, translate(facts)),
-        "preset.ini": write_preset(name, str(place), facts),
-        "run.sh": write_run_script(name, facts),
+        "Modelfile": write_modelfile(name, modelled, facts, translate(facts), merged_from),
+        "preset.ini": write_preset(name, str((final or served).absolute()), facts),
+        "run.sh": write_run_script(name, served.name, facts),
     }
-    written = []
+    notes = [f"{NOT_IN_PARTS}: before its Modelfile, {merge_command(merged_from, modelled)}"] if merged_from else []
+    written = {}
     for kind, text in texts.items():
         path = file.with_name(f"{name}.{kind}")
         with writing_to(path, "folder"), whole_file(path) as partial:
             partial.write_text(text, encoding="utf-8", newline="\n")
             partial.chmod(0o755 if kind == "run.sh" else 0o644)
-        written.append(path)
-    return written
+        written[kind] = path
+    return ChatAppFiles(written, tuple(notes))
