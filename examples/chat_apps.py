@@ -24,7 +24,8 @@ def main() -> None:
     apps = write_chat_apps(written.path, written.chat)
     print(f"Ollama:       ollama create {name} -f {apps.files['Modelfile']} && ollama run {name}")
     print(f"llama-server: {apps.files['run.sh']}   (verifies the file first)")
-    print(f"several:      llama-server --models-preset {apps.files['preset.ini']}")
+    if "preset.ini" in apps.files:
+        print(f"several:      llama-server --models-preset {apps.files['preset.ini']}")
     if options.lm_studio:
         print(f"LM Studio:    {place_in_lm_studio(written.path, options.lm_studio, options.model)}")
     for note in (*written.notes, *apps.notes):

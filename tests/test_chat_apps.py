@@ -245,6 +245,19 @@ def test_preset_is_an_ini_that_llama_server_reads() -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("folder", ["c# models", "a;b", "a\nb"])
+def test_preset_that_would_cut_its_path_is_left_out(tmp_path: Path, folder: str) -> None:
+    """common/preset.cpp: a value ends at ; or #, and has no quotes."""
+    (tmp_path / folder).mkdir()
+    made = write_chat_apps(tmp_path / folder / "m.gguf", FACTS)
+    assert set(made.files) == {"Modelfile", "run.sh"}
+    assert sorted((tmp_path / folder).iterdir()) == sorted(made.files.values())
+    (note,) = made.notes
+    assert note.startswith("no preset.ini: ") and "\n" not in note
+    moved = write_chat_apps(tmp_path / folder / "m.gguf", FACTS, final=Path("/elsewhere/m.gguf"))
+    assert "model = /elsewhere/m.gguf" in moved.files["preset.ini"].read_text() and moved.notes == ()
+
+
 @pytest.mark.parametrize(("verified", "code", "said"), [("0", 0, "served"), ("5", 5, ""), (None, 0, "served")])
 def test_run_script_verifies_before_it_serves(tmp_path: Path, verified: str | None, code: int, said: str) -> None:
     commands = tmp_path / "bin"

@@ -14,12 +14,22 @@ _OPTIONS = {"temperature": "temp", "top_p": "top-p", "top_k": "top-k", "min_p": 
             "repetition_penalty": "repeat-penalty"}  # fmt: skip
 
 
+def not_in_a_preset(path: str) -> str:
+    """The characters of a path at which a preset's value would end: it has no quotes; empty if it can be written.
+
+    >>> not_in_a_preset("/models/c#/tiny.gguf")
+    '#'
+    """
+    return "".join(dict.fromkeys(character for character in path if character in ";#\r\n"))
+
+
 def write_preset(name: str, path: str, facts: ChatFacts) -> str:
     """A preset for ``llama-server --models-preset``.
 
     Args:
         name: of the model, as clients ask for it.
-        path: of the GGUF file or its first part, absolute: the server does not look beside the preset.
+        path: of the GGUF file or its first part, absolute: the server does not look beside the preset. None of
+            `not_in_a_preset`.
         facts: of the model.
 
     >>> print(write_preset("tiny", "/models/tiny.gguf", ChatFacts(None, "", "", False, (), 512)), end="")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from aird_mlx.chat_apps.llama_server import write_preset, write_run_script
+from aird_mlx.chat_apps.llama_server import not_in_a_preset, write_preset, write_run_script
 from aird_mlx.chat_apps.ollama import NOT_IN_PARTS, merge_command, translate, write_modelfile
 from aird_mlx.gguf_export.chat_facts import ChatFacts
 from aird_mlx.workspace import whole_file, writing_to
@@ -25,6 +25,8 @@ def write_chat_apps(
 ) -> ChatAppFiles:
     """Write ``NAME.Modelfile``, ``NAME.preset.ini`` and ``NAME.run.sh`` beside ``NAME.gguf``; earlier ones go.
 
+    A preset is left out where it cannot name the file.
+
     Args:
         file: the GGUF file, or what its parts are named after.
         facts: of its model.
@@ -38,12 +40,16 @@ def write_chat_apps(
     served = parts[0] if parts else file
     merged_from = served.name if len(parts) > 1 else None
     modelled = file.name if merged_from else served.name
+    place = str((final or served).absolute())
     texts = {
         "Modelfile": write_modelfile(name, modelled, facts, translate(facts), merged_from),
-        "preset.ini": write_preset(name, str((final or served).absolute()), facts),
+        "preset.ini": write_preset(name, place, facts),
         "run.sh": write_run_script(name, served.name, facts),
     }
     notes = [f"{NOT_IN_PARTS}: before its Modelfile, {merge_command(merged_from, modelled)}"] if merged_from else []
+    if cut := not_in_a_preset(place):
+        del texts["preset.ini"]
+        notes.append(f"no preset.ini: in one, llama-server reads a path only up to {cut[0]!r}, which {place!r} has")
     written = {}
     for kind, text in texts.items():
         path = file.with_name(f"{name}.{kind}")

@@ -102,7 +102,7 @@ def export_stage(
     )
     with workspace.guarding():
         final = gguf_path(workspace.out, stem_of(settings), outtype)
-        write_chat_apps(exported.path, exported.chat, final=final)
+        apps = write_chat_apps(exported.path, exported.chat, final=final)
         root = seal(exported.path, manifest)
         write_bom(exported.path)
-        return dataclasses.replace(stage, root=root)
+        return dataclasses.replace(stage, root=root, notes=[*stage.notes, *apps.notes])
