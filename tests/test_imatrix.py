@@ -241,9 +241,9 @@ def test_command_reads_a_file(
     wide: ChatModel, measured: Imatrix, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_imatrix(measured, tmp_path / "own.gguf")
-    command = ["export", str(wide.folder), "--outtype", "q2_k", "--no-check", "--outfile", str(tmp_path / "m.gguf")]
-    assert main([*command, "--imatrix", str(tmp_path / "own.gguf")]) == 0
+    command = ["export", str(wide.folder), "--outtype", "q2_k", "--no-check", "--outfile"]
+    assert main([*command, str(tmp_path / "m.gguf"), "--imatrix", str(tmp_path / "own.gguf")]) == 0
     keys = gguf.GGUFReader(tmp_path / "m.gguf").fields
     assert keys["quantize.imatrix.file"].contents() == "own.gguf"
-    assert main([*command, "--imatrix", str(tmp_path / "missing.gguf")]) == 1
+    assert main([*command, str(tmp_path / "n.gguf"), "--imatrix", str(tmp_path / "missing.gguf")]) == 1
     assert "imatrix: " in capsys.readouterr().err

@@ -169,6 +169,59 @@ def test_model_that_does_not_fit_is_not_run(
     assert "GB in MLX" in str(facts_of(path)["parity"])
 
 
+PARTS = ("--split-max-tensors", "9")
+
+
+@pytest.mark.parametrize(
+    ("there", "outfile", "options", "said"),
+    [
+        ("b/m-q8_0.gguf", "b/m-{ftype}.gguf", (), "gguf: {} exists already; a new file"),
+        ("b/m-q8_0-00001-of-00003.gguf", "b/m-{ftype}.gguf", PARTS, "gguf: {} exists already; a name without parts"),
+        ("b/q8_0", "b/{ftype}/m.gguf", (), "{} is a file); a writable place is needed. Choose another --outfile"),
+        (
+            "tree",
+            "b/m-{ftype}.gguf",
+            ("--lm-studio", "tree"),
+            "{} is a file); a writable place is needed. Choose another --lm-studio",
+        ),
+        (
+            "tree/aird-mlx/llama-0-GGUF/m-q8_0.gguf",
+            "b/m-{ftype}.gguf",
+            ("--lm-studio", "tree"),
+            "lm-studio: {} exists already; a new place",
+        ),
+        (
+            "tree/aird-mlx/llama-0-GGUF/m-q8_0-00001-of-00003.gguf",
+            "b/m-{ftype}.gguf",
+            ("--lm-studio", "tree", *PARTS),
+            "gguf: {} exists already; a name without parts",
+        ),
+        (None, "b/{ftype}/m.gguf", ("--lm-studio", "tree"), "is where two of the files would go; a name for each"),
+    ],
+)
+def test_clash_of_a_later_file_is_found_before_the_first_is_written(
+    there: str | None,
+    outfile: str,
+    options: tuple[str, ...],
+    said: str,
+    model_folder: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    folder = model_folder()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    if there is not None:
+        Path(there).parent.mkdir(parents=True, exist_ok=True)
+        Path(there).write_text("the user's")
+    command = ["export", str(folder), "--no-check", "--outtype", "f16,q8_0", "--outfile", outfile, *options]
+    assert main(command) == (1 if there else 2)
+    error = capsys.readouterr().err
+    assert said.format(there) in error and error.count("\n") == 1
+    assert [str(one) for one in Path().rglob("*") if one.is_file()] == ([there] if there else [])
+
+
 @pytest.mark.parametrize("limit", [None, 20_000])
 def test_stopped_while_it_is_checked_nothing_is_left(
     limit: int | None, model_folder: Callable[..., Path], tmp_path: Path

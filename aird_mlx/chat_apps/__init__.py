@@ -4,7 +4,13 @@
 script that verifies before it serves; `lm_studio` knows its tree of models; `write` puts the files beside a GGUF.
 """
 
-from aird_mlx.chat_apps.lm_studio import place_in_lm_studio
+from aird_mlx.chat_apps.lm_studio import check_new_place, lm_studio_place, place_in_lm_studio
 from aird_mlx.chat_apps.write import ChatAppFiles, write_chat_apps
 
-__all__ = ["ChatAppFiles", "place_in_lm_studio", "write_chat_apps"]
+__all__ = [
+    "ChatAppFiles",
+    "check_new_place",
+    "lm_studio_place",
+    "place_in_lm_studio",
+    "write_chat_apps",
+]

@@ -7,27 +7,59 @@ type may be what was wanted, but its manifest says so.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from aird_mlx.errors import AirdError
+from aird_mlx.chat_apps import check_new_place, lm_studio_place
+from aird_mlx.errors import AirdError, UsageError
 from aird_mlx.gates import judge_export
-from aird_mlx.gguf_export import NOT_INSTALLED, GgufFile, is_available
+from aird_mlx.gguf_export import NOT_INSTALLED, GgufFile, check_new_file, is_available
 from aird_mlx.guard.manifest import TEMPLATE_KEY, Manifest
 from aird_mlx.guard.record import parity_facts, source_facts
 from aird_mlx.guard.seal import seal
-from aird_mlx.guard.split import export_in_parts
+from aird_mlx.guard.split import check_no_parts, export_in_parts
 from aird_mlx.guard.structure import read_structure
 from aird_mlx.model import load, loaded_bytes, usable_memory
 from aird_mlx.pipeline.canary_run import CanaryRun, run_canaries
 from aird_mlx.report import Gate, RefusalRates, Stage
 from aird_mlx.settings import Progress
 from aird_mlx.stages import parity_figures
-from aird_mlx.workspace import writing_to
+from aird_mlx.workspace import check_writable, writing_to
 
 NO_PROBE = "`aird-mlx export` fits none; `aird-mlx repair` does"
+
+
+def check_places(files: Iterable[Path], model: str, *, in_parts: bool = False, lm_studio: Path | None = None) -> None:
+    """Find out before the first file of an export is written whether there is a place for each.
+
+    Args:
+        files: all that are to be written, or what their parts are named after.
+        model: as the user gave it.
+        in_parts: whether they are split.
+        lm_studio: LM Studio's folder of models, which they are put into.
+
+    Raises:
+        ExportError, OutputError: something is there already, or nothing can be written there.
+        UsageError: two files would have one place in LM Studio.
+    """
+    placed: set[Path] = set()
+    for file in files:
+        check_no_parts(file) if in_parts else check_new_file(file, {})
+        check_writable(file, "--outfile")
+        if lm_studio is None:
+            continue
+        place = lm_studio_place(file, lm_studio, model)
+        check_no_parts(place) if in_parts else check_new_place(place)
+        check_writable(place, "--lm-studio")
+        if place in placed:
+            raise UsageError(
+                f"lm-studio: {place} is where two of the files would go; a name for each is needed. Put {{ftype}} in "
+                "the name of --outfile, not only in its folder."
+            )
+        placed.add(place)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from aird_mlx.workspace.run import Workspace, check_started
 from aird_mlx.workspace.whole import (
     check_new_folder,
     check_space,
+    check_writable,
     link_or_copy,
     partial_of,
     remove,
@@ -21,6 +22,7 @@ __all__ = [
     "check_new_folder",
     "check_space",
     "check_started",
+    "check_writable",
     "damaged",
     "link_or_copy",
     "partial_of",

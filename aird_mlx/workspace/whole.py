@@ -124,20 +124,41 @@ def check_new_folder(path: Path, option: str) -> None:
     """
     try:
         taken = path.name in ("", "..") or path.exists() or path.is_symlink()
-        above = next((parent for parent in path.absolute().parents if parent.exists()), path)
-    except OSError as error:  # a name that is too long, a folder that may not be looked into
-        raise OutputError(
-            f"output: {path} cannot be used ({error.strerror}); a writable place is needed. Choose another {option}."
-        ) from error
+    except OSError as error:
+        raise _unusable(path, error, option) from error
     if taken:
         raise OutputError(
             f"output: {path} exists already; a new folder is needed. Choose another {option}, or remove it."
         )
+    check_writable(path, option)
+
+
+def check_writable(path: Path, option: str) -> None:
+    """Find out before the work whether something new can be made at ``path``, folders above it included.
+
+    Args:
+        path: of a file or folder that is not there yet.
+        option: where the user gave it.
+
+    Raises:
+        OutputError: nothing can be written there.
+    """
+    try:
+        above = next((parent for parent in path.absolute().parents if parent.exists()), path)
+    except OSError as error:
+        raise _unusable(path, error, option) from error
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
         reason = "may not be written to" if above.is_dir() else "is a file"
         raise OutputError(
             f"output: {path} cannot be written ({above} {reason}); a writable place is needed. Choose another {option}."
         )
+
+
+def _unusable(path: Path, error: OSError, option: str) -> OutputError:
+    """Of a name that is too long, or below a folder that may not be looked into."""
+    return OutputError(
+        f"output: {path} cannot be used ({error.strerror}); a writable place is needed. Choose another {option}."
+    )
 
 
 def check_space(path: Path, needed: float, option: str) -> None:
