@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from aird_mlx.chat_apps import place_in_lm_studio, write_chat_apps
+from aird_mlx.chat_apps import check_new_chat_apps, place_in_lm_studio, write_chat_apps
 from aird_mlx.chat_apps.go_template import quote_text, render
 from aird_mlx.chat_apps.llama_server import write_preset, write_run_script
 from aird_mlx.chat_apps.ollama import render_ollama, translate, write_modelfile
@@ -295,6 +295,16 @@ def test_files_stand_beside_the_gguf(model_folder: Callable[..., Path], tmp_path
     assert "<|im_start|>assistant" in files[0].read_text()
     assert "model = /elsewhere/tiny-F16.gguf" in files[1].read_text()
     assert stat.S_IMODE(files[2].stat().st_mode) & 0o111
+
+
+def test_own_preset_stays_where_none_is_written(tmp_path: Path) -> None:
+    (tmp_path / "#").mkdir()
+    (tmp_path / "#" / "m.preset.ini").write_text("the user's")
+    check_new_chat_apps(tmp_path / "#" / "m.gguf")
+    write_chat_apps(tmp_path / "#" / "m.gguf", FACTS)
+    assert (tmp_path / "#" / "m.preset.ini").read_text() == "the user's"
+    with pytest.raises(OutputError, match=r"Modelfile exists already; a new file is needed"):
+        check_new_chat_apps(tmp_path / "#" / "m.gguf")
 
 
 def test_file_in_parts_is_merged_for_ollama_and_served_as_it_is(

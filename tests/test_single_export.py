@@ -169,6 +169,7 @@ def test_model_that_does_not_fit_is_not_run(
     assert "GB in MLX" in str(facts_of(path)["parity"])
 
 
+CHAT = ("--chat-apps",)
 PARTS = ("--split-max-tensors", "9")
 
 
@@ -177,6 +178,9 @@ PARTS = ("--split-max-tensors", "9")
     [
         ("b/m-q8_0.gguf", "b/m-{ftype}.gguf", (), "gguf: {} exists already; a new file"),
         ("b/m-q8_0-00001-of-00003.gguf", "b/m-{ftype}.gguf", PARTS, "gguf: {} exists already; a name without parts"),
+        ("b/m-q8_0.Modelfile", "b/m-{ftype}.gguf", CHAT, "chat-apps: {} exists already; a new file"),
+        ("b/m-q8_0.preset.ini", "b/m-{ftype}.gguf", CHAT, "chat-apps: {} exists already; a new file"),
+        ("b/m-q8_0.run.sh", "b/m-{ftype}.gguf", (*CHAT, *PARTS), "chat-apps: {} exists already; a new file"),
         ("b/q8_0", "b/{ftype}/m.gguf", (), "{} is a file); a writable place is needed. Choose another --outfile"),
         (
             "tree",

@@ -5,10 +5,11 @@ script that verifies before it serves; `lm_studio` knows its tree of models; `wr
 """
 
 from aird_mlx.chat_apps.lm_studio import check_new_place, lm_studio_place, place_in_lm_studio
-from aird_mlx.chat_apps.write import ChatAppFiles, write_chat_apps
+from aird_mlx.chat_apps.write import ChatAppFiles, check_new_chat_apps, write_chat_apps
 
 __all__ = [
     "ChatAppFiles",
+    "check_new_chat_apps",
     "check_new_place",
     "lm_studio_place",
     "place_in_lm_studio",

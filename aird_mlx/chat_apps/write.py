@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from aird_mlx.chat_apps.llama_server import not_in_a_preset, write_preset, write_run_script
 from aird_mlx.chat_apps.ollama import NOT_IN_PARTS, merge_command, translate, write_modelfile
+from aird_mlx.errors import OutputError
 from aird_mlx.gguf_export.chat_facts import ChatFacts
 from aird_mlx.workspace import whole_file, writing_to
+
+KINDS = ("Modelfile", "preset.ini", "run.sh")
 
 
 @dataclass(frozen=True)
@@ -18,6 +22,20 @@ class ChatAppFiles:
 
     files: dict[str, Path]
     notes: tuple[str, ...]
+
+
+def check_new_chat_apps(file: Path) -> None:
+    """Find out whether `write_chat_apps` would replace a file that stands beside this one.
+
+    Raises:
+        OutputError: one does.
+    """
+    kinds = [kind for kind in KINDS if kind != "preset.ini" or not not_in_a_preset(str(file.absolute()))]
+    for path in (_beside(file, kind) for kind in kinds):
+        if os.path.lexists(path):
+            raise OutputError(
+                f"chat-apps: {path} exists already; a new file is needed. Choose another outfile, or remove it."
+            )
 
 
 def write_chat_apps(
@@ -52,9 +70,13 @@ def write_chat_apps(
         notes.append(f"no preset.ini: in one, llama-server reads a path only up to {cut[0]!r}, which {place!r} has")
     written = {}
     for kind, text in texts.items():
-        path = file.with_name(f"{name}.{kind}")
+        path = _beside(file, kind)
         with writing_to(path, "folder"), whole_file(path) as partial:
             partial.write_text(text, encoding="utf-8", newline="\n")
             partial.chmod(0o755 if kind == "run.sh" else 0o644)
         written[kind] = path
     return ChatAppFiles(written, tuple(notes))
+
+
+def _beside(file: Path, kind: str) -> Path:
+    return file.with_name(f"{file.name.removesuffix('.gguf')}.{kind}")

@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from aird_mlx.chat_apps import check_new_place, lm_studio_place
+from aird_mlx.chat_apps import check_new_chat_apps, check_new_place, lm_studio_place
 from aird_mlx.errors import AirdError, UsageError
 from aird_mlx.gates import judge_export
 from aird_mlx.gguf_export import NOT_INSTALLED, GgufFile, check_new_file, is_available
@@ -32,13 +32,16 @@ from aird_mlx.workspace import check_writable, writing_to
 NO_PROBE = "`aird-mlx export` fits none; `aird-mlx repair` does"
 
 
-def check_places(files: Iterable[Path], model: str, *, in_parts: bool = False, lm_studio: Path | None = None) -> None:
+def check_places(
+    files: Iterable[Path], model: str, *, in_parts: bool = False, chat_apps: bool = False, lm_studio: Path | None = None
+) -> None:
     """Find out before the first file of an export is written whether there is a place for each.
 
     Args:
         files: all that are to be written, or what their parts are named after.
         model: as the user gave it.
         in_parts: whether they are split.
+        chat_apps: whether files for chat programs are written beside each.
         lm_studio: LM Studio's folder of models, which they are put into.
 
     Raises:
@@ -49,6 +52,8 @@ def check_places(files: Iterable[Path], model: str, *, in_parts: bool = False, l
     for file in files:
         check_no_parts(file) if in_parts else check_new_file(file, {})
         check_writable(file, "--outfile")
+        if chat_apps:
+            check_new_chat_apps(file)
         if lm_studio is None:
             continue
         place = lm_studio_place(file, lm_studio, model)
