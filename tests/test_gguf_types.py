@@ -317,6 +317,12 @@ def test_two_types_need_two_names(wide: Path) -> None:
     assert files == {"q4_1": Path("demo-Q4_1.gguf"), "f16": Path("demo-F16.gguf")}
 
 
+@pytest.mark.parametrize("outfile", [None, "m-{ftype}.gguf"])
+def test_auto_and_the_type_it_means_are_one(narrow: Path, outfile: str | None) -> None:
+    with pytest.raises(UsageError, match=r"outtype auto is f32 for this model, and so is the other; .* Leave one out"):
+        name_files(str(narrow), narrow, outfile, ["f32", "auto"])
+
+
 def test_command_writes_several_types(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", "demo", "--outtype", "q4_1,mxfp4", "--outfile", str(tmp_path / "demo-{ftype}.gguf")]) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == [

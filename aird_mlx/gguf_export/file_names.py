@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from aird_mlx.errors import UsageError
+from aird_mlx.gguf_export.outtypes import AUTO
 from aird_mlx.gguf_export.preparation import resolve_outtype
 
 
@@ -23,10 +24,15 @@ def name_files(model: str, folder: Path, outfile: str | None, outtypes: Sequence
         From the type as given (``auto`` stays ``auto``) to its file.
 
     Raises:
-        UsageError: two types would go into one file, or the name is a folder's.
+        UsageError: ``auto`` is one of the other types, two would go into one file, or the name is a folder's.
         ModelError, ExportError, DependencyError: the model cannot be exported.
     """
     named = {outtype: resolve_outtype(folder, outtype) for outtype in outtypes}
+    if len(set(named.values())) < len(named):  # only auto can be another one
+        raise UsageError(
+            f"export: outtype auto is {named[AUTO]} for this model, and so is the other; a type for each file is "
+            "needed. Leave one out."
+        )
     own = Path(model).expanduser().is_dir()
     pattern = outfile or str((folder if own else Path()) / f"{_base_name(model, folder)}-{{FTYPE}}.gguf")
     files = {
