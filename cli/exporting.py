@@ -36,7 +36,8 @@ def export_files(
     how["max_size"] = None if max_size is None else read_split_size(max_size)
     loading: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     folder = find_folder(chosen, revision=revision)
-    files = name_files(chosen, folder, outfile, outtype)
+    types = {word: how[word] for word in ("embedding_type", "output_type")}
+    files = name_files(chosen, folder, outfile, outtype, **types)
     if dry_run:
         return show(0, render.show_export_plans, [plan_in_parts(folder, kind, **how) for kind in files])
     in_parts = how["max_size"] is not None or how["max_tensors"] is not None

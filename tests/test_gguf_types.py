@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -315,6 +316,26 @@ def test_two_types_need_two_names(wide: Path) -> None:
         name_files(str(wide), wide, "m.gguf", ["q4_1", "f16"])
     files = name_files("demo", DEMO_FOLDER, None, ["q4_1", "f16"])
     assert files == {"q4_1": Path("demo-Q4_1.gguf"), "f16": Path("demo-F16.gguf")}
+
+
+@pytest.mark.parametrize(
+    ("outtype", "option", "given", "accepted"),
+    [
+        ("f16", "--embedding-type", "auto", "embedding type 'auto'; one of f32, .*, tq2_0 is needed"),
+        ("q8_0,f16", "--output-type", "q4_k_m", "output type 'q4_k_m'; one of f32, .*, tq2_0 is needed"),
+        ("q2_k,f16", "--embedding-type", "q9", "embedding type 'q9'; one of f32, .*, iq1_s is needed"),
+        ("q2_k,f16", "--embedding-type", "q4_k_m", "embedding type 'q4_k_m'; one of f32, .*, tq2_0 is needed"),
+    ],
+)
+@needs_llama
+def test_type_that_a_matrix_cannot_have_is_named_before_anything_is_written(
+    outtype: str, option: str, given: str, accepted: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["export", "demo", "--no-check", "--outfile", str(tmp_path / "m-{ftype}.gguf"), "--outtype", outtype]
+    assert main([*command, option, given]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(f"error: gguf: {accepted}. Choose one of these.", line), line
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("outfile", [None, "m-{ftype}.gguf"])

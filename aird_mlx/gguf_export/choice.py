@@ -22,7 +22,7 @@ from aird_mlx.gguf_export.outtypes import (
     TERNARY,
     Kind,
     block_length,
-    find_native,
+    find_matrix_type,
     find_outtype,
     scheme_of,
 )
@@ -59,12 +59,8 @@ class TypeChoice:
         self._special: dict[str, Kind] = {}
         asked = ((EMBEDDING, self.embedding_type, "embedding type"), (OUTPUT, self.output_type, "output type"))
         for place, name, option in asked:
-            if name is None:
-                continue
-            if self._native:
-                self._special[place] = find_native(name, option)
-            else:
-                find_outtype(name)  # llama.cpp's quantizer gets it
+            if name is not None:  # where this project does not write it, llama.cpp's quantizer gets it
+                self._special[place] = find_matrix_type(name, option, self._native)
 
     def choose(
         self, name: str, shape: tuple[int, ...], source: StoredTensor, quantization: Mapping[str, Any] | None

@@ -10,7 +10,9 @@ from aird_mlx.gguf_export.outtypes import AUTO
 from aird_mlx.gguf_export.preparation import resolve_outtype
 
 
-def name_files(model: str, folder: Path, outfile: str | None, outtypes: Sequence[str]) -> dict[str, Path]:
+def name_files(
+    model: str, folder: Path, outfile: str | None, outtypes: Sequence[str], **types: str | None
+) -> dict[str, Path]:
     """A file for each type; ``auto`` becomes the type it means for this folder.
 
     Args:
@@ -19,15 +21,17 @@ def name_files(model: str, folder: Path, outfile: str | None, outtypes: Sequence
         outfile: a pattern, ``{ftype}`` in it stands for the type, ``{FTYPE}`` for it in capitals; None: a name made
             of the model's, in its folder, or in the current one where the folder is not the user's.
         outtypes: the types, each once.
+        types: ``embedding_type`` and ``output_type`` of the files, as for `export_gguf`.
 
     Returns:
         From the type as given (``auto`` stays ``auto``) to its file.
 
     Raises:
-        UsageError: ``auto`` is one of the other types, two would go into one file, or the name is a folder's.
+        UsageError: ``auto`` is one of the other types, two would go into one file, the name is a folder's, or a
+            matrix cannot have its type.
         ModelError, ExportError, DependencyError: the model cannot be exported.
     """
-    named = {outtype: resolve_outtype(folder, outtype) for outtype in outtypes}
+    named = {outtype: resolve_outtype(folder, outtype, **types) for outtype in outtypes}
     if len(set(named.values())) < len(named):  # only auto can be another one
         raise UsageError(
             f"export: outtype auto is {named[AUTO]} for this model, and so is the other; a type for each file is "

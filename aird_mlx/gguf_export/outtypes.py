@@ -119,16 +119,20 @@ def find_outtype(name: str) -> OutType:
     return OUTTYPES[name]
 
 
-def find_native(name: str, option: str) -> Kind:
-    """The block type that this project writes under that name.
+def find_matrix_type(name: str, option: str, native: bool) -> Kind:
+    """The block type of that name for one matrix, the embedding for example.
+
+    Args:
+        name: as given.
+        option: what it was given for.
+        native: of a file that this project writes, which has other types than llama.cpp's quantizer.
 
     Raises:
-        ExportError: there is none.
+        UsageError: there is none.
     """
-    if name not in NATIVE_KINDS.values():
-        raise ExportError(
-            f"gguf: {option} {name!r}; one of {', '.join(NATIVE_KINDS.values())} is needed. Choose one of these."
-        )
+    able = [one.name for one in OUTTYPES.values() if one.native or not native]
+    if name not in able:
+        raise UsageError(f"gguf: {option} {name!r}; one of {', '.join(able)} is needed. Choose one of these.")
     return OUTTYPES[name].kind
 
 

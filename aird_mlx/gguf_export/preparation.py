@@ -73,6 +73,7 @@ def prepare(folder: Path, outtype: str, embedding_type: str | None = None, outpu
         folder, outtype, embedding_type, output_type: as for `writer.export_gguf`.
 
     Raises:
+        UsageError: ``embedding_type`` or ``output_type`` cannot be written in such a file.
         ModelError, ExportError, DependencyError: as `writer.export_gguf` would, but for what only the weights show.
     """
     if not folder.is_dir():
@@ -132,10 +133,13 @@ def check_exportable(folder: Path, outtype: str) -> tuple[str, ...]:
     return prepare(folder, outtype).notes
 
 
-def resolve_outtype(folder: Path, outtype: str) -> str:
+def resolve_outtype(folder: Path, outtype: str, **types: str | None) -> str:
     """The type that ``auto`` means for this folder; any other name stays itself.
 
+    Args:
+        folder, outtype, types: as for `prepare`.
+
     Raises:
-        ModelError, ExportError, DependencyError: as `check_exportable`.
+        UsageError, ModelError, ExportError, DependencyError: as `prepare`.
     """
-    return prepare(folder, outtype).wanted.name
+    return prepare(folder, outtype, **types).wanted.name
