@@ -93,10 +93,12 @@ export_options = with_options(
     click.option(
         "--outtype",
         metavar="TYPE[,TYPE...]",
-        default="f16",
+        multiple=True,
+        default=("f16",),
         show_default=True,
         callback=choose_outtypes,
-        help=f"{', '.join(GGUF_TYPES)}; or auto: what MODEL holds, quantized weights with their own codes and scales.",
+        help=f"{', '.join(GGUF_TYPES)}; or auto: what MODEL holds, quantized weights with their own codes and "
+        "scales. Repeatable.",
     ),
     click.option("--embedding-type", metavar="TYPE", help="Of the token embedding.  [default: as the others]"),
     click.option("--output-type", metavar="TYPE", help="Of the output matrix.  [default: as the others]"),

@@ -98,13 +98,13 @@ def choose_gguf_types(context: click.Context, _parameter: click.Parameter, types
     return () if chosen == ("none",) else chosen
 
 
-def choose_outtypes(context: click.Context, parameter: click.Parameter, text: str) -> tuple[str, ...]:
-    """The types of a list with commas, each once.
+def choose_outtypes(context: click.Context, parameter: click.Parameter, texts: tuple[str, ...]) -> tuple[str, ...]:
+    """The types of lists with commas, each once.
 
     Raises:
         click.BadParameter: one is unknown.
     """
-    chosen = tuple(dict.fromkeys(word.strip().lower() for word in text.split(",")))
+    chosen = tuple(dict.fromkeys(word.strip().lower() for text in texts for word in text.split(",")))
     for word in chosen:
         if word not in ("auto", *GGUF_TYPES):
             raise click.BadParameter(f"{word!r} is none of auto, {', '.join(GGUF_TYPES)}.", context, parameter)

@@ -353,5 +353,7 @@ def test_command_writes_several_types(tmp_path: Path, capsys: pytest.CaptureFixt
     assert main(["export", "demo", "--outtype", "q8_0", "--dry-run"]) == 0
     shown = capsys.readouterr().out
     assert "token_embd.weight" in shown and "139,264" in shown and "total" in shown
+    assert main(["export", "demo", "--outtype", "q8_0", "--outtype", "f16, Q8_0", "--dry-run"]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines() if "bytes" in line] == ["q8_0", "f16"]
     assert main(["export", "demo", "--outtype", "q9_0"]) == 2
     assert "'q9_0' is none of auto, f32" in capsys.readouterr().err
