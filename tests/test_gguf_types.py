@@ -324,7 +324,7 @@ def test_two_types_need_two_names(wide: Path) -> None:
         ("f16", "--embedding-type", "auto", "embedding type 'auto'; one of f32, .*, tq2_0 is needed"),
         ("q8_0,f16", "--output-type", "q4_k_m", "output type 'q4_k_m'; one of f32, .*, tq2_0 is needed"),
         ("q2_k,f16", "--embedding-type", "q9", "embedding type 'q9'; one of f32, .*, iq1_s is needed"),
-        ("q2_k,f16", "--embedding-type", "q4_k_m", "embedding type 'q4_k_m'; one of f32, .*, tq2_0 is needed"),
+        ("q2_k,f16", "--embedding-type", "iq4_nl", "embedding type 'iq4_nl'; one of f32, .*, tq2_0 is needed"),
     ],
 )
 @needs_llama
@@ -335,6 +335,13 @@ def test_type_that_a_matrix_cannot_have_is_named_before_anything_is_written(
     assert main([*command, option, given]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert re.fullmatch(f"error: gguf: {accepted}. Choose one of these.", line), line
+    assert list(tmp_path.iterdir()) == []
+
+
+@needs_llama
+def test_type_with_blocks_that_do_not_fit_the_embedding_is_one_line(narrow: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"token_embd.weight has rows of 96 weights, and q6_k was asked for, .* 256"):
+        export_gguf(narrow, tmp_path / "m.gguf", "q4_k_m", embedding_type="q6_k")
     assert list(tmp_path.iterdir()) == []
 
 

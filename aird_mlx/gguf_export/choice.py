@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from aird_mlx.errors import UsageError
 from aird_mlx.gguf_export import blocks, encoding
 from aird_mlx.gguf_export.completeness import EMBEDDING, OUTPUT
 from aird_mlx.gguf_export.outtypes import (
@@ -65,14 +66,28 @@ class TypeChoice:
     def choose(
         self, name: str, shape: tuple[int, ...], source: StoredTensor, quantization: Mapping[str, Any] | None
     ) -> Kind:
-        """The type of a matrix; see `tensors.plan_tensors`."""
+        """The type of a matrix; see `tensors.plan_tensors`.
+
+        Raises:
+            UsageError: llama.cpp's quantizer is to give it a type whose blocks its rows do not divide into.
+        """
         if not self._native:
+            self._check_rows(name, shape[-1])
             return STORED_KINDS.get(source.dtype, Kind.F32) if quantization is None else Kind.F32
         kind = self._special.get(name) or self._kind_of(name, source, quantization)
         if shape[-1] % block_length(kind):
             self.fallbacks.append(name)
             return Kind.F16
         return kind
+
+    def _check_rows(self, name: str, length: int) -> None:
+        """The quantizer takes another type where it chooses itself, and ends the process where it was told one."""
+        kind = self._special.get(name, Kind.F32)
+        if length % block_length(kind):
+            raise UsageError(
+                f"gguf: {name} has rows of {length} weights, and {kind.name.lower()} was asked for, in blocks of "
+                f"{block_length(kind)}; rows of whole blocks are needed. Choose a type with smaller blocks."
+            )
 
     def _kind_of(self, name: str, source: StoredTensor, quantization: Mapping[str, Any] | None) -> Kind:
         if self._wanted is not None:
