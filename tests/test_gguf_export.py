@@ -722,6 +722,7 @@ def change_tokenizer(folder: Path, change: Callable[[dict[str, Any]], Any]) -> N
         (lambda f: (f / "chat_template.jinja").write_bytes(b"\xff"), "f32", ModelError, "chat template in"),
         (lambda f: (f / "config.json").write_text("{"), "f32", ModelError, "cannot be read"),
         (lambda f: (f / "config.json").unlink(), "f32", ModelError, "no config.json"),
+        (lambda f: (f / "config.json").write_text("{}"), "f32", ModelError, "config.json is empty"),
         (lambda f: (f / "tokenizer.json").unlink(), "f32", ModelError, "no tokenizer.json nor tokenizer.model"),
         (
             lambda f: change_tokenizer(f, lambda t: t.update(pre_tokenizer={"type": "Whitespace"})),

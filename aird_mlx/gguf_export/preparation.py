@@ -79,6 +79,8 @@ def prepare(folder: Path, outtype: str, embedding_type: str | None = None, outpu
     if not folder.is_dir():
         raise ModelError(f"model: {folder} is not a folder; a local model folder is needed. Check the path.")
     config = read_json(folder / "config.json")
+    if not config and (folder / "config.json").exists():
+        raise ModelError(f"model: {folder}/config.json is empty; the config of these weights is needed. Copy it again.")
     if not config:
         raise ModelError(f"model: {folder} has no config.json; a model folder is needed. Check the path.")
     try:
