@@ -90,7 +90,8 @@ def find_importance(
     """The importance matrix an export is to use, if any.
 
     Args:
-        given: a file of ``llama-imatrix``, or ``measure``; None: measured where a type cannot be written without.
+        given: a file of ``llama-imatrix``, or ``measure``: measured where a type uses one; None: measured where a
+            type cannot be written without.
         model: as for `measure_importance`.
         outtypes: the types of the export.
         place: where a measured one is written; must not exist.
@@ -101,7 +102,8 @@ def find_importance(
     """
     if given not in (None, MEASURE):
         return read_imatrix(Path(given))
-    if given is None and not any(kind != AUTO and find_outtype(kind).needs_imatrix for kind in outtypes):
+    known = [find_outtype(kind) for kind in outtypes if kind != AUTO]  # auto is never one of llama.cpp's
+    if not any(one.needs_imatrix if given is None else not one.native for one in known):
         return None
     check_new_imatrix(place)
     measured = measure_importance(model, revision=revision, trust_remote_code=trust_remote_code, progress=progress)

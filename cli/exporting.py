@@ -27,7 +27,7 @@ def export_files(
     from aird_mlx.chat_apps import place_in_lm_studio, write_chat_apps
     from aird_mlx.gguf_export import name_files, name_imatrix
     from aird_mlx.guard.split import plan_in_parts, read_split_size
-    from aird_mlx.importance import find_importance
+    from aird_mlx.importance import MEASURE, find_importance
     from aird_mlx.model import find_folder
     from aird_mlx.pipeline.single_export import Exporter, check_places
 
@@ -45,6 +45,8 @@ def export_files(
     with render.StageProgress() as progress:
         place = name_imatrix(chosen, folder, files)
         how["imatrix"] = find_importance(imatrix, chosen, files, place, progress=progress, **loading)
+    if imatrix == MEASURE and how["imatrix"] is None:
+        render.show_notes(["no imatrix was measured: of these types none uses one"])
     exporter, codes = Exporter(chosen, folder, check=check, **loading), []
     for kind, path in files.items():
         with render.StageProgress() as progress:

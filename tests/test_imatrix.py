@@ -236,6 +236,15 @@ def test_measured_one_never_overwrites(tmp_path: Path) -> None:
     assert find_importance(None, "demo", ["q2_k", "auto"], place) is None
 
 
+def test_none_is_measured_for_types_that_use_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = tmp_path / "demo-imatrix.gguf"
+    place.write_text("mine")
+    command = ["export", "demo", "--no-check", "--imatrix", "measure", "--outtype", "auto,q8_0"]
+    assert main([*command, "--outfile", str(tmp_path / "m-{ftype}.gguf")]) == 0
+    assert "note: no imatrix was measured: of these types none uses one" in capsys.readouterr().out
+    assert place.read_text() == "mine" and (tmp_path / "m-q8_0.gguf").exists()
+
+
 @needs_llama
 def test_command_reads_a_file(
     wide: ChatModel, measured: Imatrix, tmp_path: Path, capsys: pytest.CaptureFixture[str]
