@@ -154,8 +154,17 @@ def test_full_queue_is_503_with_retry_after(http: httpx.Client, server: Running)
 
 
 @pytest.mark.parametrize("stream", [True, False])
-def test_client_that_leaves_stops_its_generation(http: httpx.Client, server: Running, stream: bool) -> None:
+def test_client_that_leaves_stops_its_generation(
+    http: httpx.Client, server: Running, monkeypatch: pytest.MonkeyPatch, stream: bool
+) -> None:
     whole = http.post(CHAT, json=LONG).json()["usage"]["completion_tokens"]
+    step = server.engine._sequences.step
+
+    def take_time(tokens: Any) -> Any:
+        time.sleep(0.02)  # so that leaving is noticed before the end, however busy the machine
+        return step(tokens)
+
+    monkeypatch.setattr(server.engine._sequences, "step", take_time)
     cancelled, written = metric(http, "aird_cancelled_total"), server.engine.written
     logged, failed = len(requests(server)), metric(http, "aird_failed_total")
     body = json.dumps(LONG | {"stream": stream}).encode()
