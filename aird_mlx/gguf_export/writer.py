@@ -26,6 +26,7 @@ from aird_mlx.gguf_export.encoding import BYTES_AT_A_TIME, Tally, encode_job, jo
 from aird_mlx.gguf_export.header import EXTRA_PREFIX, Value, describe
 from aird_mlx.gguf_export.imatrix import Imatrix, Importance, check_imatrix
 from aird_mlx.gguf_export.keys import encode_keys
+from aird_mlx.gguf_export.library import is_available
 from aird_mlx.gguf_export.llama_quantizer import Order, find_mixture, quantize_file
 from aird_mlx.gguf_export.notes import notes_on_writing
 from aird_mlx.gguf_export.outtypes import Kind, check_zero_exact
@@ -255,8 +256,7 @@ def _write(
         with whole_file(outfile, (1 + copied) * (keys + prepared.size_bytes)) as partial:
             write_tensors(header, partial, tensors_of_file)
         return
-    tensors = _tensors_of_file(prepared, _find_mixture(prepared, order.imatrix))
-    size = keys + sum(tensor.size_bytes for tensor in tensors)
+    size = keys + _quantized_bytes(prepared, order)
     with whole_file(outfile, size + max(keys + prepared.size_bytes, copied * size)) as partial:
         exact = outfile.with_name(outfile.name + ".exact.partial")
         try:
@@ -265,6 +265,13 @@ def _write(
             tally.zeros, tally.zeros_kept = _count_zeros(exact, partial)
         finally:
             exact.unlink(missing_ok=True)
+
+
+def _quantized_bytes(prepared: Prepared, order: Order) -> int:
+    """Of the tensors that llama.cpp's quantizer will write; older programs cannot say, and it is an upper bound."""
+    if not is_available():
+        return prepared.size_bytes
+    return sum(one.size_bytes for one in _tensors_of_file(prepared, _find_mixture(prepared, order.imatrix)))
 
 
 def _order(prepared: Prepared, imatrix: Imatrix | None) -> tuple[Order, list[str]]:
@@ -294,7 +301,7 @@ def _find_mixture(prepared: Prepared, imatrix: Imatrix | None) -> dict[str, Kind
 
 
 def _count_zeros(exact: Path, quantized: Path) -> tuple[int, int]:
-    """Exact zeros among the weights of the blocks' linears as a runtime decodes them; how many were zero before."""
+    """Exact zeros among the weights of the blocks' linears as a runtime decodes them; how many of them were before."""
     zeros = kept = 0
     before = {tensor.name: tensor for tensor in gguf.GGUFReader(exact).tensors}
     for tensor in gguf.GGUFReader(quantized).tensors:
