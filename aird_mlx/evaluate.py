@@ -132,6 +132,7 @@ class _Run:
                 revision=settings.revision,
                 trust_remote_code=settings.trust_remote_code,
                 batch_size=settings.batch_size,
+                chat=settings.refusals,
             )
         )
 
@@ -273,7 +274,7 @@ class _Run:
         return cut_windows(ids, self.settings.window, self.settings.windows)
 
     def _load_dense(self, model: str, text: str, ids: list[int]) -> MlxChat:
-        dense = MlxChat.load(model, trust_remote_code=self.settings.trust_remote_code)
+        dense = MlxChat.load(model, trust_remote_code=self.settings.trust_remote_code, chat=False)
         if dense.encode(text) != ids:
             raise ModelError(
                 f"text: {model} cuts it into other tokens than {self.settings.model}; a dense "

@@ -314,6 +314,14 @@ def test_utility_is_that_of_the_windows(speaker: Path, tmp_path: Path) -> None:
     alone = evaluate(speaker, refusals=False, text=text, window=32, windows=3).utility
     assert alone is not None
     assert (alone.perplexity, alone.kl_to_dense) == (found.perplexity, None)
+    config = speaker / "tokenizer_config.json"  # a base model has none, and is not asked here
+    settings = json.loads(config.read_text())
+    settings.pop("chat_template", None)
+    config.write_text(json.dumps(settings))
+    (speaker / "chat_template.jinja").unlink(missing_ok=True)
+    assert evaluate(speaker, refusals=False, text=text, window=32, windows=3, dense=str(speaker)).utility == found
+    with pytest.raises(ModelError, match="has no chat template"):
+        evaluate(speaker, limit=1)
 
 
 def test_questions_are_sampled_and_counted(tmp_path: Path) -> None:

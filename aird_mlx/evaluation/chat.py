@@ -46,17 +46,20 @@ class MlxChat:
         revision: str | None = None,
         trust_remote_code: bool = False,
         batch_size: int = BATCH_SIZE,
+        chat: bool = True,
     ) -> MlxChat:
         """Load ``demo``, a folder, or a hub id; blocks are read as they run where they do not all fit.
+
+        A model that is not going to be asked (``chat`` False) needs no chat template.
 
         Raises:
             ModelError: there is none, or it cannot be read.
         """
         folder = find_folder(model, revision=revision)
         if needs_streaming(folder):
-            streamed = load(model, revision=revision, trust_remote_code=trust_remote_code, streaming=True)
+            streamed = load(model, revision=revision, trust_remote_code=trust_remote_code, streaming=True, chat=chat)
             return cls(streamed.network, streamed.tokenizer, streamed.config, batch_size, streamed)
-        read = read_network(folder, read_config(folder), trust_remote_code=trust_remote_code)
+        read = read_network(folder, read_config(folder), trust_remote_code=trust_remote_code, chat=chat)
         return cls(*read, batch_size)
 
     @property

@@ -48,7 +48,12 @@ BAD_VALUES = (ValueError, TypeError, LookupError, AttributeError, ArithmeticErro
 
 
 def load(
-    model: str | Path, *, revision: str | None = None, trust_remote_code: bool = False, streaming: bool = False
+    model: str | Path,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    streaming: bool = False,
+    chat: bool = True,
 ) -> ChatModel:
     """Load a chat model through mlx-lm: ``demo``, a local folder, or a hub id.
 
@@ -59,6 +64,7 @@ def load(
         revision: branch, tag or commit of a hub id.
         trust_remote_code: run Python code that comes with the model, its tokenizer's included.
         streaming: read blocks when they run and let go of them afterwards, see `BlockStream`.
+        chat: it will be asked, and needs a chat template.
 
     Raises:
         ModelError: no such folder or id, files missing or corrupt, an unsupported model type, code that may not run, no
@@ -68,7 +74,9 @@ def load(
     folder = find_folder(name, revision=revision)
     config = read_config(folder)
     check_model_type(config)
-    network, tokenizer, complete = read_network(folder, config, trust_remote_code=trust_remote_code, lazy=streaming)
+    network, tokenizer, complete = read_network(
+        folder, config, trust_remote_code=trust_remote_code, lazy=streaming, chat=chat
+    )
     row = architecture_of(complete)
     loaded = ChatModel(network, tokenizer, complete, name, folder, row or Architecture("", "", ()))
     _dequantize(loaded)
@@ -100,7 +108,12 @@ def check_model_type(config: Mapping[str, Any]) -> None:
 
 
 def read_network(
-    folder: Path, config: Mapping[str, Any], *, trust_remote_code: bool = False, lazy: bool = False
+    folder: Path,
+    config: Mapping[str, Any],
+    *,
+    trust_remote_code: bool = False,
+    lazy: bool = False,
+    chat: bool = True,
 ) -> tuple[nn.Module, TokenizerWrapper, dict[str, Any]]:
     """Network (quantized if its files are), tokenizer and config of any chat model that mlx-lm runs.
 
@@ -109,6 +122,7 @@ def read_network(
         config: what `read_config` gave.
         trust_remote_code: run Python code that comes with the model, its tokenizer's included.
         lazy: read weights when they are used.
+        chat: it will be asked, and needs a chat template.
 
     Raises:
         ModelError: files missing or corrupt, a model type mlx-lm does not know, code that may not run, no template.
@@ -124,7 +138,7 @@ def read_network(
             "is needed. Read the code, and if you trust it, add --trust-remote-code."
         )
     network, complete = _read_weights(folder, config, trust_remote_code, lazy)
-    return network, _load_tokenizer(folder, complete, trust_remote_code), complete
+    return network, _load_tokenizer(folder, complete, trust_remote_code, chat), complete
 
 
 def _read_weights(
@@ -186,7 +200,7 @@ def _rope(config: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _load_tokenizer(folder: Path, config: Mapping[str, Any], trust_remote_code: bool) -> TokenizerWrapper:
+def _load_tokenizer(folder: Path, config: Mapping[str, Any], trust_remote_code: bool, chat: bool) -> TokenizerWrapper:
     from huggingface_hub.errors import StrictDataclassError
 
     if not any((folder / name).is_file() for name in TOKENIZERS):
@@ -207,7 +221,7 @@ def _load_tokenizer(folder: Path, config: Mapping[str, Any], trust_remote_code: 
             f"model: the tokenizer in {folder} cannot be read ({_reason(error)}); an intact one is needed. "
             "Download it again."
         ) from error
-    if not tokenizer.chat_template:
+    if chat and not tokenizer.chat_template:
         raise ModelError(
             f"model: {folder} has no chat template, so it cannot be asked as a chat model; a chat or instruct model "
             "is needed (tokenizer_config.json or chat_template.jinja). Use the instruct version."
