@@ -100,9 +100,9 @@ def _candidates(groups: mx.array, bits: int, dtype: mx.Dtype) -> Iterator[tuple[
     high = mx.maximum(groups.max(axis=-1, keepdims=True), 0.0)
     span = high - low
     ideal = mx.where(span > 0, mx.round(-low / mx.where(span > 0, span, 1.0) * top), 0.0)
-    # GGUF has 4 and 5 bits with a scale and a minimum in f16: there too the zero is to be exact.
-    significand = min(_SIGNIFICAND[dtype], _SIGNIFICAND[mx.float16]) if bits in (4, 5) else _SIGNIFICAND[dtype]
-    least = _LEAST_HALF if bits in (4, 5) or dtype == mx.float16 else 0.0
+    # GGUF takes codes of up to 5 bits over with a scale and a minimum in f16: there too the zero is to be exact.
+    significand = min(_SIGNIFICAND[dtype], _SIGNIFICAND[mx.float16]) if bits <= 5 else _SIGNIFICAND[dtype]
+    least = _LEAST_HALF if bits <= 5 or dtype == mx.float16 else 0.0
     middle = mx.full(ideal.shape, float(2 ** (bits - 1)))
     step = 2 ** max(bits - 4, 0)
     round_zero = mx.clip(mx.round(ideal / step) * step, 0, top - step + 1)
