@@ -133,7 +133,7 @@ def test_exported_file_has_the_codes_of_the_written_folder(whole_run: tuple[Path
     _, report = whole_run
     row = report.stage("exported:q4_1")
     assert row.parity is not None
-    assert row.parity.argmax_agreement > 0.97  # rounding anew to q4_1 gives about 0.8
+    assert row.parity.mean_kl < 0.002  # the likeliest token is a near tie in one text of this model
     assert any("keep their codes, and scales as float16 holds them" in note for note in row.notes)
     assert not any("quantized anew" in note for note in row.notes), "pruned weights have scales with an exact zero"
 
