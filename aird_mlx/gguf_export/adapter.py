@@ -23,6 +23,7 @@ from aird_mlx.errors import ExportError
 from aird_mlx.gguf_export.encoding import read_values
 from aird_mlx.gguf_export.general import read_licence
 from aird_mlx.gguf_export.header import Value, add_extra_metadata
+from aird_mlx.gguf_export.keys import encode_keys
 from aird_mlx.gguf_export.outtypes import Kind
 from aird_mlx.gguf_export.preparation import Prepared, prepare
 from aird_mlx.gguf_export.stream import hash_file, whole_file, write_tensors
@@ -100,7 +101,7 @@ def export_lora(
         for own, (_, planned, _) in zip(ranks, places, strict=True)
     )
     with whole_file(outfile, size + (1 << 16)) as partial:
-        write_tensors(header, partial, _tensors(places, rank, alpha, lost))
+        write_tensors(header, encode_keys(header.kv_data[0]), partial, _tensors(places, rank, alpha, lost))
     return LoraFile(outfile, alpha, outfile.stat().st_size, lost.share, digest, distance)
 
 

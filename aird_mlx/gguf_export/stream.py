@@ -57,11 +57,12 @@ def whole_file(outfile: Path, needed: int) -> Iterator[Path]:
                 created.rmdir()  # fails, and ends this, where the file was written
 
 
-def write_tensors(writer: gguf.GGUFWriter, path: Path, tensors: Iterable[Iterable[np.ndarray]]) -> None:
+def write_tensors(writer: gguf.GGUFWriter, keys: bytes, path: Path, tensors: Iterable[Iterable[np.ndarray]]) -> None:
     """Write header, keys and tensors to ``path``.
 
     Args:
         writer: with every key and tensor header, nothing written yet; closed at the end, come what may.
+        keys: the writer's, from `encode_keys`.
         path: of the file.
         tensors: for each header, in order, the bytes in pieces; asked for the next when one is written.
 
@@ -69,7 +70,7 @@ def write_tensors(writer: gguf.GGUFWriter, path: Path, tensors: Iterable[Iterabl
         OSError: what writing raises, and whatever the pieces raise.
     """
     try:
-        file = _write_header(writer, path)
+        file = _write_header(writer, keys, path)
         _align(file, writer.data_alignment)
         for pieces in tensors:
             for piece in pieces:
@@ -88,17 +89,17 @@ def _align(file: BinaryIO, alignment: int) -> None:
 def write_outline(writer: gguf.GGUFWriter, path: Path, size: int) -> None:
     """Write header and keys, and let the file be ``size`` bytes longer without a tensor in it (a sparse file)."""
     try:
-        file = _write_header(writer, path)
+        file = _write_header(writer, encode_keys(writer.kv_data[0]), path)
         file.truncate(file.tell() + writer.data_alignment + size)
     finally:
         writer.close()
 
 
-def _write_header(writer: gguf.GGUFWriter, path: Path) -> BinaryIO:
+def _write_header(writer: gguf.GGUFWriter, keys: bytes, path: Path) -> BinaryIO:
     writer.write_header_to_file(path)
     assert writer.fout is not None
     file: BinaryIO = writer.fout[0]
-    file.write(encode_keys(writer.kv_data[0]))
+    file.write(keys)
     writer.state = WriterState.KV_DATA
     writer.write_ti_data_to_file()
     return file

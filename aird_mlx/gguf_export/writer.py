@@ -251,16 +251,16 @@ def _write(
     copied: bool,
 ) -> None:
     """Write the file, if need be by way of one that llama.cpp's quantizer reads, and whose zeros are then counted."""
-    keys = len(encode_keys(header.kv_data[0]))
+    keys = encode_keys(header.kv_data[0])
     if prepared.wanted.native:
-        with whole_file(outfile, (1 + copied) * (keys + prepared.size_bytes)) as partial:
-            write_tensors(header, partial, tensors_of_file)
+        with whole_file(outfile, (1 + copied) * (len(keys) + prepared.size_bytes)) as partial:
+            write_tensors(header, keys, partial, tensors_of_file)
         return
-    size = keys + _quantized_bytes(prepared, order)
-    with whole_file(outfile, size + max(keys + prepared.size_bytes, copied * size)) as partial:
+    size = len(keys) + _quantized_bytes(prepared, order)
+    with whole_file(outfile, size + max(len(keys) + prepared.size_bytes, copied * size)) as partial:
         exact = outfile.with_name(outfile.name + ".exact.partial")
         try:
-            write_tensors(header, exact, tensors_of_file)
+            write_tensors(header, keys, exact, tensors_of_file)
             quantize_file(exact, partial, order)
             tally.zeros, tally.zeros_kept = _count_zeros(exact, partial)
         finally:
