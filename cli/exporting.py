@@ -53,7 +53,8 @@ def export_files(
             found = exporter.export(path, kind, progress=progress, **how)
         written = found.written
         apps = write_chat_apps(path, written.chat, parts=written.parts) if chat_apps else None
-        placed = [place_in_lm_studio(part, lm_studio, chosen) for part in written.parts or (written.path,) if lm_studio]
+        parts = written.parts or (written.path,)
+        placed = [place_in_lm_studio(part, lm_studio, chosen) for part in parts] if lm_studio else []
         codes.append(show(found.exit_code, render.show_export, found, apps, placed))
     return max(codes)
 

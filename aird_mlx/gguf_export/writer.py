@@ -30,6 +30,7 @@ from aird_mlx.gguf_export.library import is_available
 from aird_mlx.gguf_export.llama_quantizer import Order, find_mixture, quantize_file
 from aird_mlx.gguf_export.notes import notes_on_writing
 from aird_mlx.gguf_export.outtypes import Kind, check_zero_exact
+from aird_mlx.gguf_export.packing import parts_of
 from aird_mlx.gguf_export.preparation import Prepared, prepare
 from aird_mlx.gguf_export.stream import whole_file, write_outline, write_tensors
 from aird_mlx.gguf_export.tensors import PlannedTensor, is_block_linear
@@ -306,14 +307,20 @@ def _count_zeros(exact: Path, quantized: Path) -> tuple[int, int]:
     before = {tensor.name: tensor for tensor in gguf.GGUFReader(exact).tensors}
     for tensor in gguf.GGUFReader(quantized).tensors:
         if is_block_linear(tensor.name, tuple(tensor.shape)):
-            one, other = (of.data.reshape(-1, of.data.shape[-1]) for of in (before[tensor.name], tensor))
-            step = max(1, BYTES_AT_A_TIME // one[:1].nbytes)
-            for start in range(0, len(one), step):
-                pairs = ((one, before[tensor.name].tensor_type), (other, tensor.tensor_type))
-                was, now = (dequantize(rows[start : start + step].view(np.uint8), kind) == 0 for rows, kind in pairs)
+            for part in parts_of(_rows(before[tensor.name]), BYTES_AT_A_TIME):
+                was, now = (_are_zero(one, part) for one in (before[tensor.name], tensor))
                 zeros += int(np.count_nonzero(now))
                 kept += int(np.count_nonzero(was & now))
     return zeros, kept
+
+
+def _rows(tensor: gguf.ReaderTensor) -> np.ndarray:
+    return tensor.data.reshape(-1, tensor.data.shape[-1])
+
+
+def _are_zero(tensor: gguf.ReaderTensor, part: slice) -> np.ndarray:
+    """Of some rows, ``[row, in]`` bool, which weights a runtime decodes to zero."""
+    return dequantize(_rows(tensor)[part].view(np.uint8), tensor.tensor_type) == 0
 
 
 def _carries(file: Path, extra: Mapping[str, Value]) -> bool:

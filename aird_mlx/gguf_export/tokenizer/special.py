@@ -81,13 +81,16 @@ def find_special_ids(
     if "eos" not in ids:  # llama.cpp would take token 11, or token 2
         ids["eos"] = _find_end(at)
     ids.setdefault("bos", at.get("[gMASK]", ids["eos"]))  # GLM names none, and begins its chats with that
-    return _with_ends(ids, at, set(read_end_ids(folder, len(tokens))))
+    return _with_ends(ids, at, set(_end_ids(configs, len(tokens))))
 
 
 def read_end_ids(folder: Path, size: int) -> list[int]:
     """The ids of a vocabulary of ``size`` that the configs of a model say end an answer, in their order, each once."""
-    ids = (number for config in _read_configs(folder) for number in _ids_in(config, "eos_token_id", size))
-    return list(dict.fromkeys(ids))
+    return _end_ids(_read_configs(folder), size)
+
+
+def _end_ids(configs: Sequence[Mapping[str, Any]], size: int) -> list[int]:
+    return list(dict.fromkeys(number for config in configs for number in _ids_in(config, "eos_token_id", size)))
 
 
 def _read_configs(folder: Path) -> list[Mapping[str, Any]]:
