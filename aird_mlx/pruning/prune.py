@@ -155,19 +155,14 @@ def prune_model(
             linear = model.linear(block, name)
             own = allocation.sparsities[block, name] if allocation else asked
             damping, before = None, _share_of_zeros(linear.weight)
-            seen = inputs.seen(name)
+            squares, seen = inputs.values.get(name), inputs.seen(name)
             if method == "sparsegpt":
-                linear.weight, damping = _sparsify(linear.weight, inputs.values[name], seen, own, groups)
+                assert squares is not None
+                linear.weight, damping = _sparsify(linear.weight, squares, seen, own, groups)
             else:
-                if method == "wanda":
-                    scores = wanda_scores(linear.weight, _norms(inputs.values[name], seen))
-                elif method == "magnitude":
-                    scores = magnitude_scores(linear.weight)
-                else:
-                    scores = random_scores(linear.weight, keys[block, name])
+                scores = _scores(method, linear.weight, squares, seen, keys[block, name])
                 mask = removal_mask(scores, own, groups=groups, scope=scope)
                 linear.weight = mx.where(mask, mx.zeros_like(linear.weight), linear.weight)
-            zeros, bits = _share_of_zeros(linear.weight), 8 * linear.weight.dtype.size
             unseen = [] if seen is None else [expert for expert, is_seen in enumerate(seen.tolist()) if not is_seen]
             tensors.append(
                 TensorSparsity(
@@ -175,10 +170,10 @@ def prune_model(
                     name=name,
                     weights=linear.weight.size,
                     asked=own,
-                    sparsity=zeros,
+                    sparsity=_share_of_zeros(linear.weight),
                     damping=damping,
                     before=before,
-                    bits=bits,
+                    bits=8 * linear.weight.dtype.size,
                     unseen=unseen,
                 )
             )
@@ -258,6 +253,14 @@ def _inputs(walk: Walk | None, names: Sequence[str], method: str) -> InputStatis
     if walk is None:
         return InputStatistics({})
     return input_squares(walk, names) if method == "wanda" else second_moments(walk, names)
+
+
+def _scores(method: str, weight: mx.array, squares: mx.array | None, seen: mx.array | None, key: mx.array) -> mx.array:
+    """What each weight is worth to a method that removes those of least worth."""
+    if method == "wanda":
+        assert squares is not None
+        return wanda_scores(weight, _norms(squares, seen))
+    return magnitude_scores(weight) if method == "magnitude" else random_scores(weight, key)
 
 
 def _norms(squares: mx.array, seen: mx.array | None) -> mx.array:
