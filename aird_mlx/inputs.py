@@ -24,6 +24,11 @@ DEMO_HELD_OUT_DIALOGUES = 300
 # And how many the probe of an exported file is fitted and validated on: it has thousands of weights.
 DEMO_PROBE_COUNTS = (2000, 600)
 
+NO_TWINS = (
+    "no benign twins: whether the repair refuses prompts that only look harmful more often than before was not "
+    "measured. Give some with --twins; it learns from them as well"
+)
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -42,6 +47,12 @@ class Inputs:
     held_out_texts: tuple[str, ...]
     held_out_dialogues: tuple[tuple[str, str], ...]
     probe: ContrastSet
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Where the prompts come from, and what cannot be known from them."""
+        unknown = () if self.contrast.twin.test else (NO_TWINS,)
+        return (f"prompts: {self.contrast.origin}", *unknown)
 
 
 def gather_inputs(

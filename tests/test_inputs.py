@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 
 from aird_mlx.errors import PromptError
-from aird_mlx.inputs import DEMO_PROBE_COUNTS, TEXT_CHUNK, Inputs, gather_inputs, held_out_sequences, text_sequences
+from aird_mlx.inputs import (
+    DEMO_PROBE_COUNTS,
+    NO_TWINS,
+    TEXT_CHUNK,
+    Inputs,
+    gather_inputs,
+    held_out_sequences,
+    text_sequences,
+)
 from aird_mlx.model import ChatModel
 from aird_mlx.prompts import KINDS, render_prompt
 
@@ -80,6 +88,7 @@ def test_own_files_are_split_and_named_as_origin(tmp_path: Path) -> None:
     assert sorted(parts_of(inputs, "harmful")) == sorted(harmful.read_text().splitlines())
     assert sorted(parts_of(inputs, "harmless")) == sorted(harmless.read_text().splitlines())
     assert parts_of(inputs, "twin") == (), "built-in twins may be about something else"
+    assert inputs.notes == (f"prompts: {inputs.contrast.origin}", NO_TWINS)
     assert str(harmful) in inputs.contrast.origin
     assert str(harmless) in inputs.contrast.origin
 
@@ -104,6 +113,7 @@ def test_test_prompts_from_the_built_in_set_are_taken_out_of_find_and_validate(t
 def test_own_twins_are_read(tmp_path: Path) -> None:
     inputs = gather_inputs("some/model", 0, twins=write(tmp_path, "twins.txt", "twin"))
     assert len(parts_of(inputs, "twin")) == 20
+    assert len(inputs.notes) == 1
 
 
 def test_limit_shortens_the_test_part_only() -> None:

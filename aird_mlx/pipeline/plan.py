@@ -62,7 +62,7 @@ def plan_repair(settings: RepairSettings) -> Plan:
         "write the MLX folder and evaluate what was written",
         *(f"export GGUF {kind}, run it in llama.cpp, and write its manifest" for kind in settings.gguf),
     ]
-    notes = [*dense.notes, f"prompts: {contrast.origin}"]
+    notes = [*dense.notes, *inputs.notes]
     if settings.gguf and not is_available():
         notes.append(f"{NOT_INSTALLED}: exported files would not be checked")
     size = int(dense.parameters * dense.bits_per_weight / 8)

@@ -74,7 +74,7 @@ def make_report(
             *(pruned.notes if pruned else []),
             *(_quantization_notes(quantized) if quantized else []),
             *_size_notes(pruned, quantized),
-            f"prompts: {inputs.contrast.origin}",
+            *inputs.notes,
             *dict.fromkeys(exported),
         ],
         timings=workspace.timings,
