@@ -11,8 +11,8 @@ from typing import Any
 import mlx.core as mx
 
 from aird_mlx import __version__
-from aird_mlx.gguf_export.stream import hash_file
 from aird_mlx.model import COMPANION_FILES
+from aird_mlx.workspace import hash_file
 
 
 def describe_environment(seed: int) -> dict[str, Any]:

@@ -38,9 +38,14 @@ from aird_mlx.gguf_export import check_exportable, check_parity, export_gguf, is
 from aird_mlx.gguf_export.blocks import dequantize, quantize
 from aird_mlx.gguf_export.families import read_hyperparameters
 from aird_mlx.gguf_export.families.rope import neighbours, rope_frequency_factors
+from aird_mlx.gguf_export.header import describe
+from aird_mlx.gguf_export.keys import encode_keys
 from aird_mlx.gguf_export.likelihood import log_likelihoods
+from aird_mlx.gguf_export.preparation import prepare
 from aird_mlx.gguf_export.runtime import LlamaRuntime
+from aird_mlx.gguf_export.stream import whole_gguf, write_tensors
 from aird_mlx.gguf_export.tokenizer import identify_pre_tokenizer, read_vocabulary
+from aird_mlx.workspace import unfinished_of
 
 needs_llama = pytest.mark.skipif(not is_available(), reason="llama-cpp-python is not installed")
 DATA = Path(os.environ.get("AIRD_TEST_DATA", "/nonexistent")) / "tokenizers"
@@ -775,7 +780,7 @@ def test_interrupted_export_leaves_nothing(folders: dict[str, Path], tmp_path: P
 
     def interrupt(done: int, total: int) -> None:
         if done == 5:
-            assert outfile.with_name("m.gguf.partial").stat().st_size > 0
+            assert unfinished_of(outfile).stat().st_size > 0
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -812,9 +817,15 @@ def test_only_the_file_of_the_same_run_is_replaced(folders: dict[str, Path], tmp
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
 def test_full_disk_is_one_line(folders: dict[str, Path], tmp_path: Path) -> None:
-    (tmp_path / "m.gguf.partial").symlink_to("/dev/full")
+    header = describe(prepare(folders["llama-tied"], "f32"), None, {})
+
+    def write() -> None:
+        with whole_gguf(tmp_path / "m.gguf", 1) as partial:
+            partial.symlink_to("/dev/full")
+            write_tensors(header, encode_keys(header.kv_data[0]), partial, [])
+
     with pytest.raises(ExportError, match=r"does not fit: the disk is full") as caught:
-        export_gguf(folders["llama-tied"], tmp_path / "m.gguf", "f32")
+        write()
     assert_one_line(caught.value)
     cause = caught.value.__cause__
     assert isinstance(cause, OSError)

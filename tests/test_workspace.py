@@ -15,7 +15,16 @@ import mlx.core as mx
 import pytest
 
 from aird_mlx.errors import OutputError, ResumeError
-from aird_mlx.workspace import Workspace, read_json, whole_folder, write_json, write_text, writing_to
+from aird_mlx.workspace import (
+    Workspace,
+    read_json,
+    unfinished_of,
+    whole_file,
+    whole_folder,
+    write_json,
+    write_text,
+    writing_to,
+)
 
 SETTINGS = {"model": "demo", "seed": 0}
 
@@ -375,6 +384,25 @@ def test_folder_is_whole_or_not_there(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="not empty"), whole_folder(path) as partial:
         (partial / "other").write_text("")
     assert [one.name for one in path.parent.rglob("*")] == ["model", "config.json"], "what is there stays as it was"
+
+
+def test_file_is_whole_or_not_there_nor_are_folders_made_for_it(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "model.gguf"
+    with pytest.raises(MemoryError), whole_file(path) as partial:
+        half(partial)
+    assert list(tmp_path.iterdir()) == []
+    left = unfinished_of(path)
+    left.mkdir(parents=True)
+    (left / "of a killed run").write_text("")
+    with whole_file(path) as partial:
+        partial.write_text("whole")
+        assert not path.exists()
+    assert [(one.name, one.read_text()) for one in path.parent.iterdir()] == [("model.gguf", "whole")]
+
+
+def half(partial: Path) -> None:
+    partial.write_text("half")
+    raise MemoryError
 
 
 def test_what_a_user_called_writing_is_left_alone(tmp_path: Path) -> None:

@@ -26,10 +26,11 @@ from aird_mlx.gguf_export.header import Value, add_extra_metadata
 from aird_mlx.gguf_export.keys import encode_keys
 from aird_mlx.gguf_export.outtypes import Kind
 from aird_mlx.gguf_export.preparation import Prepared, prepare
-from aird_mlx.gguf_export.stream import hash_file, whole_file, write_tensors
+from aird_mlx.gguf_export.stream import whole_gguf, write_tensors
 from aird_mlx.gguf_export.tensors import PlannedTensor
 from aird_mlx.model import read_config
 from aird_mlx.patch import LinearPatch, Patch, factor_change
+from aird_mlx.workspace import hash_file
 
 # A base whose weights are further off than this (relative, of all that is patched) is another model.
 FURTHEST_BASE = 0.6
@@ -100,7 +101,7 @@ def export_lora(
         4 * own * sum(planned.shape[-2:]) * math.prod(planned.shape[:-2])
         for own, (_, planned, _) in zip(ranks, places, strict=True)
     )
-    with whole_file(outfile, size + (1 << 16)) as partial:
+    with whole_gguf(outfile, size + (1 << 16)) as partial:
         write_tensors(header, encode_keys(header.kv_data[0]), partial, _tensors(places, rank, alpha, lost))
     return LoraFile(outfile, alpha, outfile.stat().st_size, lost.share, digest, distance)
 

@@ -19,7 +19,7 @@ from aird_mlx.gguf_export.header import Value, add_extra_metadata
 from aird_mlx.gguf_export.keys import encode_keys
 from aird_mlx.gguf_export.outtypes import Kind
 from aird_mlx.gguf_export.preparation import prepare
-from aird_mlx.gguf_export.stream import whole_file, write_tensors
+from aird_mlx.gguf_export.stream import whole_gguf, write_tensors
 
 
 def export_control_vector(
@@ -53,5 +53,5 @@ def export_control_vector(
     writer.add_tensor_info(
         f"direction.{layer - 1}", values.shape, np.dtype(np.float32), values.nbytes, raw_dtype=Kind.F32
     )
-    with whole_file(outfile, values.nbytes + (1 << 16)) as partial:
+    with whole_gguf(outfile, values.nbytes + (1 << 16)) as partial:
         write_tensors(writer, encode_keys(writer.kv_data[0]), partial, [[values]])

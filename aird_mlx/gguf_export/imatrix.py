@@ -19,7 +19,7 @@ import numpy as np
 
 from aird_mlx.activations import TokenBatch, Walk
 from aird_mlx.errors import ExportError
-from aird_mlx.gguf_export.stream import whole_file
+from aird_mlx.gguf_export.stream import whole_gguf
 from aird_mlx.gguf_export.tensors import PlannedTensor
 from aird_mlx.model import ChatModel
 from aird_mlx.pruning.moments import input_squares
@@ -162,7 +162,7 @@ def write_imatrix(imatrix: Imatrix, path: Path) -> None:
         stack = len(entry.counts) > 1
         writer.add_tensor(name + SUMS, entry.sums if stack else entry.sums[0])
         writer.add_tensor(name + COUNTS, entry.counts[:, None] if stack else entry.counts)
-    with whole_file(path, sum(entry.sums.nbytes + 1024 for entry in imatrix.entries.values())) as partial:
+    with whole_gguf(path, sum(entry.sums.nbytes + 1024 for entry in imatrix.entries.values())) as partial:
         try:
             writer.write_header_to_file(partial)
             writer.write_kv_data_to_file()

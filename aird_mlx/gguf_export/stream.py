@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -19,12 +18,12 @@ from gguf.gguf_writer import WriterState
 
 from aird_mlx.errors import ExportError
 from aird_mlx.gguf_export.keys import encode_keys
-from aird_mlx.workspace import partial_of
+from aird_mlx.workspace import whole_file
 
 
 @contextlib.contextmanager
-def whole_file(outfile: Path, needed: int) -> Iterator[Path]:
-    """A path to write to, renamed to ``outfile`` at the end; removed, with folders made for it, if anything fails.
+def whole_gguf(outfile: Path, needed: int) -> Iterator[Path]:
+    """`whole_file`, once it is sure that the disk has room.
 
     Args:
         outfile: the file to be.
@@ -33,28 +32,21 @@ def whole_file(outfile: Path, needed: int) -> Iterator[Path]:
     Raises:
         ExportError: there is no room, or the folder cannot be written.
     """
-    partial = partial_of(outfile)
-    new_folders = [folder for folder in outfile.parents if not folder.exists()]  # the innermost first
     try:
-        outfile.parent.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(outfile.parent).free
-        if free < needed:
-            raise OSError(errno.ENOSPC, f"{free} bytes free")
-        yield partial
-        partial.replace(outfile)
+        with whole_file(outfile) as partial:
+            free = shutil.disk_usage(outfile.parent).free
+            if free < needed:
+                raise OSError(errno.ENOSPC, f"{free} bytes free")
+            yield partial
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT):
             raise ExportError(
                 f"gguf: {outfile.name} does not fit: the disk is full, or a size limit is reached ({error}); {needed} "
                 "bytes are needed. Free space, or choose a smaller type."
             ) from error
-        raise ExportError(f"gguf: {partial} cannot be written ({error}); a writable folder is needed. "
-                          "Choose another outfile.") from error  # fmt: skip
-    finally:  # also after KeyboardInterrupt
-        with contextlib.suppress(OSError):
-            partial.unlink(missing_ok=True)
-            for created in new_folders:
-                created.rmdir()  # fails, and ends this, where the file was written
+        raise ExportError(
+            f"gguf: {outfile} cannot be written ({error}); a writable folder is needed. Choose another outfile."
+        ) from error
 
 
 def write_tensors(writer: gguf.GGUFWriter, keys: bytes, path: Path, tensors: Iterable[Iterable[np.ndarray]]) -> None:
@@ -103,12 +95,3 @@ def _write_header(writer: gguf.GGUFWriter, keys: bytes, path: Path) -> BinaryIO:
     writer.state = WriterState.KV_DATA
     writer.write_ti_data_to_file()
     return file
-
-
-def hash_file(path: Path) -> str:
-    """The sha256 of a file's bytes, hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as opened:
-        while chunk := opened.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()

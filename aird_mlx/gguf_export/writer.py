@@ -1,8 +1,8 @@
 """The export: one model folder in, one GGUF file out, tensor by tensor.
 
 Prepares first (`preparation`), so that whatever must be refused is refused before a file exists; then streams one
-tensor at a time into ``<outfile>.partial`` and renames it when it is whole. Knows nothing about running
-the file: that is `runtime` and `parity`. Source: GGUF v3 as PyPI's ``gguf`` writes it.
+tensor at a time into a file that gets its name when it is whole. Knows nothing about running it: that is `runtime`
+and `parity`. Source: GGUF v3 as PyPI's ``gguf`` writes it.
 """
 
 from __future__ import annotations
@@ -32,8 +32,9 @@ from aird_mlx.gguf_export.notes import notes_on_writing
 from aird_mlx.gguf_export.outtypes import Kind, check_zero_exact
 from aird_mlx.gguf_export.packing import parts_of
 from aird_mlx.gguf_export.preparation import Prepared, prepare
-from aird_mlx.gguf_export.stream import whole_file, write_outline, write_tensors
+from aird_mlx.gguf_export.stream import whole_gguf, write_outline, write_tensors
 from aird_mlx.gguf_export.tensors import PlannedTensor, is_block_linear
+from aird_mlx.workspace import unfinished_of
 
 MOST_WORKERS = 4  # that encode; writing waits for them more than for the disk
 WAITING = 3  # jobs more than workers, so that none of these waits while the file is written
@@ -120,7 +121,7 @@ def export_gguf(
     Args:
         folder: an MLX or Hugging Face model: ``config.json``, ``*.safetensors``, tokenizer files.
         outfile: must not exist, unless it carries the same ``extra_metadata``: an interrupted run's own file, which
-            is replaced. Written as ``<outfile>.partial`` first.
+            is replaced.
         outtype: of `outtypes.OUTTYPES`, or ``auto``: what the folder holds, MLX-quantized weights in the block that
             takes their codes and scales. Norms and biases are always f32.
         embedding_type, output_type: of these two matrices; None: as the others.
@@ -254,12 +255,12 @@ def _write(
     """Write the file, if need be by way of one that llama.cpp's quantizer reads, and whose zeros are then counted."""
     keys = encode_keys(header.kv_data[0])
     if prepared.wanted.native:
-        with whole_file(outfile, (1 + copied) * (len(keys) + prepared.size_bytes)) as partial:
+        with whole_gguf(outfile, (1 + copied) * (len(keys) + prepared.size_bytes)) as partial:
             write_tensors(header, keys, partial, tensors_of_file)
         return
     size = len(keys) + _quantized_bytes(prepared, order)
-    with whole_file(outfile, size + max(len(keys) + prepared.size_bytes, copied * size)) as partial:
-        exact = outfile.with_name(outfile.name + ".exact.partial")
+    with whole_gguf(outfile, size + max(len(keys) + prepared.size_bytes, copied * size)) as partial:
+        exact = unfinished_of(outfile.with_name(outfile.name + ".exact"))
         try:
             write_tensors(header, keys, exact, tensors_of_file)
             quantize_file(exact, partial, order)

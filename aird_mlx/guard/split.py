@@ -23,7 +23,7 @@ from aird_mlx.guard.manifest import encode_text
 from aird_mlx.guard.parts import MOST_PARTS, SPLIT_COUNT, SPLIT_NUMBER, SPLIT_TENSORS, part_path
 from aird_mlx.guard.seal import sidecar_of, write_root
 from aird_mlx.guard.structure import DEFAULT_ALIGNMENT, Structure, Tensor, opened, padded, parse
-from aird_mlx.workspace import partial_of, remove, unfinished_of
+from aird_mlx.workspace import folders_above, remove, unfinished_of
 
 KEYS_START = 24  # magic, version, and how many tensors and keys
 UNITS = {"K": 10**3, "M": 10**6, "G": 10**9}
@@ -71,17 +71,18 @@ def export_in_parts(
         check_no_parts(outfile)
     else:
         check_new_file(outfile, {})
-    made = [folder for folder in outfile.parents if not folder.exists()]
     temporary = unfinished_of(outfile)
-    try:
-        outfile.parent.mkdir(parents=True, exist_ok=True)
-        remove(temporary)  # of a killed run
-        temporary.mkdir()
-    except OSError as error:
-        raise ExportError(
-            f"gguf: {outfile.parent} cannot be written ({error}); a writable folder is needed. Choose another outfile."
-        ) from error
-    try:
+    with contextlib.ExitStack() as working:
+        try:
+            working.enter_context(folders_above(outfile))
+            remove(temporary)  # of a killed run
+            temporary.mkdir()
+        except OSError as error:
+            raise ExportError(
+                f"gguf: {outfile.parent} cannot be written ({error}); a writable folder is needed. Choose another "
+                "outfile."
+            ) from error
+        working.callback(remove, temporary)
         written = export_gguf(folder, temporary / outfile.name, outtype, copied=True, **how)
         finish(written)
         if is_split:
@@ -93,11 +94,6 @@ def export_in_parts(
                     path.replace(outfile.with_name(path.name))
         size = sum(part.stat().st_size for part in parts)
         return dataclasses.replace(written, path=parts[0], size_bytes=size, parts=tuple(parts) if is_split else ())
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        with contextlib.suppress(OSError):  # the first that is not empty ends it
-            for parent in made:
-                parent.rmdir()
 
 
 def plan_in_parts(
@@ -168,11 +164,11 @@ def split_file(
             if free < structure.size:
                 raise OSError(f"{free} bytes are free")
             for number, (path, tensors) in enumerate(zip(paths, groups, strict=True)):
-                _write_part(descriptor, structure, partial_of(path), number, len(groups), tensors)
+                _write_part(descriptor, structure, unfinished_of(path), number, len(groups), tensors)
             if ROOT_KEY in structure.keys:
-                write_root([partial_of(path) for path in paths])
+                write_root([unfinished_of(path) for path in paths])
             for path in paths:
-                partial_of(path).replace(path)
+                unfinished_of(path).replace(path)
                 renamed.append(path)
         except OSError as error:
             raise ExportError(
@@ -180,7 +176,7 @@ def split_file(
                 "Free space, or choose another outfile."
             ) from error
         finally:  # also after KeyboardInterrupt
-            for path in [*map(partial_of, paths), *([] if len(renamed) == len(paths) else renamed)]:
+            for path in [*map(unfinished_of, paths), *([] if len(renamed) == len(paths) else renamed)]:
                 path.unlink(missing_ok=True)
     return paths
 

@@ -6,10 +6,11 @@ What cannot be written is one clear error; what would not fit, or has a name tha
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from aird_mlx.errors import OutputError
@@ -25,16 +26,29 @@ def unfinished_of(path: Path) -> Path:
 
 
 @contextmanager
+def folders_above(path: Path) -> Iterator[None]:
+    """Make the folders that ``path`` is to lie in; at the end those of them go again that hold nothing."""
+    made = [folder for folder in path.parents if not folder.exists()]  # the innermost first
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    finally:
+        with suppress(OSError):  # the first that is not empty ends it
+            for folder in made:
+                folder.rmdir()
+
+
+@contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """A name to write a file under, beside ``path``; it gets its own name at the end, or is not there at all."""
     partial = unfinished_of(path)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.unlink(missing_ok=True)  # what a killed run left may be another file's second name
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with folders_above(path):
+        remove(partial)  # what a killed run left may be another file's second name
+        try:
+            yield partial
+            partial.replace(path)
+        finally:  # also after KeyboardInterrupt
+            partial.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -63,6 +77,15 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 def write_text(path: Path, text: str) -> None:
     """`write_whole` for text."""
     write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def hash_file(path: Path) -> str:
+    """The sha256 of a file's bytes, hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as opened:
+        while chunk := opened.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def link_or_copy(source: str | Path, target: str | Path) -> None:
@@ -108,7 +131,7 @@ def writing_to(place: Path, choose: str) -> Iterator[None]:
 
 
 def partial_of(path: Path) -> Path:
-    """The name that a run's folder has until the run has ended, and a GGUF file until it is written."""
+    """The name that a run's folder has until the run has ended."""
     return path.with_name(path.name + ".partial")
 
 
