@@ -84,6 +84,10 @@ def test_importing_the_library_imports_no_mlx() -> None:
     assert heavy_after("import aird_mlx") == []
 
 
+def test_process_that_only_quantizes_waits_for_nothing_heavy() -> None:
+    assert heavy_after("import aird_mlx.libllama") == []
+
+
 def test_help_imports_nothing_heavy() -> None:
     assert heavy_after("from aird_mlx_cli.main import main; main(['repair', '--help']); main(['--help'])") == []
 

@@ -10,11 +10,11 @@ runs at import. Not called ``gguf``, which is the name of the package that reads
 
 from aird_mlx.gguf_export.families import exportable_families, refused_families
 from aird_mlx.gguf_export.file_names import name_files, name_imatrix
-from aird_mlx.gguf_export.library import NOT_INSTALLED, is_available
 from aird_mlx.gguf_export.parity import PROBE_TEXTS, Parity, check_parity
 from aird_mlx.gguf_export.preparation import check_exportable, resolve_outtype
 from aird_mlx.gguf_export.runtime import LlamaRuntime
 from aird_mlx.gguf_export.writer import ExportPlan, GgufFile, check_new_file, export_gguf, plan_export
+from aird_mlx.libllama import NOT_INSTALLED, is_available
 
 __all__ = [
     "NOT_INSTALLED",

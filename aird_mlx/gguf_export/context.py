@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from aird_mlx.errors import ParityError
-from aird_mlx.gguf_export.library import last_errors, last_reason
+from aird_mlx.libllama import last_errors, last_reason
 
 
 class Context:

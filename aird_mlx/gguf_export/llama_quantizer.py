@@ -1,33 +1,25 @@
 """llama.cpp's own quantizer: K-quants and the types without a kernel here, from a file that holds the weights exactly.
 
-Calls libllama through llama-cpp-python, or the program ``llama-quantize`` where only that is installed. Either runs in
-a process of its own: the library cannot be interrupted, a process can. Which tensor gets which type of the mixture is
-llama.cpp's decision. Source: ``llama_model_quantize`` in ``llama.h``.
+Asks libllama, or the program ``llama-quantize`` where only that is installed. Either runs in a process of its own: the
+library cannot be interrupted, a process can. Which tensor gets which type of the mixture is llama.cpp's decision.
 """
 
 from __future__ import annotations
 
-import ctypes
-import os
-import pickle
+import dataclasses
 import re
 import shutil
-import signal
 import subprocess
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from aird_mlx.errors import DependencyError, ExportError
 from aird_mlx.gguf_export.imatrix import Imatrix, write_imatrix
-from aird_mlx.gguf_export.library import capture_log, is_available, load_library
 from aird_mlx.gguf_export.outtypes import Kind, OutType, find_outtype
+from aird_mlx.libllama import Quantizing, is_available, quantize, quantize_apart
 
 PROGRAM = "llama-quantize"
-LONGEST_VALUE = 127  # bytes of a text that llama.cpp lets a caller add
-CHILD = f"from {__name__} import main; main()"
 # A line of the log: [ 1/ 21] output.weight - [ 256, 320, 1, 1], type = f16, size = 1.25 MiB -> 0.50 MiB (q6_K)
 LINE = re.compile(r"\]\s+(\S+)\s+- \[.*?\], type =\s*\S+, size =\s*\S+ MiB(?: ->\s*\S+ MiB \((\w+)\))?")
 
@@ -101,75 +93,25 @@ def _run(source: Path, target: Path, order: Order, *, dry_run: bool) -> str:
 
 
 def _run_library(source: Path, target: Path, order: Order, dry_run: bool) -> str:
-    if dry_run:  # done at once
-        status, log = _call_library(source, target, order, dry_run=True)
-        if status != 0:
-            raise _failed(order.outtype, log)
-        return log
-    done = subprocess.run(
-        [sys.executable, "-c", CHILD],
-        input=pickle.dumps((source, target, order)),
-        capture_output=True,
-        check=False,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONSAFEPATH": "1"},
-    )
-    if done.returncode != 0:
-        raise _failed(order.outtype, (done.stdout + done.stderr).decode(errors="replace"))
-    return done.stdout.decode(errors="replace")
+    embedding, output = (None if kind is None else int(kind) for kind in order.special_types)
+    job = Quantizing(str(source), str(target), int(order.outtype.file_type), embedding, output)
+    if order.imatrix is not None:
+        means = {tensor: entry.means() for tensor, entry in order.imatrix.entries.items()}
+        job = dataclasses.replace(job, imatrix=means, imatrix_facts=_facts(order.imatrix))
+    status, log = quantize(job, dry_run=True) if dry_run else quantize_apart(job)  # a dry run is done at once
+    if status != 0:
+        raise _failed(order.outtype, log)
+    return log
 
 
-def main() -> None:
-    """The child: quantizes what it is told on stdin, and says on stdout what llama.cpp says."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-    source, target, order = pickle.load(sys.stdin.buffer)
-    status, log = _call_library(source, target, order, dry_run=False)
-    print(log)
-    sys.exit(status != 0)
-
-
-def _call_library(source: Path, target: Path, order: Order, *, dry_run: bool) -> tuple[int, str]:
-    """llama.cpp's status, 0 if it is done, and all it said."""
-    library = load_library()
-    settings = library.llama_model_quantize_default_params()
-    settings.ftype = int(order.outtype.file_type)
-    settings.nthread = os.cpu_count() or 1
-    settings.dry_run = dry_run
-    embedding, output = order.special_types
-    if embedding is not None:
-        settings.token_embedding_type = int(embedding)
-    if output is not None:
-        settings.output_tensor_type = int(output)
-    kept = None if order.imatrix is None else _give_imatrix(library, settings, order.imatrix)
-    with capture_log() as log:
-        status = library.llama_model_quantize(str(source).encode(), str(target).encode(), settings)
-    del kept  # what ``settings`` points to
-    return int(status), "".join(log)
-
-
-def _give_imatrix(library: Any, settings: Any, imatrix: Imatrix) -> list[object]:
-    """Let ``settings`` point to an importance matrix, and to the keys by which the file names it.
-
-    Returns:
-        What must live until the quantizer is done.
-    """
-    means = [(tensor.encode(), entry.means()) for tensor, entry in imatrix.entries.items()]
-    entries = (library.llama_model_imatrix_data * (len(means) + 1))()  # the last, empty one ends it
-    for entry, (tensor, values) in zip(entries, means, strict=False):
-        entry.name, entry.size = tensor, values.size
-        entry.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
-    words: list[tuple[str, str | int]] = [("file", imatrix.name), ("entries_count", len(means))]
-    words += [("dataset", imatrix.datasets[0])] if imatrix.datasets else []
-    words += [("chunks_count", imatrix.chunk_count)] if imatrix.chunk_count else []
-    keys = (library.llama_model_kv_override * (len(words) + 1))()
-    for key, (word, value) in zip(keys, words, strict=False):
-        key.key = f"quantize.imatrix.{word}".encode()
-        if isinstance(value, str):
-            key.tag = library.LLAMA_KV_OVERRIDE_TYPE_STR
-            key.value.val_str = value.encode()[:LONGEST_VALUE].decode(errors="ignore").encode()
-        else:
-            key.tag, key.value.val_i64 = library.LLAMA_KV_OVERRIDE_TYPE_INT, value
-    settings.imatrix, settings.kv_overrides = entries, keys
-    return [means, entries, keys]
+def _facts(imatrix: Imatrix) -> dict[str, str | int]:
+    """By what the file names it, in llama.cpp's words."""
+    facts: dict[str, str | int] = {"file": imatrix.name, "entries_count": len(imatrix.entries)}
+    if imatrix.datasets:
+        facts["dataset"] = imatrix.datasets[0]
+    if imatrix.chunk_count:
+        facts["chunks_count"] = imatrix.chunk_count
+    return facts
 
 
 def _run_program(source: Path, target: Path, order: Order, dry_run: bool) -> str:

@@ -21,8 +21,8 @@ import numpy as np
 from aird_mlx.errors import ParityError
 from aird_mlx.gguf_export.context import Context
 from aird_mlx.gguf_export.generation import continue_prompts, make_chooser
-from aird_mlx.gguf_export.library import last_errors, last_reason, load_library
 from aird_mlx.gguf_export.residual import ResidualTap
+from aird_mlx.libllama import last_errors, last_reason, load_library
 
 MOST_SEQUENCES = 256  # LLAMA_MAX_SEQ
 PARAMETERS_PER_THREAD = 8_000_000

@@ -26,7 +26,6 @@ from aird_mlx.gguf_export.encoding import BYTES_AT_A_TIME, Tally, encode_job, jo
 from aird_mlx.gguf_export.header import EXTRA_PREFIX, Value, describe
 from aird_mlx.gguf_export.imatrix import Imatrix, Importance, check_imatrix
 from aird_mlx.gguf_export.keys import encode_keys
-from aird_mlx.gguf_export.library import is_available
 from aird_mlx.gguf_export.llama_quantizer import Order, find_mixture, quantize_file
 from aird_mlx.gguf_export.notes import notes_on_writing
 from aird_mlx.gguf_export.outtypes import Kind, check_zero_exact
@@ -34,6 +33,7 @@ from aird_mlx.gguf_export.packing import parts_of
 from aird_mlx.gguf_export.preparation import Prepared, prepare
 from aird_mlx.gguf_export.stream import whole_gguf, write_outline, write_tensors
 from aird_mlx.gguf_export.tensors import PlannedTensor, is_block_linear
+from aird_mlx.libllama import is_available
 from aird_mlx.workspace import unfinished_of
 
 MOST_WORKERS = 4  # that encode; writing waits for them more than for the disk
