@@ -130,11 +130,13 @@ def quantize(
     chosen = choose_model(context, model_argument, model)
     start_library()
     from aird_mlx.compress import write_quantized
+    from aird_mlx.settings import QuantizationSettings
 
     from . import render, render_compress
 
+    how = QuantizationSettings(**{word: options.pop(word) for word in ("mode", "bits", "group_size", "mixed")})
     with render.StageProgress(quiet=as_json) as progress:
-        quantized = write_quantized(chosen, progress=progress, **options)
+        quantized = write_quantized(chosen, settings=how, progress=progress, **options)
     return show(0, render_compress.show_quantization, quantized, as_json)
 
 

@@ -19,7 +19,7 @@ from aird_mlx.errors import AirdError, ModelError, OutputError, UsageError
 from aird_mlx.gguf_export import export_gguf
 from aird_mlx.model import load
 from aird_mlx.report import PruningReport, from_json
-from aird_mlx.settings import PruningSettings
+from aird_mlx.settings import PruningSettings, QuantizationSettings
 from aird_mlx_cli.main import main
 from conftest import make_reference
 
@@ -115,7 +115,7 @@ def test_output_that_exists_is_left_alone(tmp_path: Path) -> None:
 
 
 def test_quantized_model_is_pruned_after_a_word(model_folder: Callable[..., Path], tmp_path: Path) -> None:
-    write_quantized(str(model_folder()), tmp_path / "q", group_size=32)
+    write_quantized(str(model_folder()), tmp_path / "q", QuantizationSettings(group_size=32))
     report = write_pruned(str(tmp_path / "q"), tmp_path / "p", PruningSettings(method="magnitude"))
     assert any("dequantized" in note for note in report.notes)
     with pytest.raises(ModelError, match=r"quantized already \(4 bits, group 32\)"):
@@ -159,6 +159,6 @@ def test_safety_allocation_of_the_demo_by_command(
 
 def test_errors_of_this_module_are_one_line() -> None:
     with pytest.raises(AirdError) as raised:
-        write_quantized("demo", Path("/tmp/never"), mode="mxfp4", mixed="mixed_4_6")
+        write_quantized("demo", Path("/tmp/never"), QuantizationSettings("mxfp4", mixed="mixed_4_6"))
     assert "\n" not in str(raised.value)
     assert "mixed_4_6" in str(raised.value)

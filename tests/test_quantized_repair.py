@@ -27,7 +27,7 @@ from aird_mlx.pipeline.halves import difference
 from aird_mlx.pipeline.run import _Run
 from aird_mlx.quantization import load_quantized, restore_modules
 from aird_mlx.report import AdapterReport, DirectionFigures, RepairFigures, Report, from_json, to_json
-from aird_mlx.settings import PruningSettings
+from aird_mlx.settings import PruningSettings, QuantizationSettings
 from aird_mlx.workspace import Workspace
 from aird_mlx_cli.main import main
 from conftest import make_reference
@@ -49,7 +49,7 @@ def compressed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo pruned 2:4, in 3 bits, by the commands that only compress; for reading only."""
     folder = tmp_path_factory.mktemp("compressed")
     write_pruned("demo", folder / "pruned", PruningSettings("magnitude", pattern="2:4"))
-    write_quantized(str(folder / "pruned"), folder / "mlx", bits=3)
+    write_quantized(str(folder / "pruned"), folder / "mlx", QuantizationSettings(bits=3))
     return folder / "mlx"
 
 

@@ -85,17 +85,14 @@ def _arguments(model: ChatModel, how: QuantizationSettings, layer: int | None) -
 def write_quantized(
     model: str,
     out: Path,
+    settings: QuantizationSettings | None = None,
     *,
-    mode: str = "affine",
-    bits: int | None = None,
-    group_size: int | None = None,
-    mixed: str | None = None,
     method: str = "round",
-    streaming: bool | None = None,
     harmful: Path | None = None,
     harmless: Path | None = None,
     calibration: Path | None = None,
     seed: int = 0,
+    streaming: bool | None = None,
     revision: str | None = None,
     trust_remote_code: bool = False,
     progress: Progress = lambda stage, done, total: None,
@@ -105,29 +102,29 @@ def write_quantized(
     Args:
         model: ``"demo"``, a folder, or a hub id; not quantized.
         out: the MLX folder to write; must not exist.
-        mode, bits, group_size, mixed: see `QuantizationSettings`.
+        settings: how to quantize.
         method: ``round``, or of `LEARNED`: learned from the model's own answers to the prompts.
-        streaming: have one block in memory at a time, see `write_pruned`; learned methods take the whole model.
         harmful, harmless, calibration: prompts and texts instead of the built-in ones.
         seed: of the splits of the prompts, and of the learning.
+        streaming: have one block in memory at a time, see `write_pruned`; learned methods take the whole model.
         revision, trust_remote_code: see `load`.
         progress: called with (stage, steps done, steps).
 
     Raises:
         AirdError: bad input; nothing is written.
     """
-    how = QuantizationSettings(mode, bits, group_size, mixed)
-    check_recipe(how)
+    settings = settings or QuantizationSettings()
+    check_recipe(settings)
     is_learned = method != "round"
-    if is_learned and (mixed is not None or mode != "affine"):
-        seen = f"mode {mode}" if mode != "affine" else f"the recipe {mixed}"
+    if is_learned and (settings.mixed is not None or settings.mode != "affine"):
+        seen = f"mode {settings.mode}" if settings.mode != "affine" else f"the recipe {settings.mixed}"
         raise UsageError(f"quantize: {seen} with method {method}; it is affine and alike for all. Leave one out.")
     check_new_folder(out, "--out")
     folder = find_folder(model, revision=revision)
     config = read_config(folder)
     _check_not_quantized(model, config)
     if is_learned:
-        check_learned(method, bits, group_size, str(config["model_type"]))
+        check_learned(method, settings.bits, settings.group_size, str(config["model_type"]))
     check_space(out, loaded_bytes(folder), "--out")
     if is_learned and streaming:
         raise UsageError(f"quantize: --streaming with method {method}; it learns on a whole model. Leave one out.")
@@ -135,18 +132,18 @@ def write_quantized(
         streaming = not is_learned and needs_streaming(folder)
     loaded = load(model, revision=revision, trust_remote_code=trust_remote_code, streaming=streaming)
     reference: Reference | None = None
-    if is_learned or mixed == REFUSAL_RECIPE:
+    if is_learned or settings.mixed == REFUSAL_RECIPE:
         inputs = gather_inputs(model, seed, harmful=harmful, harmless=harmless, calibration=calibration)
         reference = Reference(loaded, inputs, ask_to_find(loaded, inputs, progress=partial(progress, "answers")))
     if is_learned:
         assert reference is not None
-        report = _learn(reference, method, bits, group_size, seed, progress)
+        report = _learn(reference, method, settings, seed, progress)
     else:
         layer = None
         if reference is not None:
             layer = measure_on_reference(loaded, reference, partial(progress, "direction")).direction.layer
         with _save_blocks(loaded, out) if streaming else nullcontext() as shards:
-            report = quantize_as(loaded, how, layer=layer, shards=shards, progress=partial(progress, "quantize"))
+            report = quantize_as(loaded, settings, layer=layer, shards=shards, progress=partial(progress, "quantize"))
     if not streaming:
         save(loaded, out)
     return dataclasses.replace(
@@ -159,14 +156,14 @@ def write_quantized(
 
 
 def _learn(
-    reference: Reference, method: str, bits: int | None, group_size: int | None, seed: int, progress: Progress
+    reference: Reference, method: str, how: QuantizationSettings, seed: int, progress: Progress
 ) -> QuantizationReport:
     """Quantize the reference's model by a method that learns on its own dialogues and the calibration texts."""
     model = reference.model
     chats = [ids for ids, _ in reference.dialogues(KINDS)] + text_sequences(model.tokenizer, reference.inputs.texts)
     random.Random(seed).shuffle(chats)
     progress(method, 0, 1)
-    report = learn_quantization(model, method, chats, bits=bits, group_size=group_size, seed=seed)
+    report = learn_quantization(model, method, chats, bits=how.bits, group_size=how.group_size, seed=seed)
     progress(method, 1, 1)
     return report
 
