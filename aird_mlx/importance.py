@@ -12,7 +12,7 @@ from pathlib import Path
 
 from aird_mlx.gguf_export.imatrix import Imatrix, check_new_imatrix, measure_imatrix, read_imatrix, write_imatrix
 from aird_mlx.gguf_export.outtypes import AUTO, find_outtype
-from aird_mlx.gguf_export.preparation import prepare
+from aird_mlx.gguf_export.preparation import check_exportable, prepare
 from aird_mlx.inputs import gather_inputs
 from aird_mlx.model import ChatModel, load
 from aird_mlx.prompts import KINDS
@@ -69,6 +69,7 @@ def measure_importance(
         AirdError: the model cannot be loaded or exported, or a file of prompts cannot be used.
     """
     loaded = load(model, revision=revision, trust_remote_code=trust_remote_code)
+    check_exportable(loaded.folder, "f32")  # else found out after all the answers
     inputs = gather_inputs(model, seed, harmful=harmful, harmless=harmless, twins=twins, calibration=calibration)
     answers = ask_to_find(loaded, inputs, progress=partial(progress, "answers"))
     return importance_on_reference(loaded, Reference(loaded, inputs, answers), progress)

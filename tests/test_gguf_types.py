@@ -351,6 +351,20 @@ def test_auto_and_the_type_it_means_are_one(narrow: Path, outfile: str | None) -
         name_files(str(narrow), narrow, outfile, ["f32", "auto"])
 
 
+def test_tokenizer_is_read_for_the_file_and_not_for_its_name(narrow: Path, tmp_path: Path) -> None:
+    """A large one takes seconds; what is wrong with it is said before there is a file."""
+    folder = shutil.copytree(narrow, tmp_path / "model")
+    (folder / "tokenizer.json").write_text("{}")
+    files = name_files(str(folder), folder, "m-{ftype}.gguf", ["auto", "f16"])
+    assert files == {"auto": Path("m-f32.gguf"), "f16": Path("m-f16.gguf")}
+    for look in (check_exportable, plan_export):
+        with pytest.raises(ModelError, match="tokenizer: "):
+            look(folder, "f16")
+    with pytest.raises(ModelError, match="tokenizer: "):
+        export_gguf(folder, tmp_path / "out" / "m.gguf", "f16")
+    assert not (tmp_path / "out").exists()
+
+
 def test_command_writes_several_types(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", "demo", "--outtype", "q4_1,mxfp4", "--outfile", str(tmp_path / "demo-{ftype}.gguf")]) == 0
     assert sorted(path.name for path in tmp_path.iterdir()) == [

@@ -5,6 +5,7 @@ Reads headers, config and tokenizer of the folder, and of the weights at most a 
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,25 +35,46 @@ class Prepared:
         family: its row of the table.
         hyperparameters: from its config.
         stored: headers of its weights.
+        choice: the types as asked for, and what was said about each matrix's.
         plan: the tensors of the file.
-        embedding_type, output_type: as asked for; llama.cpp's quantizer gets them.
-        vocabulary: from its tokenizer.
         wanted: the type of the file, never ``auto``.
         extra: what goes before the planned tensors: name to float32 array; for rope scalings.
-        notes: where llama.cpp will differ from MLX, one sentence each.
+        limits: what of the family llama.cpp computes only in part, in sentences.
     """
 
     folder: Path
     family: Family
     hyperparameters: Hyperparameters
     stored: dict[str, StoredTensor]
+    choice: TypeChoice
     plan: list[tensors.PlannedTensor]
-    embedding_type: str | None
-    output_type: str | None
-    vocabulary: tokenizer.Vocabulary
     wanted: OutType
     extra: dict[str, np.ndarray]
-    notes: tuple[str, ...]
+    limits: list[str]
+
+    @functools.cached_property
+    def vocabulary(self) -> tokenizer.Vocabulary:
+        """From the folder's tokenizer, which takes seconds to read, and is when somebody asks.
+
+        Raises:
+            ModelError, ExportError, DependencyError: see `tokenizer.read_vocabulary`.
+        """
+        return tokenizer.read_vocabulary(self.folder, self.plan[0].shape[0])
+
+    @functools.cached_property
+    def notes(self) -> tuple[str, ...]:
+        """Where llama.cpp will differ from MLX, one sentence each.
+
+        Raises:
+            ModelError, ExportError, DependencyError: as `vocabulary`.
+        """
+        return (
+            *self.limits,
+            *self.vocabulary.notes,
+            *notes_on_plan(self.plan, self.choice, self.wanted),
+            *_notes_on_template(self.vocabulary.chat_templates.get("default")),
+            *general.read_card(self.folder).notes,
+        )
 
     @property
     def parameters(self) -> int:
@@ -67,14 +89,15 @@ class Prepared:
 
 
 def prepare(folder: Path, outtype: str, embedding_type: str | None = None, output_type: str | None = None) -> Prepared:
-    """Read headers, config and tokenizer, and plan the file; of the weights at most a sample is read.
+    """Read headers and config, and plan the file; of the weights at most a sample is read, of the tokenizer nothing.
 
     Args:
         folder, outtype, embedding_type, output_type: as for `writer.export_gguf`.
 
     Raises:
         UsageError: ``embedding_type`` or ``output_type`` cannot be written in such a file.
-        ModelError, ExportError, DependencyError: as `writer.export_gguf` would, but for what only the weights show.
+        ModelError, ExportError, DependencyError: as `writer.export_gguf` would, but for what only the tokenizer, or the
+            weights, show.
     """
     if not folder.is_dir():
         raise ModelError(f"model: {folder} is not a folder; a local model folder is needed. Check the path.")
@@ -98,14 +121,7 @@ def prepare(folder: Path, outtype: str, embedding_type: str | None = None, outpu
     wanted = find_outtype(tensors.common_type(plan) if outtype == AUTO else outtype)
     if not wanted.native:
         check_quantizer(wanted)
-    vocabulary = tokenizer.read_vocabulary(folder, plan[0].shape[0])
-    notes = [*limits, *vocabulary.notes, *notes_on_plan(plan, choice, wanted)]
-    notes += _notes_on_template(vocabulary.chat_templates.get("default"))
-    notes += general.read_card(folder).notes
-    return Prepared(
-        folder, family, hyperparameters, stored, plan, embedding_type, output_type, vocabulary, wanted, extra,
-        tuple(notes),
-    )  # fmt: skip
+    return Prepared(folder, family, hyperparameters, stored, choice, plan, wanted, extra, limits)
 
 
 def _notes_on_template(template: str | None) -> list[str]:

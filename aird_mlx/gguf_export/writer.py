@@ -287,7 +287,7 @@ def _order(prepared: Prepared, imatrix: Imatrix | None) -> tuple[Order, list[str
     said = [] if used is None else check_imatrix(used, prepared.plan)
     if used is not imatrix:
         said.append(f"{wanted.name} is written without an imatrix; llama.cpp's own types use one")
-    return Order(wanted, prepared.embedding_type, prepared.output_type, used), said
+    return Order(wanted, prepared.choice.embedding_type, prepared.choice.output_type, used), said
 
 
 def _find_mixture(prepared: Prepared, imatrix: Imatrix | None) -> dict[str, Kind | None]:
@@ -295,7 +295,7 @@ def _find_mixture(prepared: Prepared, imatrix: Imatrix | None) -> dict[str, Kind
     if imatrix is None and prepared.wanted.needs_imatrix:  # that there is one decides, not what is in it
         ones = Importance(np.ones((1, 1), dtype=np.float32), np.ones(1, dtype=np.float32))
         imatrix = Imatrix({prepared.plan[0].name: ones}, (), 0, 0)
-    order = Order(prepared.wanted, prepared.embedding_type, prepared.output_type, imatrix)
+    order = Order(prepared.wanted, prepared.choice.embedding_type, prepared.choice.output_type, imatrix)
     with tempfile.TemporaryDirectory() as temporary:
         outline = Path(temporary) / "outline.gguf"
         write_outline(describe(prepared, "outline", {}), outline, prepared.size_bytes)
