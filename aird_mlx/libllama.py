@@ -117,7 +117,7 @@ class Quantizing:
     imatrix_facts: Mapping[str, str | int] = field(default_factory=dict)
 
 
-def quantize(job: Quantizing, *, dry_run: bool = False) -> tuple[int, str]:
+def run_quantizer(job: Quantizing, *, dry_run: bool = False) -> tuple[int, str]:
     """llama.cpp's status, 0 if it is done, and all it said; a dry run reads the header alone, and writes nothing."""
     library = load_library()
     settings = library.llama_model_quantize_default_params()
@@ -135,8 +135,8 @@ def quantize(job: Quantizing, *, dry_run: bool = False) -> tuple[int, str]:
     return int(status), "".join(log)
 
 
-def quantize_apart(job: Quantizing) -> tuple[int, str]:
-    """`quantize` in a process of its own, which can be interrupted, as the library cannot."""
+def run_quantizer_apart(job: Quantizing) -> tuple[int, str]:
+    """`run_quantizer` in a process of its own, which can be interrupted, as the library cannot."""
     done = subprocess.run(
         [sys.executable, "-c", CHILD],
         input=pickle.dumps(job),
@@ -150,7 +150,7 @@ def quantize_apart(job: Quantizing) -> tuple[int, str]:
 def main() -> None:
     """The child: quantizes what it is told on stdin, and says on stdout what llama.cpp says."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    status, log = quantize(pickle.load(sys.stdin.buffer))
+    status, log = run_quantizer(pickle.load(sys.stdin.buffer))
     print(log)
     sys.exit(status != 0)
 

@@ -29,7 +29,7 @@ def export_files(
     from aird_mlx.guard.split import plan_in_parts, read_split_size
     from aird_mlx.importance import MEASURE, find_importance
     from aird_mlx.model import find_folder
-    from aird_mlx.pipeline.single_export import Exporter, check_places
+    from aird_mlx.pipeline.single_export import Exporter, check_export_places
 
     from . import render
 
@@ -41,7 +41,7 @@ def export_files(
     if dry_run:
         return show(0, render.show_export_plans, [plan_in_parts(folder, kind, **how) for kind in files])
     in_parts = how["max_size"] is not None or how["max_tensors"] is not None
-    check_places(files.values(), chosen, in_parts=in_parts, chat_apps=chat_apps, lm_studio=lm_studio)
+    check_export_places(files.values(), chosen, in_parts=in_parts, chat_apps=chat_apps, lm_studio=lm_studio)
     with render.StageProgress() as progress:
         place = name_imatrix(chosen, folder, files)
         how["imatrix"] = find_importance(imatrix, chosen, files, place, progress=progress, **loading)

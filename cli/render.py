@@ -28,7 +28,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from aird_mlx.chat_apps import ChatAppFiles
     from aird_mlx.gguf_export import ExportPlan
-    from aird_mlx.pipeline.single_export import CheckedFile
+    from aird_mlx.pipeline.single_export import ExportedFile
     from aird_mlx.report import Gate
 
 Part = Table | Text
@@ -134,7 +134,7 @@ def gate_parts(gates: Sequence[Gate]) -> list[Part]:
     return [table, verdict, *lines]
 
 
-def show_export(found: CheckedFile, apps: ChatAppFiles | None = None, placed: Sequence[Path] = ()) -> None:
+def show_export(found: ExportedFile, apps: ChatAppFiles | None = None, placed: Sequence[Path] = ()) -> None:
     """Print which file was written, what for chat programs and where else, and where llama.cpp differs from MLX."""
     written, row = found.written, found.row
     zeros = f"{100 * written.sparsity:.1f} % of the linears' weights, {100 * written.sparsity_before:.1f} % before"

@@ -13,19 +13,19 @@ from aird_mlx.errors import OutputError
 from aird_mlx.inputs import gather_inputs
 from aird_mlx.model import load
 from aird_mlx.pipeline import RepairSettings, repair_model
-from aird_mlx.pipeline.estimate import Estimate, Speed, disk_bytes, estimate_run, measure_speed
+from aird_mlx.pipeline.estimate import RunEstimate, Speed, disk_bytes, estimate_run, measure_speed
 from aird_mlx_cli.main import main
 from conftest import write_model
 
 SPEED = Speed(flops=1e9, pass_seconds=1e-3)
 
 
-def estimate(settings: RepairSettings, *, streaming: bool = False, speed: Speed = SPEED) -> Estimate:
+def estimate(settings: RepairSettings, *, streaming: bool = False, speed: Speed = SPEED) -> RunEstimate:
     model = load(settings.model, streaming=streaming)
     return estimate_run(settings, model, gather_inputs(settings.model, 0), speed)
 
 
-def seconds(found: Estimate) -> dict[str, float]:
+def seconds(found: RunEstimate) -> dict[str, float]:
     return {one.name: one.seconds for one in found.stages}
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from aird_mlx.errors import AirdError
-from aird_mlx.pipeline.estimate import Estimate, Speed, StageEstimate
+from aird_mlx.pipeline.estimate import RunEstimate, Speed, StageEstimate
 from aird_mlx.pipeline.plan import Plan
 from aird_mlx.report import (
     Control,
@@ -261,7 +261,7 @@ def test_json_is_the_report_and_nothing_else(report: Report, capsys: pytest.Capt
 
 
 def test_plan_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    estimate = Estimate([StageEstimate("direction", 9000.0)], 2**30, 2**20, Speed(5e9, 0.25))
+    estimate = RunEstimate([StageEstimate("direction", 9000.0)], 2**30, 2**20, Speed(5e9, 0.25))
     steps = ["dense: measure", "prune"]
     plan = Plan("demo", steps, 410_000, 3 * 2**20 // 2, "out", ["no llama.cpp"], False, estimate)
     render_repair.show_plan(plan)

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from aird_mlx.errors import AirdError, IntegrityError
 from aird_mlx.guard.cursor import STRING
-from aird_mlx.guard.manifest import encode_keys
+from aird_mlx.guard.manifest import encode_scalars
 from aird_mlx.guard.structure import Structure, read_structure
 from aird_mlx.guard.verify import verify_file
 
@@ -95,8 +95,8 @@ def test_real_vocabularies_are_read(tmp_path: Path) -> None:
         (header(keys=1) + array(STRING, 1, struct.pack("<Q", 2**64 - 1)), "holds a string that ends"),
         (header(keys=1) + array(55, 1, bytes(8)), "unknown type 55"),
         (header(keys=1) + array(9, 1, struct.pack("<IQ", 9, 1) * 50), "nested"),
-        (header(keys=2) + encode_keys({"a": 1}) * 2, "there twice"),
-        (header(keys=1) + encode_keys({"general.alignment": 32}), "of type 11"),
+        (header(keys=2) + encode_scalars({"a": 1}) * 2, "there twice"),
+        (header(keys=1) + encode_scalars({"general.alignment": 32}), "of type 11"),
         (header(keys=1) + text(b"general.alignment") + struct.pack("<II", 4, 0), "power of two"),
         (header(keys=1) + text(b"general.alignment") + struct.pack("<II", 4, 48), "power of two"),
         (header(keys=1) + text(b"general.alignment") + struct.pack("<II", 4, 1 << 30), "at most"),
@@ -148,7 +148,7 @@ def test_what_is_no_file_is_an_error_of_its_own(tmp_path: Path) -> None:
     ).filter(lambda keys: "general.alignment" not in keys)
 )
 def test_keys_come_back_as_they_were_encoded(tmp_path: Path, keys: dict[str, str | int | float | bool]) -> None:
-    structure = read_bytes(tmp_path, header(keys=len(keys)) + encode_keys(keys))
+    structure = read_bytes(tmp_path, header(keys=len(keys)) + encode_scalars(keys))
     assert {name: entry.value for name, entry in structure.keys.items()} == keys
     content = (tmp_path / "m.gguf").read_bytes()
     for name, entry in structure.keys.items():

@@ -13,7 +13,7 @@ from aird_mlx.errors import OutputError
 from aird_mlx.gguf_export.chat_facts import ChatFacts
 from aird_mlx.workspace import whole_file, writing_to
 
-KINDS = ("Modelfile", "preset.ini", "run.sh")
+ENDINGS = ("Modelfile", "preset.ini", "run.sh")
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ def check_new_chat_apps(file: Path) -> None:
     Raises:
         OutputError: one does.
     """
-    kinds = [kind for kind in KINDS if kind != "preset.ini" or not not_in_a_preset(str(file.absolute()))]
-    for path in (_beside(file, kind) for kind in kinds):
+    endings = [ending for ending in ENDINGS if ending != "preset.ini" or not not_in_a_preset(str(file.absolute()))]
+    for path in (_beside(file, ending) for ending in endings):
         if os.path.lexists(path):
             raise OutputError(
                 f"chat-apps: {path} exists already; a new file is needed. Choose another outfile, or remove it."
@@ -69,14 +69,14 @@ def write_chat_apps(
         del texts["preset.ini"]
         notes.append(f"no preset.ini: in one, llama-server reads a path only up to {cut[0]!r}, which {place!r} has")
     written = {}
-    for kind, text in texts.items():
-        path = _beside(file, kind)
+    for ending, text in texts.items():
+        path = _beside(file, ending)
         with writing_to(path, "folder"), whole_file(path) as partial:
             partial.write_text(text, encoding="utf-8", newline="\n")
-            partial.chmod(0o755 if kind == "run.sh" else 0o644)
-        written[kind] = path
+            partial.chmod(0o755 if ending == "run.sh" else 0o644)
+        written[ending] = path
     return ChatAppFiles(written, tuple(notes))
 
 
-def _beside(file: Path, kind: str) -> Path:
-    return file.with_name(f"{file.name.removesuffix('.gguf')}.{kind}")
+def _beside(file: Path, ending: str) -> Path:
+    return file.with_name(f"{file.name.removesuffix('.gguf')}.{ending}")

@@ -31,7 +31,7 @@ SHAPES = {
 }
 
 
-def check_places(named: Mapping[str, Draft], family: Family, hyperparameters: Hyperparameters) -> None:
+def check_looked_for(named: Mapping[str, Draft], family: Family, hyperparameters: Hyperparameters) -> None:
     """Whether llama.cpp looks for every tensor, and not only knows the name.
 
     Raises:

@@ -17,7 +17,7 @@ from pathlib import Path
 from aird_mlx.errors import DependencyError, ExportError
 from aird_mlx.gguf_export.imatrix import Imatrix, write_imatrix
 from aird_mlx.gguf_export.outtypes import Kind, OutType, find_outtype
-from aird_mlx.libllama import Quantizing, is_available, quantize, quantize_apart
+from aird_mlx.libllama import Quantizing, is_available, run_quantizer, run_quantizer_apart
 
 PROGRAM = "llama-quantize"
 # A line of the log: [ 1/ 21] output.weight - [ 256, 320, 1, 1], type = f16, size = 1.25 MiB -> 0.50 MiB (q6_K)
@@ -98,7 +98,7 @@ def _run_library(source: Path, target: Path, order: Order, dry_run: bool) -> str
     if order.imatrix is not None:
         means = {tensor: entry.means() for tensor, entry in order.imatrix.entries.items()}
         job = dataclasses.replace(job, imatrix=means, imatrix_facts=_facts(order.imatrix))
-    status, log = quantize(job, dry_run=True) if dry_run else quantize_apart(job)  # a dry run is done at once
+    status, log = run_quantizer(job, dry_run=True) if dry_run else run_quantizer_apart(job)  # a dry run is done at once
     if status != 0:
         raise _failed(order.outtype, log)
     return log

@@ -49,7 +49,7 @@ def bare_names(stored: Mapping[str, StoredTensor]) -> list[str]:
     )]  # fmt: skip
 
 
-def quantization_of(
+def quantization_of_tensor(
     source: str, stored: Mapping[str, StoredTensor], quantization: Mapping[str, Any] | None
 ) -> dict[str, Any] | None:
     """Settings of one MLX-quantized tensor: the config's, overridden by an entry under its own name."""

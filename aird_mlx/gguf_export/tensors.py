@@ -17,12 +17,12 @@ from typing import Any
 import gguf
 
 from aird_mlx.errors import ExportError, ModelError
-from aird_mlx.gguf_export.completeness import EMBEDDING, OUTPUT, check_complete, check_places, check_shapes, refuse
+from aird_mlx.gguf_export.completeness import EMBEDDING, OUTPUT, check_complete, check_looked_for, check_shapes, refuse
 from aird_mlx.gguf_export.families import Family
 from aird_mlx.gguf_export.hyperparameters import Hyperparameters
 from aird_mlx.gguf_export.outtypes import EXACT, NATIVE_KINDS, Kind, block_length, scheme_of
 from aird_mlx.gguf_export.pieces import Draft, Drafts, Piece, Values, drop, rename, take_all
-from aird_mlx.gguf_export.quantized import bare_names, plain_shape, quantization_of
+from aird_mlx.gguf_export.quantized import bare_names, plain_shape, quantization_of_tensor
 from aird_mlx.gguf_export.stored import ARRAYS, StoredTensor
 
 # From GGUF name, shape, header and MLX quantization of a matrix to the type it is written in.
@@ -143,7 +143,7 @@ def plan_tensors(
         ExportError: a tensor in the folder has no place in the architecture, or is stored in a type that is no number.
         ModelError: a tensor is missing or has another shape than the config says.
     """
-    settings = {name: quantization_of(name, stored, quantization) for name in bare_names(stored)}
+    settings = {name: quantization_of_tensor(name, stored, quantization) for name in bare_names(stored)}
     drafts: Drafts = [take_all(name, plain_shape(name, stored, found)) for name, found in settings.items()]
     for operation in (*EVERYWHERE, *family.tensors):
         drafts = operation(drafts, hyperparameters)
@@ -152,7 +152,7 @@ def plan_tensors(
         del named[OUTPUT]  # a copy of the embedding that some folders still carry; not one that was computed
     order = {name: number for number, name in enumerate(_names_of(hyperparameters.architecture))}
     named = {name: named[name] for name in sorted(named, key=lambda name: _place_of(name, order))}
-    check_places(named, family, hyperparameters)
+    check_looked_for(named, family, hyperparameters)
     check_complete(named, family, hyperparameters)
     check_shapes(named, family, hyperparameters)
     plan = [_plan_tensor(name, draft, settings, stored, choose) for name, draft in named.items()]

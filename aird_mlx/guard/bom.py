@@ -33,7 +33,7 @@ _JUDGED = (
     "its Wilson 95 % interval; it holds for prompts like those."
 )
 
-Part = dict[str, Any]
+Entry = dict[str, Any]
 
 
 def bom_of(path: Path) -> Path:
@@ -53,7 +53,7 @@ def write_bom(path: Path) -> Path:
     return bom_of(path)
 
 
-def make_bom(path: Path) -> Part:
+def make_bom(path: Path) -> Entry:
     """The bill of materials of a sealed file.
 
     Raises:
@@ -85,7 +85,7 @@ def make_bom(path: Path) -> Part:
     }
 
 
-def _component(file: str, structure: Structure, manifest: Manifest, root: str, sha256: str) -> Part:
+def _component(file: str, structure: Structure, manifest: Manifest, root: str, sha256: str) -> Entry:
     facts = manifest.facts
     properties = {PREFIX + name: value for name, value in facts.items()} | {ROOT_KEY: root}
     licence = structure.text("general.license")
@@ -122,7 +122,7 @@ def _how(file: str, facts: Mapping[str, Scalar]) -> str:
     return ": ".join([file, *([", ".join(steps)] if steps else [])])
 
 
-def _licence(named: str, structure: Structure) -> Part:
+def _licence(named: str, structure: Structure) -> Entry:
     """As SPDX writes it where SPDX knows it, else by its name and link."""
     try:
         return {"expression": canonicalize_license_expression(named)}
@@ -132,7 +132,7 @@ def _licence(named: str, structure: Structure) -> Part:
         return {"license": {"name": structure.text("general.license.name") or named, **known}}
 
 
-def _source(structure: Structure, facts: Mapping[str, Scalar]) -> Part | None:
+def _source(structure: Structure, facts: Mapping[str, Scalar]) -> Entry | None:
     """The model that was compressed, with those it was made from."""
     model, revision = str(facts.get("source.model", "")), str(facts.get("source.revision", ""))
     if not model:
@@ -147,7 +147,7 @@ def _source(structure: Structure, facts: Mapping[str, Scalar]) -> Part | None:
     return {**_model(model, revision), **({"pedigree": {"ancestors": parents}} if parents else {})}
 
 
-def _model(model: str, version: str) -> Part:
+def _model(model: str, version: str) -> Entry:
     """A model by its id on the hub, or by its name alone: a folder's path is in no manifest."""
     group, _, name = model.rpartition("/")
     place = f"pkg:huggingface/{quote(model)}" + (f"@{quote(version, safe='')}" if version else "")
@@ -160,7 +160,7 @@ def _model(model: str, version: str) -> Part:
     }
 
 
-def _metrics(manifest: Manifest) -> list[Part]:
+def _metrics(manifest: Manifest) -> list[Entry]:
     """What was measured, with n in the name of the slice: the format has no place of its own for it."""
     facts, found = manifest.facts, []
     of = facts.get("evaluation.of", "unknown")

@@ -24,8 +24,6 @@ CHUNK = 1 << 20
 # Below this, starting threads costs more than they bring.
 WORTH_THREADS = 1 << 26
 
-Progress = Callable[[int, int], None]
-
 
 def hash_root(*parts: tuple[int, Structure]) -> str:
     """The root hash computed from the file, or from all its parts; the key that holds it is read as 64 zeros.
@@ -49,7 +47,7 @@ def hash_root(*parts: tuple[int, Structure]) -> str:
 
 
 def hash_tensors(
-    descriptor: int, tensors: Sequence[Tensor], progress: Progress = lambda done, total: None
+    descriptor: int, tensors: Sequence[Tensor], progress: Callable[[int, int], None] = lambda done, total: None
 ) -> list[str]:
     """The sha256 of each tensor's data, hexadecimal.
 

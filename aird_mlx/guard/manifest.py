@@ -272,7 +272,7 @@ def _broken(seen: str) -> IntegrityError:
     return IntegrityError(f"manifest: {seen}; whole aird keys are needed. Get the file again.")
 
 
-def encode_keys(keys: Mapping[str, Scalar]) -> bytes:
+def encode_scalars(keys: Mapping[str, Scalar]) -> bytes:
     """Keys as they stand in a GGUF file: text, whole numbers and floats of 64 bit, booleans."""
     parts = []
     for name, value in keys.items():

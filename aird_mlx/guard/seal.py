@@ -15,7 +15,7 @@ from pathlib import Path
 from aird_mlx.errors import IntegrityError
 from aird_mlx.guard.cursor import Scalar
 from aird_mlx.guard.hashes import DIGITS, ROOT_KEY, TENSORS_KEY, hash_all_data, hash_root, hash_tensors, read_range
-from aird_mlx.guard.manifest import Manifest, encode_keys, manifest_keys
+from aird_mlx.guard.manifest import Manifest, encode_scalars, manifest_keys
 from aird_mlx.guard.structure import Structure, opened, parse
 from aird_mlx.workspace import whole_file
 
@@ -80,7 +80,7 @@ def _rewrite(descriptor: int, structure: Structure, target: Path, added: Mapping
     with target.open("wb") as out:
         for chunk in read_range(descriptor, 0, structure.keys_end):
             out.write(chunk)
-        out.write(encode_keys(added))
+        out.write(encode_scalars(added))
         for chunk in read_range(descriptor, structure.keys_end, structure.infos_end - structure.keys_end):
             out.write(chunk)
         out.write(bytes(-out.tell() % structure.alignment))

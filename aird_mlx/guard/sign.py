@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from aird_mlx.errors import IntegrityError, UsageError
-from aird_mlx.guard.hashes import Progress
 from aird_mlx.guard.packages import check_packages
 from aird_mlx.guard.signature import signature_of, use_key
 from aird_mlx.guard.verify import verify_file
@@ -16,7 +16,7 @@ from aird_mlx.workspace import write_whole
 
 
 def sign_file(
-    path: Path, key: Path, *, out: Path | None = None, progress: Progress = lambda done, total: None
+    path: Path, key: Path, *, out: Path | None = None, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> Signing:
     """Verify a GGUF file and sign all its bytes.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hmac
 import random
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,6 @@ from pathlib import Path
 from aird_mlx.errors import IntegrityError, UsageError
 from aird_mlx.guard.hashes import (
     DIGITS,
-    Progress,
     first_nonzero_gap,
     hash_all_data,
     hash_root,
@@ -45,7 +44,7 @@ def verify_file(
     signature: Path | None = None,
     public_key: Path | None = None,
     seed: int | None = None,
-    progress: Progress = lambda done, total: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Verification:
     """Check a GGUF file against itself, its manifest and its sidecar.
 
@@ -95,7 +94,14 @@ def verify_file(
 
 class _Run:
     def __init__(
-        self, path: Path, descriptor: int, stack: ExitStack, *, fast: bool, seed: int | None, progress: Progress
+        self,
+        path: Path,
+        descriptor: int,
+        stack: ExitStack,
+        *,
+        fast: bool,
+        seed: int | None,
+        progress: Callable[[int, int], None],
     ) -> None:
         self.stack = stack
         self.parts: list[Part] = []

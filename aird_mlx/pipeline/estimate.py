@@ -64,7 +64,7 @@ class Speed:
 
 
 @dataclass(frozen=True)
-class Estimate:
+class RunEstimate:
     """What a run will take.
 
     Attributes:
@@ -98,7 +98,7 @@ def measure_speed(model: ChatModel) -> Speed:
     return Speed(2 * weights * TIMED_ROWS * length / max(many - one, many / 10), one * len(model.blocks))
 
 
-def estimate_run(settings: RepairSettings, model: ChatModel, inputs: Inputs, speed: Speed) -> Estimate:
+def estimate_run(settings: RepairSettings, model: ChatModel, inputs: Inputs, speed: Speed) -> RunEstimate:
     """Estimate a run of these settings on ``model``, the dense one, which is not run."""
     return _Estimator(settings, model, inputs, speed).estimate()
 
@@ -132,7 +132,7 @@ class _Estimator:
     def prompts(self, part: str, kinds: tuple[str, ...] = KINDS) -> int:
         return sum(len(self.inputs.contrast.part(kind, part)) for kind in kinds)
 
-    def estimate(self) -> Estimate:
+    def estimate(self) -> RunEstimate:
         settings = self.settings
         kinds = calibration_kinds(settings.pruning)
         evaluated = self.answers(self.prompts("test")) + self.utility() + self.direction()
@@ -144,7 +144,7 @@ class _Estimator:
             StageEstimate("repair", self.repair()),
             StageEstimate("evaluate repaired", evaluated),
         ]
-        return Estimate(stages, self.memory(), disk_bytes(settings, self.model), self.speed)
+        return RunEstimate(stages, self.memory(), disk_bytes(settings, self.model), self.speed)
 
     def forward(self, tokens: float, passes: float = 1.0) -> float:
         """Seconds to carry tokens through all blocks, in so many passes."""

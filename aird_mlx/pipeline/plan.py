@@ -10,7 +10,7 @@ from aird_mlx.environment import resumable_facts
 from aird_mlx.gguf_export import NOT_INSTALLED, check_exportable, is_available
 from aird_mlx.inputs import Inputs, gather_inputs
 from aird_mlx.model import ChatModel, find_folder, load, needs_streaming
-from aird_mlx.pipeline.estimate import Estimate, estimate_run, measure_speed
+from aird_mlx.pipeline.estimate import RunEstimate, estimate_run, measure_speed
 from aird_mlx.prompts import KINDS
 from aird_mlx.pruning import check_pruning
 from aird_mlx.settings import RepairSettings, check_places, check_settings, pruning_words, quantization_words
@@ -38,7 +38,7 @@ class Plan:
     out: str
     notes: list[str]
     streaming: bool
-    estimate: Estimate
+    estimate: RunEstimate
 
 
 def plan_repair(settings: RepairSettings) -> Plan:

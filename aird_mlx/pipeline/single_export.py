@@ -32,7 +32,7 @@ from aird_mlx.workspace import check_writable, writing_to
 NO_PROBE = "`aird-mlx export` fits none; `aird-mlx repair` does"
 
 
-def check_places(
+def check_export_places(
     files: Iterable[Path], model: str, *, in_parts: bool = False, chat_apps: bool = False, lm_studio: Path | None = None
 ) -> None:
     """Find out before the first file of an export is written whether there is a place for each.
@@ -68,7 +68,7 @@ def check_places(
 
 
 @dataclass(frozen=True)
-class CheckedFile:
+class ExportedFile:
     """An exported file, and what llama.cpp made of it.
 
     Attributes:
@@ -106,7 +106,7 @@ class Exporter:
     trust_remote_code: bool = False
     _beside: CanaryRun | str = field(default="", init=False)  # the model's answers, or why files are not run
 
-    def export(self, outfile: Path, outtype: str, *, progress: Progress, **how: Any) -> CheckedFile:
+    def export(self, outfile: Path, outtype: str, *, progress: Progress, **how: Any) -> ExportedFile:
         """Write, run and seal one file.
 
         Args:
@@ -131,7 +131,7 @@ class Exporter:
         written = export_in_parts(
             self.folder, outfile, outtype, finish=finish, progress=partial(progress, f"export {outtype}"), **how
         )
-        return CheckedFile(written, *checked[0])
+        return ExportedFile(written, *checked[0])
 
     def _answer_in_mlx(self, progress: Progress) -> CanaryRun | str:
         """The canaries as the model answers them, or why it is not asked: files are then written and not run."""

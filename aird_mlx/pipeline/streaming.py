@@ -19,8 +19,6 @@ from aird_mlx.workspace import Workspace, read_record, write_record
 # What rule auto means where plans cannot be searched: of the rules that go block by block, what the search takes most.
 STREAMED_RULE = "reconstruct"
 
-Step = Callable[[int, int], None]
-
 
 def compress_blocks(
     settings: RepairSettings,
@@ -28,7 +26,7 @@ def compress_blocks(
     model: ChatModel,
     reference: Reference,
     direction: Direction,
-    progress: Step,
+    progress: Callable[[int, int], None],
 ) -> None:
     """Prune ``model``, a streamed copy of the dense one, into the workspace's folder ``compressed``."""
     shards = ShardFolder(workspace.folder / "compressed", model)
@@ -48,7 +46,7 @@ def repair_by_block(
     compressed: ChatModel,
     reference: Reference,
     direction: Direction,
-    progress: Step,
+    progress: Callable[[int, int], None],
 ) -> RepairFigures:
     """Repair ``compressed``, which is streamed, into the workspace's folder ``mlx``, by the first plan of one rule."""
     shards = ShardFolder(workspace.folder / "mlx", compressed)

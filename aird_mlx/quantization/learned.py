@@ -41,7 +41,7 @@ OUTSIDE_BITS = 6
 ROW_TOKENS, BATCH_ROWS, LEAST_ROWS = 256, 4, 8
 DWQ_LEARNING_RATE, DWQ_EPOCHS = 1e-4, 4
 
-Sequences = Sequence[Sequence[int]]
+TokenSequences = Sequence[Sequence[int]]
 
 
 def check_learned(method: str, bits: int | None, group_size: int | None, model_type: str) -> tuple[int, int]:
@@ -74,7 +74,7 @@ def check_learned(method: str, bits: int | None, group_size: int | None, model_t
 def learn_quantization(
     model: ChatModel,
     method: str,
-    dialogues: Sequences,
+    dialogues: TokenSequences,
     *,
     bits: int | None = None,
     group_size: int | None = None,
@@ -140,7 +140,7 @@ def learn_quantization(
     return report
 
 
-def _rows_of(dialogues: Sequences, context: int | None) -> mx.array:
+def _rows_of(dialogues: TokenSequences, context: int | None) -> mx.array:
     """The chats one after the other, cut to rows of one length: ``[row, token]``."""
     ids = [token for dialogue in dialogues for token in dialogue]
     length = min(ROW_TOKENS, context or ROW_TOKENS)
@@ -168,7 +168,7 @@ def _awq(model: ChatModel, rows: mx.array, bits: int, group_size: int) -> None:
     )  # fmt: skip
 
 
-def _dwq(model: ChatModel, dialogues: Sequences, bits: int, group_size: int, seed: int) -> None:
+def _dwq(model: ChatModel, dialogues: TokenSequences, bits: int, group_size: int, seed: int) -> None:
     from mlx_lm.quant.dwq import dwq_quantize
 
     dense, network = copy.deepcopy(model.network), model.network

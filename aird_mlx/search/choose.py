@@ -37,8 +37,6 @@ BEHIND = 2.0
 LENGTHS = {"reconstruct": 8, "distill": 12}
 STEPS = 100
 
-Progress = Callable[[int, int], None]
-
 
 @dataclass(frozen=True)
 class Choice:
@@ -60,7 +58,7 @@ def choose_repair(
     validation: Validation,
     *,
     limits: Limits | None = None,
-    progress: Progress = lambda done, total: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Choice:
     """Search the spaces and keep the best plan on validation prompts.
 
@@ -84,14 +82,14 @@ def choose_repair(
 class _Steps:
     """How far the search is, in `STEPS` per unit of work."""
 
-    def __init__(self, spaces: Sequence[PlanSpace], progress: Progress) -> None:
+    def __init__(self, spaces: Sequence[PlanSpace], progress: Callable[[int, int], None]) -> None:
         solves = [(LENGTHS.get(space.first.rule, 1), space) for space in spaces]
         units = sum(cost * (1 + sum(len(values) for _, values in space.axes)) for cost, space in solves)
         further = sum(cost + 1 for cost, space in solves if space.first.rule == "distill")
         self._total = STEPS * (units + FINALISTS + further)
         self._done, self._progress = 0, progress
 
-    def within(self, units: int) -> Progress:
+    def within(self, units: int) -> Callable[[int, int], None]:
         """For the progress of one solve that takes ``units``."""
         begun = self._done
         return lambda done, total: self._progress(begun + (STEPS * units - 1) * done // max(total, 1), self._total)

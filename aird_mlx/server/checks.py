@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from aird_mlx.errors import UsageError
-from aird_mlx.guard.hashes import Progress
 from aird_mlx.guard.manifest import Manifest, read_manifest
 from aird_mlx.guard.selftest import selftest_file
 from aird_mlx.guard.structure import read_structure
@@ -48,7 +48,7 @@ def check_file(
     signature: Path | None = None,
     canary_set: str | None = None,
     allow_unverified: bool = False,
-    progress: Progress = lambda done, total: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> CheckedFile:
     """Verify a file, then run its selftest.
 

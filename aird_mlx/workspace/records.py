@@ -30,7 +30,7 @@ def read_json(path: Path) -> Any:
         raise damaged(path, error) from error
 
 
-def read_keys(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
     """`read_json` for an object; anything else counts as damaged."""
     found = read_json(path)
     if not isinstance(found, dict):

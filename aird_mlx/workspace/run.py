@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from aird_mlx.errors import AirdError, DirectionError, OutputError, PromptError, ResumeError
-from aird_mlx.workspace.records import damaged, read_keys, write_json
+from aird_mlx.workspace.records import damaged, read_object, write_json
 from aird_mlx.workspace.whole import (
     check_new_folder,
     link_or_copy,
@@ -64,9 +64,9 @@ class Workspace:
     def _open(self, settings: dict[str, Any], resume: bool) -> None:
         unfinished_of(self.folder / "settings.json").unlink(missing_ok=True)
         if resume and any(self.folder.iterdir()):  # else it was killed before it had begun
-            _check_same(settings, read_keys(self.folder / "settings.json"), self.folder)
+            _check_same(settings, read_object(self.folder / "settings.json"), self.folder)
             if (self.folder / "timings.json").exists():
-                self.timings = read_keys(self.folder / "timings.json")
+                self.timings = read_object(self.folder / "timings.json")
             return
         with self.guarding():
             there = sorted(self.folder.iterdir(), key=lambda path: path.name == "settings.json")  # that one goes last

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from aird_mlx.gguf_export.families.rope import is_longrope
 from aird_mlx.gguf_export.hyperparameters import Hyperparameters, require
 
-Check = Callable[[Hyperparameters], None]
+Requirement = Callable[[Hyperparameters], None]
 
 
 def layer_notes(h: Hyperparameters) -> list[str]:
@@ -91,7 +91,7 @@ def scaling_is_complete(h: Hyperparameters) -> None:
         require(h.global_rope.get(name) is not None, f"rope scaling {h.scaling!r} has no {name}", "the export needs it")
 
 
-def pattern_is(period: int, name: str = "sliding_window_pattern") -> Check:
+def pattern_is(period: int, name: str = "sliding_window_pattern") -> Requirement:
     """Refuses another period than the one that llama.cpp is made for."""
 
     def check(h: Hyperparameters) -> None:
@@ -140,7 +140,7 @@ def no_shared_keys(h: Hyperparameters) -> None:
     require(h.kv_heads == h.heads, f"{h.kv_heads} key-value heads", f"llama.cpp computes {h.model_type} with {h.heads}")
 
 
-def top_weights_sum_to_one(expected: bool) -> Check:
+def top_weights_sum_to_one(expected: bool) -> Requirement:
     """Refuses the other way of turning scores into weights than the one llama.cpp computes for this architecture."""
 
     def check(h: Hyperparameters) -> None:
@@ -216,7 +216,7 @@ def router_bias_is_dropped(h: Hyperparameters) -> list[str]:
     return ["llama.cpp corrects the router's scores where the folder has e_score_correction_bias, MLX does not"]
 
 
-def one_group(name: str) -> Check:
+def one_group(name: str) -> Requirement:
     """Refuses what llama.cpp normalizes group by group and MLX as a whole."""
 
     def check(h: Hyperparameters) -> None:
@@ -288,4 +288,4 @@ def granite_positions(h: Hyperparameters) -> None:
         one_group("mamba_n_groups")(h)
 
 
-ROPED: tuple[Check, ...] = (plain_rope, whole_rotation, usual_yarn, scaling_is_complete)
+ROPED: tuple[Requirement, ...] = (plain_rope, whole_rotation, usual_yarn, scaling_is_complete)

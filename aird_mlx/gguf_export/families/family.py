@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from aird_mlx.gguf_export.families.checks import Requirement
 from aird_mlx.gguf_export.hyperparameters import Hyperparameters, Key
 from aird_mlx.gguf_export.pieces import Operation
 
@@ -19,8 +20,6 @@ EXPERTS = ("ffn_gate_inp.weight", "ffn_gate_exps.weight", "ffn_up_exps.weight", 
 BLOCK = (*ATTENTION, "ffn_norm.weight", *GATED)
 AFTER = ("post_attention_norm.weight", "post_ffw_norm.weight")  # norms between what a block computes and the stream
 HEAD_NORMS = ("attn_q_norm.weight", "attn_k_norm.weight")
-
-Check = Callable[[Hyperparameters], None]
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class Family:
     shapes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     activations: tuple[str, ...] | None = ("silu", "swish")
     scalings: tuple[str, ...] = ("default", "linear", "yarn")
-    checks: tuple[Check, ...] = ()
+    checks: tuple[Requirement, ...] = ()
     limits: Callable[[Hyperparameters], list[str]] = lambda _: []
     extra: Callable[[Hyperparameters], dict[str, Any]] = lambda _: {}
 

@@ -72,7 +72,7 @@ DEEPSEEK2_KEYS: tuple[Key, ...] = (
 )  # fmt: skip
 
 
-def deepseek2(*refusals: checks.Check) -> Family:
+def deepseek2(*refusals: checks.Requirement) -> Family:
     """Multi-head latent attention: DeepSeek-V2, V3 and their kin."""
     return Family(
         "deepseek2", DEEPSEEK2_KEYS, LATENT,
