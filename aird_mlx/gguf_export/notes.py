@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from aird_mlx.gguf_export.choice import TypeChoice
-from aird_mlx.gguf_export.encoding import Tally
 from aird_mlx.gguf_export.outtypes import NEAREST, OUTTYPES, Kind, OutType, block_length, scheme_of
+from aird_mlx.gguf_export.tally import Tally
 from aird_mlx.gguf_export.tensors import PlannedTensor
 
 PRUNED = 0.05  # a smaller share of weights is not worth a word, pruned or made zero

@@ -6,25 +6,22 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from aird_mlx.errors import AirdError
-from aird_mlx.gguf_export.writer import plan_export
+from aird_mlx.gguf_export.export_plan import figures_of_tensors
+from aird_mlx.gguf_export.preparation import check_exportable, prepare
 
 # Types that need no llama.cpp to plan: a plain one, and what keeps zeros at eight and at four bits.
 PLANNED_TYPES = ("f16", "q8_0", "q4_0")
 
 
-def file_sizes(folder: Path, outtypes: Iterable[str] = PLANNED_TYPES) -> dict[str, int]:
-    """Bytes of the weights in an MLX folder, and of the GGUF files it could be exported as.
-
-    Args:
-        folder: complete.
-        outtypes: left out where the model cannot be exported so.
-    """
+def file_sizes(folder: Path) -> dict[str, int]:
+    """Bytes of the weights in a complete MLX folder, and of the GGUF files it could be exported as, if it can be."""
     sizes = {"mlx": sum(path.stat().st_size for path in folder.glob("model*.safetensors"))}
-    for outtype in outtypes:
-        try:
-            sizes[f"gguf {outtype}"] = plan_export(folder, outtype).size_bytes
-        except AirdError:
-            continue
+    try:
+        check_exportable(folder, "f32")  # reads the tokenizer too, once for all types
+        for outtype in PLANNED_TYPES:
+            sizes[f"gguf {outtype}"] = sum(one.size_bytes for one in figures_of_tensors(prepare(folder, outtype)))
+    except AirdError:
+        pass
     return sizes
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import tempfile
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -22,48 +21,25 @@ import numpy as np
 from aird_mlx.errors import ExportError
 from aird_mlx.gguf_export.blocks import dequantize
 from aird_mlx.gguf_export.chat_facts import ChatFacts, gather_chat_facts
-from aird_mlx.gguf_export.encoding import BYTES_AT_A_TIME, Tally, encode_job, jobs_of
+from aird_mlx.gguf_export.encoding import BYTES_AT_A_TIME, encode_job, jobs_of
+from aird_mlx.gguf_export.export_plan import quantized_bytes
 from aird_mlx.gguf_export.header import EXTRA_PREFIX, Value, describe
-from aird_mlx.gguf_export.imatrix import Imatrix, Importance, check_imatrix
+from aird_mlx.gguf_export.imatrix import Imatrix, check_imatrix
 from aird_mlx.gguf_export.keys import encode_keys
-from aird_mlx.gguf_export.llama_quantizer import Order, find_mixture, quantize_file
+from aird_mlx.gguf_export.llama_quantizer import Order, quantize_file
 from aird_mlx.gguf_export.notes import notes_on_writing
-from aird_mlx.gguf_export.outtypes import Kind, check_zero_exact
+from aird_mlx.gguf_export.outtypes import check_zero_exact
 from aird_mlx.gguf_export.packing import parts_of
 from aird_mlx.gguf_export.preparation import Prepared, prepare
-from aird_mlx.gguf_export.stream import whole_gguf, write_outline, write_tensors
+from aird_mlx.gguf_export.stream import whole_gguf, write_tensors
+from aird_mlx.gguf_export.tally import Tally
 from aird_mlx.gguf_export.tensors import PlannedTensor, is_block_linear
-from aird_mlx.libllama import is_available
 from aird_mlx.workspace import unfinished_of
 
 MOST_WORKERS = 4  # that encode; writing waits for them more than for the disk
 WAITING = 3  # jobs more than workers, so that none of these waits while the file is written
 BYTES_KEPT = 1 << 24
 SEAL_KEY = "aird.hash.root"  # of a file whose manifest has been written
-
-
-@dataclass(frozen=True)
-class TensorFigures:
-    """One tensor of a file to be: ``shape`` is ``[out, in]`` or ``[out]``, ``type`` GGML's name in lower case."""
-
-    name: str
-    shape: tuple[int, ...]
-    type: str
-    size_bytes: int
-
-
-@dataclass(frozen=True)
-class ExportPlan:
-    """What an export would write: the type of most weights, every tensor, and what has to be said about it."""
-
-    outtype: str
-    tensors: tuple[TensorFigures, ...]
-    notes: tuple[str, ...]
-
-    @property
-    def size_bytes(self) -> int:
-        """Of all tensors together, without padding and metadata."""
-        return sum(tensor.size_bytes for tensor in self.tensors)
 
 
 @dataclass(frozen=True)
@@ -179,37 +155,6 @@ def check_new_file(outfile: Path, metadata: Mapping[str, Value]) -> None:
         )
 
 
-def plan_export(
-    folder: Path,
-    outtype: str,
-    *,
-    embedding_type: str | None = None,
-    output_type: str | None = None,
-    imatrix: Imatrix | None = None,
-    zero_exact: bool = False,
-) -> ExportPlan:
-    """Say what `export_gguf` would write, tensor by tensor; of the weights at most a sample is read.
-
-    Raises:
-        AirdError: as `export_gguf` would, but for what only the weights show.
-    """
-    prepared = prepare(folder, outtype, embedding_type, output_type)
-    if zero_exact:
-        check_zero_exact(prepared.wanted)
-    tensors_of_file = _tensors_of_file(prepared, None if prepared.wanted.native else _find_mixture(prepared, imatrix))
-    return ExportPlan(prepared.wanted.name, tensors_of_file, prepared.notes)
-
-
-def _tensors_of_file(prepared: Prepared, mixture: Mapping[str, Kind | None] | None) -> tuple[TensorFigures, ...]:
-    """Every tensor in its place; llama.cpp's quantizer writes them in the order of its ``mixture``."""
-    found = [TensorFigures(one, values.shape, "f32", values.nbytes) for one, values in prepared.extra.items()]
-    for planned in prepared.plan:
-        kind = (mixture or {}).get(planned.name) or planned.type
-        found.append(TensorFigures(planned.name, planned.shape, kind.name.lower(), planned.bytes_as(kind)))
-    places = {name: place for place, name in enumerate(mixture or ())}
-    return tuple(sorted(found, key=lambda one: places.get(one.name, len(places))))
-
-
 def _encode(
     prepared: Prepared, tally: Tally, zero_exact: bool, progress: Callable[[int, int], None] | None
 ) -> Iterator[Iterable[np.ndarray]]:
@@ -258,7 +203,7 @@ def _write(
         with whole_gguf(outfile, (1 + copied) * (len(keys) + prepared.size_bytes)) as partial:
             write_tensors(header, keys, partial, tensors_of_file)
         return
-    size = len(keys) + _quantized_bytes(prepared, order)
+    size = len(keys) + quantized_bytes(prepared, order.imatrix)
     with whole_gguf(outfile, size + max(len(keys) + prepared.size_bytes, copied * size)) as partial:
         exact = unfinished_of(outfile.with_name(outfile.name + ".exact"))
         try:
@@ -267,13 +212,6 @@ def _write(
             tally.zeros, tally.zeros_kept = _count_zeros(exact, partial)
         finally:
             exact.unlink(missing_ok=True)
-
-
-def _quantized_bytes(prepared: Prepared, order: Order) -> int:
-    """Of the tensors that llama.cpp's quantizer will write; older programs cannot say, and it is an upper bound."""
-    if not is_available():
-        return prepared.size_bytes
-    return sum(one.size_bytes for one in _tensors_of_file(prepared, _find_mixture(prepared, order.imatrix)))
 
 
 def _order(prepared: Prepared, imatrix: Imatrix | None) -> tuple[Order, list[str]]:
@@ -288,18 +226,6 @@ def _order(prepared: Prepared, imatrix: Imatrix | None) -> tuple[Order, list[str
     if used is not imatrix:
         said.append(f"{wanted.name} is written without an imatrix; llama.cpp's own types use one")
     return Order(wanted, prepared.choice.embedding_type, prepared.choice.output_type, used), said
-
-
-def _find_mixture(prepared: Prepared, imatrix: Imatrix | None) -> dict[str, Kind | None]:
-    """What llama.cpp's quantizer would make of the file; it is shown the header alone."""
-    if imatrix is None and prepared.wanted.needs_imatrix:  # that there is one decides, not what is in it
-        ones = Importance(np.ones((1, 1), dtype=np.float32), np.ones(1, dtype=np.float32))
-        imatrix = Imatrix({prepared.plan[0].name: ones}, (), 0, 0)
-    order = Order(prepared.wanted, prepared.choice.embedding_type, prepared.choice.output_type, imatrix)
-    with tempfile.TemporaryDirectory() as temporary:
-        outline = Path(temporary) / "outline.gguf"
-        write_outline(describe(prepared, "outline", {}), outline, prepared.size_bytes)
-        return find_mixture(outline, order)
 
 
 def _count_zeros(exact: Path, quantized: Path) -> tuple[int, int]:
