@@ -8,6 +8,7 @@ from aird_mlx.pruning.allocation import (
     spread_sparsities,
     whole_rows,
 )
+from aird_mlx.pruning.checks import CALIBRATED, METHODS, check_pruning, check_words
 from aird_mlx.pruning.dropping import drop_blocks, measure_influence
 from aird_mlx.pruning.masks import (
     SCOPES,
@@ -18,7 +19,7 @@ from aird_mlx.pruning.masks import (
     random_scores,
     wanda_scores,
 )
-from aird_mlx.pruning.prune import CALIBRATED, METHODS, check_pruning, check_words, prune_model
+from aird_mlx.pruning.prune import prune_model
 from aird_mlx.pruning.reap import expert_worth, least_experts, remove_experts
 from aird_mlx.pruning.sparsegpt import Sparsified, sparsify_weight
 

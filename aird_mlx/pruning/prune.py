@@ -6,27 +6,18 @@ and the output head are left alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 
 import mlx.core as mx
 
 from aird_mlx.activations import TokenBatch, Walk
-from aird_mlx.errors import PromptError, UsageError
 from aird_mlx.model import ChatModel, ShardFolder
-from aird_mlx.pruning.allocation import ALLOCATIONS, Allocation
-from aird_mlx.pruning.masks import (
-    SCOPES,
-    check_pattern_width,
-    check_sparsity,
-    check_word,
-    magnitude_scores,
-    parse_pattern,
-    random_scores,
-    removal_mask,
-    wanda_scores,
-)
-from aird_mlx.pruning.moments import LEAST_TOKENS, InputStatistics, input_squares, second_moments
+from aird_mlx.pruning.allocation import Allocation
+from aird_mlx.pruning.checks import CALIBRATED, check_calibration, check_pruning
+from aird_mlx.pruning.masks import magnitude_scores, parse_pattern, random_scores, removal_mask, wanda_scores
+from aird_mlx.pruning.moments import InputStatistics, input_squares, second_moments
+from aird_mlx.pruning.notes import notes_on_calibration, notes_on_damping, notes_on_unseen, notes_on_zeros
 from aird_mlx.pruning.reap import (
     check_experts,
     expert_worth,
@@ -35,63 +26,8 @@ from aird_mlx.pruning.reap import (
     mixture_of,
     remove_experts,
 )
-from aird_mlx.pruning.sparsegpt import DAMPING, sparsify_weight
+from aird_mlx.pruning.sparsegpt import sparsify_weight
 from aird_mlx.report import PruningReport, TensorSparsity, zeros_among
-
-METHODS = ("wanda", "sparsegpt", "magnitude", "random", "reap")
-# Those that look at what the model computes.
-CALIBRATED = ("wanda", "sparsegpt", "reap")
-
-
-def check_pruning(
-    model: ChatModel, method: str, sparsity: float, pattern: str, scope: str = "row", allocation: str = "uniform"
-) -> None:
-    """Refuse settings that cannot work on this model before anything is computed.
-
-    Raises:
-        UsageError: see `check_words`, a pattern that does not divide a linear's width, or ``reap`` on a streamed model.
-    """
-    check_words(method, sparsity, pattern, scope, allocation)
-    groups = parse_pattern(pattern)
-    if method == "reap":
-        check_experts(model, sparsity)
-        if model.stream is not None:
-            raise UsageError(
-                "prune: method reap with --streaming; it cuts experts out of a model that is in memory. Use another "
-                "method, or a machine that holds the model."
-            )
-    if groups:
-        for block, name, linear in model.linears():
-            check_pattern_width(linear.weight.shape[-1], *groups, of=f"{name} in block {block}")
-
-
-def check_words(method: str, sparsity: float, pattern: str, scope: str, allocation: str) -> None:
-    """Refuse settings that no model could be pruned with.
-
-    Raises:
-        UsageError: unknown method, pattern, scope or allocation, sparsity outside [0, 1), or words that exclude
-            each other.
-    """
-    check_word("method", method, METHODS)
-    check_word("scope", scope, SCOPES)
-    check_word("allocation", allocation, ALLOCATIONS)
-    check_sparsity(sparsity)
-    if parse_pattern(pattern) is not None and (scope != "row" or allocation != "uniform"):
-        other = f"scope {scope}" if scope != "row" else f"allocation {allocation}"
-        raise UsageError(
-            f"prune: pattern {pattern} with {other}; each M consecutive inputs of every row lose N, so scope row and "
-            "allocation uniform are needed. Leave one of the two out."
-        )
-    if method == "reap" and (pattern != "unstructured" or scope != "row" or allocation != "uniform"):
-        raise UsageError(
-            f"prune: method reap with pattern {pattern}, scope {scope}, allocation {allocation}; it removes whole "
-            "experts, so none of these can be chosen. Leave them out."
-        )
-    if method == "sparsegpt" and scope != "row":
-        raise UsageError(
-            "prune: scope matrix with sparsegpt, whose weights compete in blocks of 128 columns, all rows together; "
-            "magnitude, wanda or random is needed for it. Leave --scope out."
-        )
 
 
 def prune_model(
@@ -139,51 +75,20 @@ def prune_model(
     if method in CALIBRATED:
         tokens = int(sum(batch.counted.sum().item() for batch in calibration))
         widest = max(linear.weight.shape[-1] for _, _, linear in model.linears())
-        _check_calibration(method, tokens, widest)
-        walk, notes = Walk(model, calibration), _notes_on_calibration(method, tokens, widest)
+        check_calibration(method, tokens, widest)
+        walk, notes = Walk(model, calibration), notes_on_calibration(method, tokens, widest)
     if method == "reap":
         assert walk is not None
         return _prune_experts(model, walk, sparsity, notes, progress)
     places = [(block, name) for block in range(len(model.blocks)) for name in model.layout(block).linear_names]
     keys = dict(zip(places, mx.random.split(mx.random.key(seed), len(places)), strict=True))
-
-    def prune_block(block: int) -> list[TensorSparsity]:
-        names = model.layout(block).linear_names
-        inputs = _inputs(walk, names, method)
-        tensors = []
-        for name in names:
-            linear = model.linear(block, name)
-            own = allocation.sparsities[block, name] if allocation else asked
-            damping, before = None, _share_of_zeros(linear.weight)
-            squares, seen = inputs.values.get(name), inputs.seen(name)
-            if method == "sparsegpt":
-                assert squares is not None
-                linear.weight, damping = _sparsify(linear.weight, squares, seen, own, groups)
-            else:
-                scores = _scores(method, linear.weight, squares, seen, keys[block, name])
-                mask = removal_mask(scores, own, groups=groups, scope=scope)
-                linear.weight = mx.where(mask, mx.zeros_like(linear.weight), linear.weight)
-            unseen = [] if seen is None else [expert for expert, is_seen in enumerate(seen.tolist()) if not is_seen]
-            tensors.append(
-                TensorSparsity(
-                    block=block,
-                    name=name,
-                    weights=linear.weight.size,
-                    asked=own,
-                    sparsity=_share_of_zeros(linear.weight),
-                    damping=damping,
-                    before=before,
-                    bits=8 * linear.weight.dtype.size,
-                    unseen=unseen,
-                )
-            )
-        return tensors
-
+    sparsities = allocation.sparsities if allocation else dict.fromkeys(places, asked)
+    pruner = _Pruner(model, walk, method, groups, scope, sparsities, keys)
     tensors: list[TensorSparsity] = []
     for block in range(len(model.blocks)):
         known = shards.take(block) if shards else None
         if known is None:
-            own = prune_block(block)
+            own = pruner.prune_block(block)
             if shards:
                 shards.write(block, [asdict(one) for one in own])
         else:
@@ -194,7 +99,7 @@ def prune_model(
         else:
             model.release(block)
         progress(block + 1, len(model.blocks))
-    notes = [*_notes_before(tensors), *notes, *_unseen_notes(tensors, method), *_damping_notes(tensors)]
+    notes = [*notes_on_zeros(tensors), *notes, *notes_on_unseen(tensors, method), *notes_on_damping(tensors)]
     return PruningReport(
         method=method,
         pattern=pattern,
@@ -207,15 +112,57 @@ def prune_model(
     )
 
 
+@dataclass(frozen=True)
+class _Pruner:
+    """How the linears of a model are pruned, one block after the other.
+
+    Attributes:
+        model: changed in place.
+        walk: at the block that is pruned next; None where inputs do not count.
+        method, scope: see `prune_model`.
+        groups: N and M of a pattern.
+        sparsities, keys: of each linear; keys are for ``random``.
+    """
+
+    model: ChatModel
+    walk: Walk | None
+    method: str
+    groups: tuple[int, int] | None
+    scope: str
+    sparsities: Mapping[tuple[int, str], float]
+    keys: Mapping[tuple[int, str], mx.array]
+
+    def prune_block(self, block: int) -> list[TensorSparsity]:
+        names = self.model.layout(block).linear_names
+        inputs = _inputs(self.walk, names, self.method)
+        return [self._prune_linear(block, name, inputs) for name in names]
+
+    def _prune_linear(self, block: int, name: str, inputs: InputStatistics) -> TensorSparsity:
+        linear, asked = self.model.linear(block, name), self.sparsities[block, name]
+        squares, seen = inputs.values.get(name), inputs.seen(name)
+        damping, before = None, _share_of_zeros(linear.weight)
+        if self.method == "sparsegpt":
+            assert squares is not None
+            linear.weight, damping = _sparsify(linear.weight, squares, seen, asked, self.groups)
+        else:
+            scores = _scores(self.method, linear.weight, squares, seen, self.keys[block, name])
+            mask = removal_mask(scores, asked, groups=self.groups, scope=self.scope)
+            linear.weight = mx.where(mask, mx.zeros_like(linear.weight), linear.weight)
+        return TensorSparsity(
+            block=block,
+            name=name,
+            weights=linear.weight.size,
+            asked=asked,
+            sparsity=_share_of_zeros(linear.weight),
+            damping=damping,
+            before=before,
+            bits=8 * linear.weight.dtype.size,
+            unseen=[] if seen is None else [expert for expert, is_seen in enumerate(seen.tolist()) if not is_seen],
+        )
+
+
 def _share_of_zeros(weight: mx.array) -> float:
     return float((weight == 0).sum().item() / weight.size)
-
-
-def _notes_before(tensors: Sequence[TensorSparsity]) -> list[str]:
-    before = zeros_among([replace(one, sparsity=one.before) for one in tensors])
-    if before <= 0.01:
-        return []
-    return [f"{before:.1%} of the pruned linears' weights were zero already; they are removed again first"]
 
 
 def _prune_experts(
@@ -287,40 +234,3 @@ def _sparsify(
         experts.append(own)
         mx.eval(own)
     return mx.stack(experts), damping
-
-
-def _unseen_notes(tensors: Sequence[TensorSparsity], method: str) -> list[str]:
-    unseen = list(dict.fromkeys(f"{expert} of block {one.block}" for one in tensors for expert in one.unseen))
-    if not unseen:
-        return []
-    more = f" and {len(unseen) - 8} more" if len(unseen) > 8 else ""
-    return [
-        f"{method}: fewer than {LEAST_TOKENS} calibration tokens are routed to expert {', '.join(unseen[:8])}{more}; "
-        "pruned by the size of their weights alone. More calibration text reaches more experts"
-    ]
-
-
-def _check_calibration(method: str, tokens: int, widest: int) -> None:
-    if tokens == 0:
-        raise PromptError(
-            f"calibration: 0 tokens; {method} needs some, best {widest} or more, the most inputs a linear has. Give "
-            "texts or dialogues to calibrate on."
-        )
-
-
-def _notes_on_calibration(method: str, tokens: int, widest: int) -> list[str]:
-    if method != "sparsegpt" or tokens >= widest:
-        return []
-    return [
-        f"sparsegpt: {tokens} calibration tokens are fewer than the {widest} inputs of the widest linear, so its "
-        f"Hessian is singular but for the damping; {widest} or more are needed for a sound one"
-    ]
-
-
-def _damping_notes(tensors: Sequence[TensorSparsity]) -> list[str]:
-    return [
-        f"sparsegpt: the Hessian of {one.name} in block {one.block} is singular; it was damped by {one.damping:g} of "
-        f"its mean diagonal instead of {DAMPING:g}"
-        for one in tensors
-        if one.damping is not None and one.damping > DAMPING
-    ]
