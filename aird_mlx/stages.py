@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import mlx.core as mx
-import mlx.nn as nn
-import numpy as np
-from mlx.utils import tree_map
 
 from aird_mlx.activations import TokenBatch
 from aird_mlx.direction import Direction, Measurement, compare_directions, measure_direction, refusal_subspace
@@ -25,7 +21,7 @@ from aird_mlx.evaluation import (
 from aird_mlx.gguf_export import NOT_INSTALLED, PROBE_TEXTS, GgufFile, Parity, check_parity, is_available
 from aird_mlx.gguf_export.behaviour import run_exported
 from aird_mlx.inputs import held_out_sequences
-from aird_mlx.model import ChatModel
+from aird_mlx.model import ChatModel, exact_logits
 from aird_mlx.prompts import KINDS, post_instruction_tokens, render_text
 from aird_mlx.reference import Reference
 from aird_mlx.repair import TOKENS
@@ -280,32 +276,6 @@ def stage_changes(stages: Sequence[Stage]) -> list[StageChange]:
                 refused = [[letter == REFUSAL[0] for letter in letters] for letters in pair]
                 changes.append(StageChange(kind, before, "repaired", paired_change(*refused)))
     return changes
-
-
-def exact_logits(model: ChatModel, tokens: Sequence[int]) -> np.ndarray:
-    """Logits ``[token, vocab]`` computed in float32, block by block, whatever type the weights have.
-
-    llama.cpp sums in float32 too, while MLX rounds to bfloat16 between operations: of a hundred tokens, the likeliest
-    next one then differs at three.
-    """
-
-    def run(index: int, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> mx.array:
-        stored = block.parameters()
-        block.update(tree_map(_in_float32, stored))
-        try:
-            hidden: mx.array = block(_in_float32(args[0]), *args[1:], **kwargs)
-            mx.eval(hidden)
-            return hidden
-        finally:
-            block.update(stored)
-            model.release(index)
-
-    with model.block_taps(run):
-        return np.array(model.network(mx.array([list(tokens)]))[0].astype(mx.float32))
-
-
-def _in_float32(array: mx.array) -> mx.array:
-    return array.astype(mx.float32) if mx.issubdtype(array.dtype, mx.floating) else array
 
 
 def gguf_path(folder: Path, stem: str, outtype: str) -> Path:

@@ -34,10 +34,9 @@ from aird_mlx.gguf_export.imatrix import Imatrix, measure_imatrix  # noqa: E402
 from aird_mlx.gguf_export.outtypes import OUTTYPES  # noqa: E402
 from aird_mlx.gguf_export.preparation import prepare  # noqa: E402
 from aird_mlx.inputs import gather_inputs  # noqa: E402
-from aird_mlx.model import DEMO_FOLDER, load  # noqa: E402
+from aird_mlx.model import DEMO_FOLDER, exact_logits, load  # noqa: E402
 from aird_mlx.prompts import KINDS  # noqa: E402
 from aird_mlx.reference import Reference, ask_reference  # noqa: E402
-from aird_mlx.stages import exact_logits  # noqa: E402
 
 TYPES = "q2_k,q3_k_m,q4_k_m,iq4_nl,iq4_xs,iq3_s,iq3_xxs,iq2_xs,iq1_m"
 

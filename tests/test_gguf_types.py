@@ -30,10 +30,9 @@ from aird_mlx.gguf_export import (
 from aird_mlx.gguf_export.imatrix import Imatrix, Importance
 from aird_mlx.gguf_export.outtypes import OUTTYPES
 from aird_mlx.inputs import gather_inputs, held_out_sequences
-from aird_mlx.model import load
+from aird_mlx.model import exact_logits, load
 from aird_mlx.model.find import DEMO_FOLDER
 from aird_mlx.settings import GGUF_TYPES
-from aird_mlx.stages import exact_logits
 from aird_mlx_cli.main import main
 from aird_mlx_cli.options import GGUF_TYPES as CLI_TYPES
 from conftest import write_model

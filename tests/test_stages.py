@@ -11,13 +11,12 @@ import pytest
 
 from aird_mlx.direction import Direction
 from aird_mlx.evaluation import measure_refusals, measure_utility, paired_change, refusal_rates
-from aird_mlx.model import ChatModel, load
+from aird_mlx.model import ChatModel, exact_logits, load
 from aird_mlx.report import PairedChange, RefusalRates, Stage
 from aird_mlx.stages import (
     class_letters,
     evaluate_control,
     evaluate_dense,
-    exact_logits,
     refusal_directions,
     stage_changes,
     validation_of,

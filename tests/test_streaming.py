@@ -23,14 +23,13 @@ from aird_mlx.architectures.table import TABLE
 from aird_mlx.compress import write_pruned
 from aird_mlx.errors import OutputError, ResumeError, UsageError
 from aird_mlx.evaluation import generate_answers, measure_utility
-from aird_mlx.model import ChatModel, ShardFolder, load, needs_streaming, save
+from aird_mlx.model import ChatModel, ShardFolder, exact_logits, load, needs_streaming, save
 from aird_mlx.patch import fold
 from aird_mlx.pipeline import RepairSettings, repair_model
 from aird_mlx.pruning import prune_model
 from aird_mlx.quantization import quantize_model
 from aird_mlx.repair import RepairPlan, reconstruct_block, repair_blocks, solve_patch
 from aird_mlx.settings import PruningSettings
-from aird_mlx.stages import exact_logits
 from aird_mlx.workspace import check_space
 from aird_mlx_cli.main import main
 from conftest import write_model

@@ -6,6 +6,7 @@ Loading and running are mlx-lm's. This package knows nothing about refusals, pru
 from aird_mlx.architectures import context_length
 from aird_mlx.model.calls import BlockCall, record_calls
 from aird_mlx.model.chat_model import QUANTIZED, ChatModel, StoredWeight, Tap, is_linear, submodule
+from aird_mlx.model.exact import exact_logits
 from aird_mlx.model.files import COMPANION_FILES, RWKV_VOCABULARY, TOKENIZERS, load, read_network, save
 from aird_mlx.model.find import DEMO_FOLDER, find_folder, network_error, read_config
 from aird_mlx.model.memory import loaded_bytes, needs_streaming, peak_memory, usable_memory
@@ -27,6 +28,7 @@ __all__ = [
     "Tap",
     "check_writers",
     "context_length",
+    "exact_logits",
     "find_folder",
     "first_of_each_kind",
     "is_linear",

@@ -10,11 +10,11 @@ from aird_mlx.evaluation import BATCH_SIZE, decode, generate_answers, judge_answ
 from aird_mlx.gguf_export import LlamaRuntime, Parity, check_parity
 from aird_mlx.guard.canaries import canary_texts, read_canaries, render_canaries, set_of
 from aird_mlx.guard.record import CanarySet
-from aird_mlx.model import ChatModel
+from aird_mlx.model import ChatModel, exact_logits
 from aird_mlx.prompts import check_context
 from aird_mlx.reference import MAX_NEW_TOKENS
 from aird_mlx.report import RefusalRates
-from aird_mlx.stages import exact_logits, probe_corpus
+from aird_mlx.stages import probe_corpus
 
 
 @dataclass(frozen=True)
