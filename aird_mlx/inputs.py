@@ -14,7 +14,17 @@ from pathlib import Path
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from aird_mlx.errors import PromptError
-from aird_mlx.prompts import DATA_FOLDER, KINDS, ContrastSet, Split, read_prompts, render_dialogue, split_prompts
+from aird_mlx.prompts import (
+    DATA_FOLDER,
+    KINDS,
+    ContrastSet,
+    Split,
+    distinct,
+    read_prompts,
+    render_dialogue,
+    same_words,
+    split_prompts,
+)
 
 TEXT_CHUNK = 256
 
@@ -103,7 +113,9 @@ def gather_inputs(
     origin = f"{', '.join(given)}; {' and '.join(filled)} from {ours}" if given and filled else ", ".join(given) or ours
     asked = {kind: Split(split.find, split.validate, split.test[:limit]) for kind, split in splits.items()}
     probe = {
-        kind: _demo_split(kind, seed, (*DEMO_PROBE_COUNTS, 0)) if model == "demo" and files[kind] is None else split
+        kind: _with_test(_demo_split(kind, seed, (*DEMO_PROBE_COUNTS, 0)), split.test)
+        if model == "demo" and files[kind] is None
+        else split
         for kind, split in splits.items()
     }
     return Inputs(
@@ -112,15 +124,18 @@ def gather_inputs(
 
 
 def _with_test(split: Split, test: Sequence[str]) -> Split:
-    known = set(test)
-    find, validate = (tuple(prompt for prompt in part if prompt not in known) for part in (split.find, split.validate))
-    return Split(find, validate, tuple(test))
+    held_out = distinct(test)
+    find, validate = (tuple(distinct(part, held_out)) for part in (split.find, split.validate))
+    return Split(find, validate, tuple(held_out))
 
 
 def _check_disjoint(splits: dict[str, Split]) -> None:
-    prompts = {kind: {prompt for part in vars(split).values() for prompt in part} for kind, split in splits.items()}
+    prompts = {
+        kind: {same_words(prompt): prompt for part in vars(split).values() for prompt in part}
+        for kind, split in splits.items()
+    }
     for one, other in combinations(KINDS, 2):
-        both = sorted(prompts[one] & prompts[other])
+        both = sorted(prompts[one][words] for words in prompts[one].keys() & prompts[other].keys())
         if both:
             raise PromptError(
                 f"prompts: {len(both)} prompts are both {one} and {other}, for example {both[0][:60]!r}; each belongs "
@@ -155,14 +170,16 @@ def _texts(model: str, seed: int, calibration: Path | None) -> tuple[tuple[str, 
         return (), ()
     path = calibration or DATA_FOLDER / "calibration.txt"
     try:
-        paragraphs = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise PromptError(
             f"calibration: {path} cannot be read ({error}); UTF-8 text, one passage a line, is needed. Check the path."
         ) from error
+    paragraphs = distinct(line.strip() for line in lines if line.strip())  # a repeated one would be in both parts
     if len(paragraphs) < 4:
         raise PromptError(
-            f"calibration: {path} holds {len(paragraphs)} passages; at least 4, one a line, are needed. Add text."
+            f"calibration: {path} holds {len(paragraphs)} passages; at least 4 different ones, one a line, are needed. "
+            "Add text."
         )
     random.Random(f"{seed}:calibration").shuffle(paragraphs)
     cut = max(1, round(len(paragraphs) * 0.7))

@@ -15,7 +15,7 @@ from pathlib import Path
 from aird_mlx.errors import PromptError
 from aird_mlx.inputs import gather_inputs
 from aird_mlx.model import network_error
-from aird_mlx.prompts import KINDS, read_prompts
+from aird_mlx.prompts import KINDS, read_prompts, same_words
 
 READABLE = (".csv", ".tsv", ".jsonl", ".ndjson", ".txt")
 
@@ -88,9 +88,9 @@ def _names(sources: Sequence[str]) -> list[str]:
 
 
 def _check_disjoint(sets: Sequence[PromptSet]) -> None:
-    harmful = {prompt for one in sets if one.kind == "harmful" for prompt in one.prompts}
+    harmful = {same_words(prompt) for one in sets if one.kind == "harmful" for prompt in one.prompts}
     for one in sets:
-        both = len(harmful.intersection(one.prompts))
+        both = sum(same_words(prompt) in harmful for prompt in one.prompts)
         if both and one.kind != "harmful":
             raise PromptError(
                 f"prompts: {both} prompts of {one.name} are both harmful and {one.kind}; each belongs to one kind. "

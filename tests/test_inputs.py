@@ -110,6 +110,18 @@ def test_test_prompts_from_the_built_in_set_are_taken_out_of_find_and_validate(t
     assert (split.find, split.validate) == (plain.find[1:], plain.validate[1:])
 
 
+def test_test_prompts_are_taken_out_in_whatever_case_and_out_of_what_the_probe_sees(tmp_path: Path) -> None:
+    plain = gather_inputs("demo", 0)
+    known = plain.probe.harmful.find[0], plain.contrast.harmful.validate[0]
+    assert known[0] in plain.contrast.harmful.find
+    test = tmp_path / "test.txt"
+    test.write_text(f"{known[0].upper()}\n{known[1]}\n")
+    inputs = gather_inputs("demo", 0, test_harmful=test)
+    seen = {*parts_of(inputs, "harmful")[:-2], *inputs.probe.harmful.find, *inputs.probe.harmful.validate}
+    assert not {prompt.upper() for prompt in seen} & {prompt.upper() for prompt in known}
+    assert inputs.probe.harmful.find == plain.probe.harmful.find[1:]
+
+
 def test_own_twins_are_read(tmp_path: Path) -> None:
     inputs = gather_inputs("some/model", 0, twins=write(tmp_path, "twins.txt", "twin"))
     assert len(parts_of(inputs, "twin")) == 20
@@ -138,6 +150,12 @@ def test_prompt_in_two_kinds_is_found_beyond_the_limit_and_between_harmless_and_
         gather_inputs("some/model", 0, harmless=tmp_path / "good.txt", test_harmful=test, limit=1)
     with pytest.raises(PromptError, match="20 prompts are both harmless and twin"):
         gather_inputs("some/model", 0, harmless=test, twins=test)
+
+
+def test_prompt_in_two_kinds_is_found_in_other_case(tmp_path: Path) -> None:
+    harmful, harmless = write(tmp_path, "bad.txt", "same"), write(tmp_path, "good.txt", "SAME ", 15)
+    with pytest.raises(PromptError, match="15 prompts are both harmful and harmless"):
+        gather_inputs("some/model", 0, harmful=harmful, harmless=harmless)
 
 
 def test_kinds_that_were_not_given_are_named_in_the_origin(tmp_path: Path) -> None:
@@ -174,6 +192,16 @@ def test_own_calibration_text_is_split_without_overlap_and_rules_for_the_demo_to
     assert sorted(inputs.texts + inputs.held_out_texts) == sorted(path.read_text().splitlines())
     assert len(inputs.texts) == 14
     assert inputs.held_out_dialogues == ()
+
+
+def test_passage_that_is_repeated_in_calibration_text_is_in_one_part_only(tmp_path: Path) -> None:
+    path, passages = tmp_path / "text.txt", [f"passage {number}" for number in range(20)]
+    path.write_text("\n".join(passages * 5 + [passage.title() for passage in passages]))
+    inputs = gather_inputs("demo", 0, calibration=path)
+    assert sorted(inputs.texts + inputs.held_out_texts) == sorted(passages)
+    path.write_text("\n".join(["a", "b", "c", "A "]))
+    with pytest.raises(PromptError, match="holds 3 passages; at least 4 different ones"):
+        gather_inputs("demo", 0, calibration=path)
 
 
 def test_texts_become_chunks_without_losing_a_token(tiny: ChatModel) -> None:

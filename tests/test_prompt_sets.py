@@ -80,6 +80,7 @@ def test_column_is_used_in_every_set(tmp_path: Path) -> None:
     ("files", "said"),
     [
         ({"harmful": ["a\nb\n"], "twin": ["b\n"]}, "1 prompts of .* are both harmful and twin"),
+        ({"harmful": ["a\nb c\n"], "twin": ["B  c\n"]}, "1 prompts of .* are both harmful and twin"),
         ({"harmless": [""]}, "holds no prompts"),
     ],
 )

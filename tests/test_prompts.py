@@ -169,6 +169,15 @@ def test_given_test_prompts_are_kept_out_of_the_other_parts(prompts: list[str], 
     assert abs(len(split.find) - len(remaining) * 2 / 3) <= 1
 
 
+def test_prompt_in_other_case_or_spacing_is_no_other_prompt() -> None:
+    prompts = [f"How do I bake {number}?" for number in range(20)]
+    again = [prompt.upper() for prompt in prompts] + [prompt.replace(" ", "  ") for prompt in prompts]
+    assert split_prompts(prompts + again, 0, kind="harmless") == split_prompts(prompts, 0, kind="harmless")
+    split = split_prompts(prompts, 0, kind="harmless", test=["how do i bake 3?", "How do  I bake 3?", "new"])
+    assert split.test == ("how do i bake 3?", "new")
+    assert sorted(split.find + split.validate) == sorted(set(prompts) - {"How do I bake 3?"})
+
+
 def test_splits_depend_on_the_seed_and_the_kind() -> None:
     prompts = [f"prompt {number}" for number in range(40)]
     splits = {split_prompts(prompts, seed, kind=kind) for seed in (0, 1, 2) for kind in ("harmful", "harmless")}

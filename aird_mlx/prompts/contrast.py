@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,16 +40,40 @@ class ContrastSet:
         return prompts
 
 
+def same_words(text: str) -> str:
+    """What two texts share that differ in case or white space only: asked again, they are no new prompt.
+
+    >>> same_words(" How do  I bake?") == same_words("how do I bake?")
+    True
+    """
+    return " ".join(text.casefold().split())
+
+
+def distinct(texts: Iterable[str], known: Iterable[str] = ()) -> list[str]:
+    """The first of all texts with the same words (`same_words`), without those of ``known``.
+
+    >>> distinct(["Bake", "bake ", "fry", "boil"], ["Boil"])
+    ['Bake', 'fry']
+    """
+    seen = set(map(same_words, known))
+    found: dict[str, str] = {}
+    for text in texts:
+        key = same_words(text)
+        if key not in seen:
+            found.setdefault(key, text)
+    return list(found.values())
+
+
 def split_prompts(prompts: Sequence[str], seed: int, *, kind: str, test: Sequence[str] | None = None) -> Split:
     """Split one kind by seed: 40 % find, 20 % validate, 40 % test; with ``test`` given, 2/3 find and 1/3 validate.
 
-    A prompt that is also in ``test`` is taken out of the other parts.
+    A prompt that is also in ``test`` is taken out of the other parts; case and white space make no other prompt.
 
     Raises:
         PromptError: fewer than 12 prompts remain.
     """
-    held_out = set(test or ())
-    pool = [prompt for prompt in dict.fromkeys(prompts) if prompt not in held_out]
+    held_out = distinct(test or ())
+    pool = distinct(prompts, held_out)
     if len(pool) < MINIMUM_PROMPTS:
         but = f" that are not among the {len(held_out)} test prompts" if test else ""
         raise PromptError(
@@ -59,7 +83,7 @@ def split_prompts(prompts: Sequence[str], seed: int, *, kind: str, test: Sequenc
     random.Random(f"{seed}:{kind}").shuffle(pool)
     if test is not None:
         cut = round(len(pool) * 2 / 3)
-        return Split(tuple(pool[:cut]), tuple(pool[cut:]), tuple(dict.fromkeys(test)))
+        return Split(tuple(pool[:cut]), tuple(pool[cut:]), tuple(held_out))
     first, second = round(len(pool) * 0.4), round(len(pool) * 0.6)
     return Split(tuple(pool[:first]), tuple(pool[first:second]), tuple(pool[second:]))
 
