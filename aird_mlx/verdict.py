@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from aird_mlx.direction import MAXIMUM_KL, MINIMUM_INDUCE
 from aird_mlx.report import PlaceFigures, ScoredDirection
+from aird_mlx.report_page import percent
 
 # A direction has moved when all of its interval lies below the one; it has turned at all when it lies below the other.
 MOVED = 0.95
@@ -32,8 +33,8 @@ def selection_in_words(selected: ScoredDirection, scored: Sequence[ScoredDirecti
     others = sum(one.near_tie for one in scored) - 1
     ties = {0: "No other survivor is a near tie", 1: "1 other survivor is a near tie"}
     return (
-        f"{place[0].upper()}{place[1:]} is selected in {selected.win_share:.0%} of the resamples of what was scored. "
-        f"{ties.get(others, f'{others} other survivors are near ties')}."
+        f"{place[0].upper()}{place[1:]} is selected in {percent(selected.win_share)} of the resamples of what was "
+        f"scored. {ties.get(others, f'{others} other survivors are near ties')}."
     )
 
 
@@ -79,11 +80,13 @@ def _source(selected: Sequence[ScoredDirection], same_winner: float) -> list[str
         said.append(f"In {' and '.join(names)} no candidate passes the selection's filters.")
     if (dense.layer, dense.position) == (other.layer, other.position):
         said.append(
-            f"Both models select the same place, as they do in {same_winner:.0%} of the resamples of what was scored."
+            f"Both models select the same place, as they do in {percent(same_winner)} of the resamples of what was "
+            "scored."
         )
     else:
         said.append(
             f"OTHER selects layer {other.layer}, position {other.position} instead of layer {dense.layer}, position "
-            f"{dense.position}; in {same_winner:.0%} of the resamples of what was scored both select the same place."
+            f"{dense.position}; in {percent(same_winner)} of the resamples of what was scored both select the same "
+            "place."
         )
     return said

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from aird_mlx.report import Estimate, PlaceFigures, ScoredDirection
@@ -45,7 +47,7 @@ def test_a_changed_length_source_or_quality_is_said() -> None:
     figures = place((0.99, 0.96, 1.01), (0.8, 0.7, 0.9))
     words = comparison_in_words(figures, [scored(2), scored(4, survived=False)], 0.25)
     assert "Its length is 0.80 times what it was (0.70 to 0.90)." in words
-    assert "OTHER selects layer 4, position -1 instead of layer 2, position -1; in 25% of the resamples" in words
+    assert "OTHER selects layer 4, position -1 instead of layer 2, position -1; in 25.0 % of the resamples" in words
     assert "In OTHER no candidate passes" in words
 
 
@@ -53,6 +55,12 @@ def test_selection_says_its_near_ties_or_that_nothing_survived() -> None:
     assert "No other survivor is a near tie" in selection_in_words(scored(), [scored(), scored(tie=False)])
     assert "1 other survivor is a near tie" in selection_in_words(scored(), [scored(), scored()])
     assert "2 other survivors are near ties" in selection_in_words(scored(), [scored()] * 3)
+    for share, words in ((1.0, "100 %"), (0.997, "99.7 %"), (0.001, "0.1 %"), (0.0, "0 %")):
+        sure = dataclasses.replace(scored(), win_share=share)
+        assert f"is selected in {words} of the resamples" in selection_in_words(sure, [sure])
+        assert f"in {words} of the resamples" in comparison_in_words(
+            place((0.99, 0.96, 1.01)), [sure, scored(4)], share
+        )
     lost = scored(survived=False)
     words = selection_in_words(lost, [lost, scored(survived=False, kl=0.5)])
     assert words.startswith("No candidate passes the filters (KL <= 0.1, induce >= 0): 1 of 2 keep the first")
