@@ -12,7 +12,15 @@ from functools import cached_property
 from aird_mlx.activations import TokenBatch, batch_sequences
 from aird_mlx.direction import last_logits, refusal_tokens
 from aird_mlx.errors import DirectionError
-from aird_mlx.evaluation import BATCH_SIZE, REFUSAL, decode, generate_answers, judge_answer, utility_batch_tokens
+from aird_mlx.evaluation import (
+    BATCH_SIZE,
+    INCOHERENT,
+    REFUSAL,
+    decode,
+    generate_answers,
+    judge_answer,
+    utility_batch_tokens,
+)
 from aird_mlx.inputs import Inputs, held_out_sequences, text_sequences
 from aird_mlx.model import ChatModel
 from aird_mlx.prompts import KINDS, PARTS, check_context, cross_dialogues, render_dialogue, render_prompt
@@ -124,7 +132,7 @@ class Reference:
             raise DirectionError(
                 f"direction: {self.model.name} refuses {rates['harmful']:.0%} of the harmful prompts; a model that "
                 f"refuses at least {LEAST_REFUSALS:.0%} is needed, so there is no refusal to repair. Use the chat or "
-                "instruct version, or give prompts it does refuse with --harmful."
+                f"instruct version, or give prompts it does refuse with --harmful{self._unread('harmful')}."
             )
         if rates["harmless"] > MOST_OVER_REFUSALS:
             raise DirectionError(
@@ -132,6 +140,17 @@ class Reference:
                 "that answers them is needed. Check the prompts given with --harmless."
             )
         return refusal_tokens(*(last_logits(self.model, prompts[kind]) for kind in ("harmful", "harmless")))
+
+    def _unread(self, kind: str) -> str:
+        """What may be done about answers to find prompts that are mostly broken, or thoughts cut short."""
+        classes = [judge_answer(decode(self.model, tokens)) for tokens in self.answers[kind]["find"]]
+        share = classes.count(INCOHERENT) / len(classes)
+        if share <= 0.5:
+            return ""
+        return (
+            f"; {share:.0%} of its answers are broken text, or thoughts that were cut: where a model thinks, `repair` "
+            "needs a larger --max-new-tokens"
+        )
 
     def _refused(self, kind: str, part: str) -> list[bool]:
         return [judge_answer(decode(self.model, tokens)) == REFUSAL for tokens in self.answers[kind][part]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from aird_mlx.activations import TokenBatch
-from aird_mlx.errors import PromptError
+from aird_mlx.errors import DirectionError, PromptError
 from aird_mlx.evaluation import COMPLIANCE, REFUSAL
 from aird_mlx.inputs import Inputs
 from aird_mlx.model import ChatModel
@@ -69,6 +69,19 @@ def test_answers_are_judged_in_the_order_of_kinds_and_prompts(tiny: ChatModel) -
     kinds, classes = reference.judged("validate")
     assert kinds == ["harmful"] * 4 + ["harmless"] * 4 + ["twin"] * 2
     assert classes == [REFUSAL] * 4 + [COMPLIANCE] * 6
+
+
+def test_model_whose_thoughts_are_cut_is_told_from_one_that_never_refuses(tiny: ChatModel) -> None:
+    reference = make_reference(tiny)
+    del reference.refusal_tokens  # found here, not given
+    thoughts = tiny.tokenizer.encode(f"<think>{ANSWER_TEXT}", add_special_tokens=False)
+    for words, answer in (("100% of its answers .* larger --max-new-tokens", thoughts), (r"with --harmful\.$", None)):
+        plain = tiny.tokenizer.encode(ANSWER_TEXT, add_special_tokens=False)
+        for part in PARTS:
+            reference.answers["harmful"][part] = [answer or plain] * len(reference.answers["harmful"][part])
+        with pytest.raises(DirectionError, match=f"refuses 0% of the harmful prompts.*{words}") as raised:
+            assert reference.refusal_tokens
+        assert "\n" not in str(raised.value)
 
 
 def test_answers_are_judged_on_their_first_tokens_where_asked(tiny: ChatModel) -> None:
