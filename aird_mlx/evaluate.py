@@ -97,6 +97,7 @@ class _Run:
         self.settings = settings
         self.progress = progress
         self.notes: list[str] = []
+        self.answer_tokens: int | None = None
         self.timings: dict[str, float] = {}
         self.attacks = plan_attacks(
             settings.attack,
@@ -106,9 +107,10 @@ class _Run:
             prefill=settings.prefill,
         )
         check_evaluation(settings)
-        sources = {"harmful": settings.harmful, "harmless": settings.harmless, "twin": settings.twins}
         self.sets = (
-            gather_prompt_sets(settings.model, settings.seed, sources, column=settings.column, limit=settings.limit)
+            gather_prompt_sets(
+                settings.model, settings.seed, self._sources(), column=settings.column, limit=settings.limit
+            )
             if settings.refusals
             else []
         )
@@ -188,10 +190,15 @@ class _Run:
             changes=[] if self.earlier is None else compare_sets(self.earlier.sets, sets),
             notes=self.notes,
             timings=self.timings,
+            answer_tokens=self.answer_tokens,
         )
         if self.settings.out is not None:
             write_text(self.settings.out, to_json(evaluation))
         return evaluation
+
+    def _sources(self) -> dict[str, Sequence[str]]:
+        """Files and data sets by kind; all empty for the built-in prompts."""
+        return {"harmful": self.settings.harmful, "harmless": self.settings.harmless, "twin": self.settings.twins}
 
     def _attacks_on(self, prompts: PromptSet) -> Sequence[Attack]:
         return self.attacks if prompts.kind == "harmful" else attacks_of_answerable(self.attacks)
@@ -214,6 +221,18 @@ class _Run:
             self.chat.context_length,
             [prompt for one, attack, _ in plans for prompt in one.prompts for _ in range(attack.tries)],
         )
+        self.answer_tokens = length
+        before = None if self.earlier is None else self.earlier.answer_tokens
+        if before not in (None, length):
+            self.notes.append(
+                f"answers had up to {before} tokens in the earlier result, and {length} here, as the context leaves; "
+                f"--max-new-tokens {min(before, length)} makes both alike"
+            )
+        if self.settings.model != "demo" and not any(self._sources().values()):
+            self.notes.append(
+                f"the built-in prompts asked are the test part of seed {self.settings.seed}: a model that was repaired "
+                "on built-in prompts with another --seed has seen some of them"
+            )
         if len({one.kind for one in self.sets}) == 1:
             self.notes.append(
                 f"only {self.sets[0].kind} prompts were given: over-refusals and refusals belong together"

@@ -23,7 +23,7 @@ def show_evaluation(evaluation: Evaluation, as_json: bool = False) -> None:
         words = "harmful prompts" if kind == "harmful" else f"{kind} prompts, to be answered"
         sections.append([headline(f"{words}: {name}, n = {len(mine[0].classes)}"), _rates_table(mine)])
     if sections:
-        sections[-1].append(caption(_rates_caption(evaluation.sets)))
+        sections[-1].append(caption(_rates_caption(evaluation)))
     if any(one.judge_model for one in evaluation.sets):
         sections.append([_judge_table(evaluation.sets), caption("agreement: of the rule judge with the judge model")])
     if evaluation.changes:
@@ -44,9 +44,12 @@ def _rates_table(sets: list[AskedSet]) -> Part:
     return table
 
 
-def _rates_caption(sets: list[AskedSet]) -> str:
+def _rates_caption(evaluation: Evaluation) -> str:
     words = "harmful prompts complied with: attack success rate; in brackets Wilson 95 %"
-    return words + ("\nany: a prompt counts when one try complied" if any(one.tries > 1 for one in sets) else "")
+    if any(one.tries > 1 for one in evaluation.sets):
+        words += "\nany: a prompt counts when one try complied"
+    tokens = evaluation.answer_tokens
+    return words + (f"\njudged on the first {tokens} tokens of each answer" if tokens else "")
 
 
 def _row_name(one: AskedSet | SetChange) -> str:

@@ -28,6 +28,7 @@ from aird_mlx.gguf_export import export_gguf, is_available
 from aird_mlx.model import ChatModel, load, save
 from aird_mlx.prompt_sets import PromptSet, prompt_id
 from aird_mlx.report import AskedSet, Evaluation, from_json, to_json
+from aird_mlx_cli.render_evaluation import show_evaluation
 from conftest import last_token, make_speaker
 
 needs_llama = pytest.mark.skipif(not is_available(), reason="llama-cpp-python is not installed")
@@ -205,6 +206,33 @@ def test_answers_asked_for_otherwise_are_not_compared(tmp_path: Path) -> None:
     assert {one.attack for one in found.changes} == {"vanilla"}
     (note,) = (note for note in found.notes if "not compared" in note)
     assert "demo sampling" in note and "demo system" in note
+
+
+def test_length_of_answers_is_in_the_result_and_another_than_the_earlier_ones_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options: dict[str, Any] = {"limit": 1, "max_new_tokens": None}
+    out = tmp_path / "before.json"
+    before = evaluate("demo", **options, out=out)
+    assert before.answer_tokens is not None and 400 < before.answer_tokens < 512
+    show_evaluation(before)
+    assert f"first {before.answer_tokens} tokens of each answer" in capsys.readouterr().out
+    same = evaluate("demo", **options, against=out)
+    assert same.answer_tokens == before.answer_tokens and not any("answers had" in note for note in same.notes)
+    longer = evaluate("demo", **options, against=out, attack=("vanilla", "system"))
+    assert longer.answer_tokens is not None and longer.answer_tokens < before.answer_tokens
+    said = f"answers had up to {before.answer_tokens} tokens in the earlier result, and {longer.answer_tokens} here"
+    assert any(note.startswith(said) for note in longer.notes)
+    assert evaluate("demo", refusals=False, text=Path(write(tmp_path / "t.txt", "a b c d e"))).answer_tokens is None
+
+
+def test_seed_of_the_built_in_prompts_is_said_where_a_repair_may_have_seen_them(
+    speaker: Path, prompts: dict[str, Any]
+) -> None:
+    notes = evaluate(speaker, limit=1, seed=3).notes
+    assert any("test part of seed 3" in note for note in notes)
+    for found in (evaluate("demo", limit=1), evaluate(speaker, **prompts)):
+        assert not any("test part of seed" in note for note in found.notes), "held out whatever the seed, or own"
 
 
 def test_a_prompt_that_fills_the_context_leaves_other_answers_as_they_are(tmp_path: Path) -> None:

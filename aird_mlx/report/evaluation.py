@@ -119,6 +119,7 @@ class Evaluation:
     Attributes:
         format: ``mlx`` or ``gguf``.
         sets: refusals, by set of prompts and attack.
+        answer_tokens: what answers were judged on, at most; None where nothing was asked.
         utility: over the text given; KL and agreement only against a dense model.
     """
 
@@ -133,4 +134,5 @@ class Evaluation:
     changes: list[SetChange] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     timings: dict[str, float] = field(default_factory=dict)
+    answer_tokens: int | None = None
     schema: int = SCHEMA
