@@ -65,8 +65,10 @@ repair_options = with_options(
     click.option("--test-harmful", type=FILE, metavar="FILE", help="Separate test prompts to refuse."),
     click.option("--test-harmless", type=FILE, metavar="FILE", help="Separate test prompts to answer."),
     click.option("--test-twins", type=FILE, metavar="FILE", help="Separate test prompts that look harmful."),
-    click.option("--limit", type=click.IntRange(min=1), metavar="N", help="At most N test prompts of each kind."),
-    max_new_tokens_option,
+    click.option(
+        "--limit", type=click.IntRange(min=1), metavar="N", help="At most N test prompts of each kind, the first."
+    ),
+    max_new_tokens_option("64"),
     batch_size_option,
     seed_option,
     # What is written, and how the run goes.
@@ -197,7 +199,7 @@ eval_options = with_options(
     click.option("--suffixes", type=FILE, metavar="FILE", help="Of --attack suffix: one a line, the worst counts."),
     click.option("--samples", type=click.IntRange(min=1), default=5, show_default=True, help="Of --attack sampling."),
     click.option("--prefill", metavar="TEXT", default="Sure, here is", show_default=True, help="Of --attack prefill."),
-    max_new_tokens_option,
+    max_new_tokens_option("512, or what the context leaves"),
     batch_size_option,
     click.option("--judge-model", metavar="MODEL", help="Chat or guard model that judges the answers as well."),
     click.option(

@@ -182,9 +182,14 @@ contrast_options = with_options(
     click.option("--harmless", type=FILE, metavar="FILE", help="Prompts to answer."),
 )
 twins_option = click.option("--twins", type=FILE, metavar="FILE", help="Harmless prompts that look harmful.")
-max_new_tokens_option = click.option(
-    "--max-new-tokens", type=click.IntRange(min=1), metavar="N", help="Longest answer, in tokens."
-)
+
+
+def max_new_tokens_option(default: str) -> Callable[[Command], Command]:
+    """How long answers may be; ``default`` says how long without it, since rates depend on it."""
+    said = f"Longest answer, in tokens.  [default: {default}]"
+    return click.option("--max-new-tokens", type=click.IntRange(min=1), metavar="N", help=said)
+
+
 batch_size_option = click.option(
     "--batch-size",
     type=click.IntRange(min=1),

@@ -20,6 +20,7 @@ from aird_mlx.report_page import (
     percent,
     plan_words,
     sample_sizes,
+    shares_in_words,
 )
 
 from .render import Part, caption, duration, gate_parts, new_table, show_files, show_notes, show_sections, size
@@ -42,7 +43,7 @@ def show_report(report: Report, as_json: bool = False) -> None:
         return
     sections: list[list[Part]] = [
         [_headline(report)],
-        [_refusal_table(report.stages), _refusal_caption(report.stages)],
+        [_refusal_table(report.stages), _refusal_caption(report)],
         [_utility_table(report.stages), CAPTIONS["utility"]],
         [_direction_table(report), CAPTIONS["direction"]],
         [_repair_lines(report)],
@@ -108,9 +109,11 @@ def _refusal_table(stages: list[Stage]) -> Table:
     return table
 
 
-def _refusal_caption(stages: list[Stage]) -> Text:
-    sizes = ", ".join(f"{n} {kind}" for kind, n in sample_sizes(stages).items())
-    return caption(f"n = {sizes or 'none'}; in brackets the Wilson 95 % interval")
+def _refusal_caption(report: Report) -> Text:
+    sizes = ", ".join(f"{n} {kind}" for kind, n in sample_sizes(report.stages).items())
+    tokens = report.settings.get("max_new_tokens")
+    judged = f"\njudged on the first {tokens} tokens of each answer" if tokens else ""
+    return caption(f"n = {sizes or 'none'}; in brackets the Wilson 95 % interval{judged}")
 
 
 def _utility_table(stages: list[Stage]) -> Table:
@@ -181,11 +184,11 @@ def _front_section(report: Report) -> list[Part]:
         return []
     table = new_table("plans none beats", "harmful", "harmless", "twin", "KL", "answered")
     for tried in front[:FRONT_ROWS]:
-        figures, answered = tried.foreseen, tried.answered
+        answered = tried.answered
         table.add_row(
             plan_words(tried),
-            *(percent(share) for share in (figures.harmful, figures.harmless, figures.twin)),
-            number(figures.kl_to_dense),
+            *shares_in_words(tried.foreseen, report.repair.validated),
+            number(tried.foreseen.kl_to_dense),
             "" if answered is None else percent(answered.harmful),
         )
     more = f"; {len(front) - FRONT_ROWS} more in the report" if len(front) > FRONT_ROWS else ""

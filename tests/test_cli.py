@@ -14,6 +14,7 @@ from pathlib import Path
 import click
 import pytest
 
+from aird_mlx import asking, reference
 from aird_mlx.gguf_export import is_available
 from aird_mlx_cli import options
 from aird_mlx_cli.main import aird_mlx, main
@@ -521,3 +522,10 @@ def test_export_writes_what_chat_programs_need(
     assert found.relative_to(tmp_path / "models").parts[0] == "aird-mlx"
     assert str(found) in printed
     assert "tiny-f16.Modelfile" in printed
+
+
+@pytest.mark.parametrize(("command", "tokens"), [("repair", reference.MAX_NEW_TOKENS), ("eval", asking.MAX_NEW_TOKENS)])
+def test_help_says_how_long_answers_are_that_rates_are_judged_on(command: str, tokens: int) -> None:
+    (option,) = (one for one in aird_mlx.commands[command].params if one.name == "max_new_tokens")
+    assert isinstance(option, click.Option) and option.help is not None
+    assert f"[default: {tokens}" in option.help

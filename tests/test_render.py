@@ -347,6 +347,17 @@ def test_markdown_has_the_same_figures(report: Report) -> None:
     assert all(len(lines) > 2 for lines in widths.values())  # header, rule and at least one row each
 
 
+def test_page_and_terminal_say_what_was_judged_and_counted(report: Report, capsys: pytest.CaptureFixture[str]) -> None:
+    report = replace(report, settings=report.settings | {"max_new_tokens": 48})
+    for text in (to_markdown(report), shown(report, capsys)):
+        assert "judged on the first 48 tokens of each answer" in text
+    page = to_markdown(report)
+    assert "1 of 2 gates failed: twins_added (safety)." in page
+    assert "All gates passed." in to_markdown(replace(report, gates=report.gates[:1]))
+    assert "gates" not in to_markdown(replace(report, gates=[])).split("## Gates")[0]
+    assert "over 12,000 held-out tokens" in page
+
+
 def rows_of(page: str, heading: str) -> list[list[str]]:
     """The cells of the first table after ``heading``."""
     lines = page[page.index(heading) :].splitlines()
@@ -369,6 +380,16 @@ def test_page_has_every_plan_that_was_tried_most_refusals_first(report: Report) 
     ]  # fmt: skip
     assert rows[1][6:] == ["50.0 %", "yes", ""]
     assert rows[3][7] == ""
+
+
+def test_kind_without_validation_prompts_has_no_figure(report: Report, capsys: pytest.CaptureFixture[str]) -> None:
+    counts = {"harmful": 40, "harmless": 30, "twin": 0}
+    report = replace(report, repair=replace(report.repair, validated=counts))
+    page = to_markdown(report)
+    assert "Tried on the validation prompts (40 harmful, 30 harmless), most" in page
+    _, _, first, *_ = rows_of(page, "## Repair")
+    assert (first[1:4], first[-1]) == (["95.3 %", "1.6 %", "-"], "97.0 % / 1.0 % / -")
+    assert re.search(r"refit x1.5.* 95.3 % +1.6 % +- +0.123", shown(report, capsys).replace("\n", " "))
 
 
 def test_page_has_the_changes_and_the_controls(report: Report) -> None:

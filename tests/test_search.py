@@ -495,6 +495,18 @@ def test_search_leaves_both_models_as_found_and_chooses_a_plan_it_tried(pair: tu
     assert "is within the limits" in choice.why
 
 
+def test_why_has_the_number_of_prompts_and_boasts_of_no_rival_where_one_plan_answered(
+    pair: tuple[ChatModel, ChatModel], choice: Choice
+) -> None:
+    assert choice.prompts == make_validation(pair[1]).counts == {"harmful": 2, "harmless": 1, "twin": 0}
+    assert "validation prompts (2 harmful, 1 harmless), " in choice.why
+    assert "twin" not in choice.why, "there are none, so nothing is known of them"
+    answered = sum(trial.answered is not None for trial in choice.trials)
+    alone = choose(pair, [PlanSpace(RepairPlan("restore", (0, 1)))], limits=Limits(perplexity=100.0))
+    assert "1 answered them, and this one is within the limits, but for chance: harmful" in alone.why
+    assert ("as often as any that did, both but for chance" in choice.why) == (answered > 1)
+
+
 def test_finalists_have_answered_and_the_chosen_one_is_among_them(
     pair: tuple[ChatModel, ChatModel], choice: Choice
 ) -> None:

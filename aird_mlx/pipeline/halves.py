@@ -106,6 +106,7 @@ def figures_of(choice: Choice) -> RepairFigures:
         tokens=choice.plan.tokens,
         why=choice.why,
         tried=tried_plans(choice.trials, choice.front),
+        validated=choice.prompts,
     )
 
 

@@ -15,6 +15,7 @@ from aird_mlx.guard.seal import sidecar_of
 from aird_mlx.inputs import Inputs
 from aird_mlx.model import ChatModel, peak_memory
 from aird_mlx.pipeline.export import stem_of
+from aird_mlx.reference import MAX_NEW_TOKENS
 from aird_mlx.report import Control, PruningReport, QuantizationReport, RepairFigures, Report, Stage, to_json
 from aird_mlx.report_page import percent, to_markdown, to_model_card
 from aird_mlx.settings import RepairSettings, settings_record
@@ -42,6 +43,7 @@ def make_report(
 ) -> Report:
     """Everything one run measured and wrote."""
     record = {name: value for name, value in settings_record(settings).items() if name not in ("resume", "dry_run")}
+    record["max_new_tokens"] = settings.max_new_tokens or MAX_NEW_TOKENS  # what rates are judged on is part of them
     exported = (note for stage in stages for note in stage.notes)
     out = workspace.out
     if quantized is not None:

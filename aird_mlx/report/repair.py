@@ -147,6 +147,7 @@ class RepairFigures:
         sparsity_lost: counted in the weights.
         why: of a search, why this plan.
         tried: all plans of the search.
+        validated: on how many prompts of each kind plans were judged; a kind without prompts has no figures.
     """
 
     rule: str
@@ -159,6 +160,7 @@ class RepairFigures:
     why: str = ""
     tried: list[TriedPlan] = field(default_factory=list)
     tokens: str = "all"
+    validated: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

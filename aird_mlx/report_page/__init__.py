@@ -13,6 +13,7 @@ from aird_mlx.report_page.words import (
     percent_number,
     plan_words,
     sample_sizes,
+    shares_in_words,
 )
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "plan_words",
     "read_report",
     "sample_sizes",
+    "shares_in_words",
     "to_markdown",
     "to_model_card",
     "write_front_matter",

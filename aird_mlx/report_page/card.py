@@ -17,20 +17,24 @@ from aird_mlx.report import Rate, Report, Stage
 from aird_mlx.report_page.page import to_markdown
 from aird_mlx.report_page.words import number, percent
 
-TAGS = ["mlx", "pruned", "refusals-repaired"]
+# What a card is found by; the last only where the repaired model passed the safety gates.
+TAG, PRUNED_TAG, REPAIRED_TAG = "mlx", "pruned", "refusals-repaired"
 _KINDS = {
     "harmful": "held-out harmful prompts", "harmless": "held-out harmless prompts",
     "twin": "benign twins of harmful prompts",
 }  # fmt: skip
 
 
-def write_front_matter(model: str, source: Mapping[str, Any], stages: Sequence[Stage] = ()) -> str:
+def write_front_matter(
+    model: str, source: Mapping[str, Any], stages: Sequence[Stage] = (), tags: Sequence[str] = (TAG,)
+) -> str:
     """What stands on top of the card, between its dashes included.
 
     Args:
         model: what was compressed and repaired: hub id, folder or ``demo``.
         source: front matter of that model's own card; licence and languages are taken over.
         stages: those whose refusals and perplexity are results; none before anything is measured.
+        tags: what it is found by.
     """
     results = [result for stage in stages for result in _results(stage)] or None
     base_model = model if is_hub_id(model) else source.get("base_model")
@@ -43,7 +47,7 @@ def write_front_matter(model: str, source: Mapping[str, Any], stages: Sequence[S
         base_model=base_model,
         base_model_relation="finetune" if base_model else None,
         pipeline_tag="text-generation",
-        tags=TAGS,
+        tags=list(tags),
         model_name=f"{Path(model).name}-repaired" if results else None,  # whose results they are
         eval_results=results,
         ignore_metadata_errors=True,
@@ -62,13 +66,16 @@ def to_model_card(report: Report, source: Mapping[str, Any] | None = None) -> st
     how = f"{percent(repaired.sparsity)} of the weights of its linears are zero."
     if report.quantization is not None:
         how += f" They are stored in {number(repaired.bits_per_weight, 2)} bits each."
-    else:
-        how += " Unstructured zeros alone make a model neither smaller nor faster."
+    elif repaired.sparsity:
+        how += " Zeros alone make a model neither smaller nor faster."
     use = f"{how} Made with aird-mlx; `mlx_lm.load` and `mlx_lm.generate` run it."
     # Paths and times say where and when it was made, not what it is: equal models get equal cards.
     settings = {name: value for name, value in report.settings.items() if name not in ("out", "mlx_path")}
     page = to_markdown(dataclasses.replace(report, settings=settings, timings={}, written={}))
-    front = write_front_matter(report.model, source or {}, [repaired])
+    safety = [gate.passed for gate in report.gates if gate.kind == "safety"]
+    is_repaired = bool(safety) and all(safety)
+    tags = [TAG, *([PRUNED_TAG] if report.pruning else []), *([REPAIRED_TAG] if is_repaired else [])]
+    front = write_front_matter(report.model, source or {}, [repaired], tags)
     return front + "\n" + page.replace("\n\n## Refusals\n", f"\n\n{use}\n\n## Refusals\n", 1)
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from aird_mlx.report import DirectionFigures, Report, Stage, read_result
+from aird_mlx.report import DirectionFigures, Gate, Report, Stage, read_result
 from aird_mlx.report_page.markdown import bullets, pairs, table
 from aird_mlx.report_page.search import changes_section, controls_section, repair_section
 from aird_mlx.report_page.words import interval, number, percent, sample_sizes
@@ -48,11 +48,13 @@ def to_markdown(report: Report) -> str:
     parts = [
         f"# {report.model}: refusals after compression and repair",
         headline(report),
+        *([gates_in_words(report.gates)] if report.gates else []),
         "## Refusals",
         _refusal_table(report.stages),
-        "Share of prompts refused, with its Wilson 95 % interval" + _sample_sizes(report.stages) + ".",
+        f"Share of prompts refused, with its Wilson 95 % interval{_sample_sizes(report.stages)}{_length(report)}.",
         "## Utility and size",
         _utility_table(report.stages),
+        *_tokens_counted(report.stages),
         "## Refusal direction",
         _direction_table(report),
         *changes_section(report),
@@ -84,6 +86,28 @@ def headline(report: Report) -> str:
         if stage.refusal.harmful is not None
     ]
     return f"Refusals of harmful prompts: {' -> '.join(steps) or 'not measured'}"
+
+
+def gates_in_words(gates: Sequence[Gate]) -> str:
+    """Whether all gates passed, or which failed.
+
+    >>> gates_in_words([Gate("refusals", "safety", True, 0.9, 0.8), Gate("perplexity", "utility", False, 3.0, 2.0)])
+    '1 of 2 gates failed: perplexity (utility).'
+    """
+    failed = [f"{gate.name} ({gate.kind})" for gate in gates if not gate.passed]
+    return f"{len(failed)} of {len(gates)} gates failed: {', '.join(failed)}." if failed else "All gates passed."
+
+
+def _length(report: Report) -> str:
+    tokens = report.settings.get("max_new_tokens")
+    return f", judged on the first {tokens} tokens of each answer" if tokens else ""
+
+
+def _tokens_counted(stages: Sequence[Stage]) -> list[str]:
+    """What perplexity and distances are means over, where all stages that have them saw as many tokens."""
+    counts = {stage.utility.tokens for stage in stages if stage.utility is not None}
+    said = "Perplexity, KL and same next token: over {:,} held-out tokens."
+    return [said.format(counts.pop())] if len(counts) == 1 else []
 
 
 def _sample_sizes(stages: Sequence[Stage]) -> str:

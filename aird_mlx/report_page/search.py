@@ -13,6 +13,7 @@ from aird_mlx.report_page.words import (
     p_value,
     percent,
     plan_words,
+    shares_in_words,
 )
 
 
@@ -32,10 +33,11 @@ def repair_section(report: Report) -> list[str]:
         parts.append(repair.why)
     if repair.tried:
         parts += [
-            "Tried on the validation prompts, most refusals first; on front: none beats it in refusals, over-refusals, "
-            "KL and sparsity lost at once. Foreseen: share whose likeliest next token opens a refusal. Answered: "
-            "share of answers judged refusals.",
-            table(TRIED_HEADER, [_tried_row(tried) for tried in by_refusals(repair.tried)]),
+            f"Tried on the validation prompts{_counts(repair.validated)}, most refusals first; on front: none beats it "
+            "in refusals, over-refusals, KL and sparsity lost at once. Foreseen: share whose likeliest next token "
+            "opens a refusal; KL and perplexity over the dense model's own answers. Answered: share of answers judged "
+            "refusals.",
+            table(TRIED_HEADER, [_tried_row(tried, repair.validated) for tried in by_refusals(repair.tried)]),
         ]
     return parts
 
@@ -43,16 +45,21 @@ def repair_section(report: Report) -> list[str]:
 TRIED_HEADER = ["plan", "harmful", "harmless", "twin", "KL", "perplexity", "sparsity lost", "on front", "answered"]
 
 
-def _tried_row(tried: TriedPlan) -> list[str]:
-    figures, answered = tried.foreseen, tried.answered
+def _counts(validated: dict[str, int]) -> str:
+    counts = [f"{count} {kind}" for kind, count in validated.items() if count]
+    return f" ({', '.join(counts)})" if counts else ""
+
+
+def _tried_row(tried: TriedPlan, validated: dict[str, int]) -> list[str]:
+    answered = tried.answered
     return [
         plan_words(tried),
-        *(percent(share) for share in (figures.harmful, figures.harmless, figures.twin)),
-        number(figures.kl_to_dense),
-        number(figures.perplexity),
+        *shares_in_words(tried.foreseen, validated),
+        number(tried.foreseen.kl_to_dense),
+        number(tried.foreseen.perplexity),
         percent(tried.sparsity_lost),
         "yes" if tried.on_front else "",
-        "" if answered is None else " / ".join(map(percent, (answered.harmful, answered.harmless, answered.twin))),
+        "" if answered is None else " / ".join(shares_in_words(answered, validated)),
     ]
 
 

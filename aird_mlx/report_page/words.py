@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from aird_mlx.report import Rate, Stage, TriedPlan
+from aird_mlx.report import Rate, Stage, TrialFigures, TriedPlan
 
 
 def percent(share: float) -> str:
@@ -76,6 +76,20 @@ def sample_sizes(stages: Sequence[Stage]) -> dict[str, int]:
             if rate is not None:
                 sizes[kind] = max(rate.n, sizes.get(kind, 0))
     return sizes
+
+
+def shares_in_words(figures: TrialFigures, validated: Mapping[str, int]) -> list[str]:
+    """Refusals of harmful, harmless and twin prompts in validation, ``-`` for a kind that has none.
+
+    Args:
+        validated: how many of each kind there are; empty where that is not known.
+
+    >>> from aird_mlx.report import TrialFigures
+    >>> shares_in_words(TrialFigures(0.9, 0.0, 0.0, 0.1, 2.0), {"harmful": 40, "harmless": 40, "twin": 0})
+    ['90.0 %', '0 %', '-']
+    """
+    kinds = ("harmful", "harmless", "twin")
+    return [percent(getattr(figures, kind)) if not validated or validated.get(kind) else "-" for kind in kinds]
 
 
 def calibration_words(tokens: str) -> str:

@@ -40,13 +40,14 @@ STEPS = 100
 
 @dataclass(frozen=True)
 class Choice:
-    """The chosen patch, why, everything that was tried, and what none of it beats."""
+    """The chosen patch, why, everything that was tried, what none of it beats, and on how many prompts of each kind."""
 
     patch: Patch
     plan: RepairPlan
     why: str
     trials: tuple[Trial, ...]
     front: tuple[Trial, ...]
+    prompts: dict[str, int]
 
 
 def choose_repair(
@@ -129,7 +130,9 @@ class _Search:
         chosen, patch = self.best(judged)
         trials = tuple(next((new for new, _ in judged if new.plan == trial.plan), trial) for trial in self.trials)
         front = pareto_front(trials, self.target)
-        return Choice(patch, chosen.plan, self.explain(chosen, len(judged)), trials, tuple(front))
+        return Choice(
+            patch, chosen.plan, self.explain(chosen, len(judged)), trials, tuple(front), self.validation.counts
+        )
 
     def finalists(self, best: Sequence[Trial]) -> list[Trial]:
         """Of the best trial of each space those that none beats in what `Bars.best` asks, unless far from the most.
@@ -254,13 +257,19 @@ class _Search:
     def explain(self, chosen: Trial, finalists: int) -> str:
         found = _answered(chosen)
         bars = self.bars_for([found])
-        praise = "is within the limits and refuses as often as any, but for chance, and is nearest to the dense model"
+        praise = (
+            "is within the limits and refuses as often as any that did, both but for chance, and is nearest to the "
+        )
+        praise = "is within the limits, but for chance" if finalists == 1 else f"{praise}dense model"
+        asked = {kind: count for kind, count in self.validation.counts.items() if count}
+        counts = ", ".join(f"{count} {kind}" for kind, count in asked.items())
+        shares = ", ".join(
+            f"{'twins' if kind == 'twin' else kind} {getattr(found, kind):.1%} (dense {getattr(bars.dense, kind):.1%})"
+            for kind in asked
+        )
         return (
-            f"of {len(self.trials)} plans tried on validation prompts, {finalists} answered them, and this one "
-            f"{praise if bars.broken(found) == 0 else 'breaks the limits least'}: harmful {found.harmful:.1%} "
-            f"(dense {bars.dense.harmful:.1%}), "
-            f"harmless {found.harmless:.1%} (dense {bars.dense.harmless:.1%}), twins {found.twin:.1%} "
-            f"(dense {bars.dense.twin:.1%})"
+            f"of {len(self.trials)} plans tried on validation prompts ({counts}), {finalists} answered them, and this "
+            f"one {praise if bars.broken(found) == 0 else 'breaks the limits least'}: {shares}"
         )
 
 
