@@ -84,7 +84,7 @@ def gather_inputs(
     the model knows nothing of.
 
     Args:
-        limit: keep at most this many test prompts of each kind.
+        limit: keep at most this many test prompts of each kind, the first of a test file.
 
     Raises:
         PromptError: a file that cannot be used, or too few prompts.

@@ -23,7 +23,7 @@ from aird_mlx.direction.shared_start import SharedStart
 from aird_mlx.errors import DirectionError, ModelError
 from aird_mlx.model import ChatModel
 
-# Candidates of later layers are out (Arditi et al., appendix C).
+# Candidates of later layers are out (Arditi et al., appendix C; their code rounds the bound down).
 LAST_LAYER_SHARE = 0.8
 
 

@@ -42,7 +42,7 @@ class RepairSettings:
         out: output folder; default: a new one in the current folder, named after the model and the pruning.
         mlx_path: where the MLX folder goes; default ``out/mlx``.
         max_new_tokens: answers are judged on this many tokens.
-        limit: at most this many test prompts of each kind.
+        limit: at most this many test prompts of each kind, the first of a test file.
         streaming: have one block in memory at a time; None: if the model does not fit.
         resume: go on from an interrupted run with the same settings.
     """
