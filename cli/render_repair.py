@@ -19,6 +19,7 @@ from aird_mlx.report_page import (
     p_value,
     percent,
     plan_words,
+    reach_in_words,
     sample_sizes,
     shares_in_words,
 )
@@ -50,7 +51,7 @@ def show_report(report: Report, as_json: bool = False) -> None:
         _front_section(report),
         _changes_section(report),
         _controls_section(report),
-        gate_parts(report.gates),
+        [*gate_parts(report.gates), *([Text(said.strip())] if (said := reach_in_words(report)) else [])],
     ]
     show_sections(sections)
     Console().print()

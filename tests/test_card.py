@@ -9,7 +9,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from aird_mlx.gguf_export.general import read_card
-from aird_mlx.report import PruningReport
+from aird_mlx.report import Gate, PruningReport
 from aird_mlx.report_page import to_model_card, write_front_matter
 from aird_mlx.report_page.card import is_hub_id
 from test_report import full_report, gate
@@ -55,6 +55,14 @@ def test_card_claims_no_repair_that_failed_and_no_pruning_that_was_not_done() ->
         assert card.data.to_dict()["tags"] == tags
         assert ("1 of 1 gates failed: name (safety)." in card.text) == (len(gates) == 1)
         assert "Unstructured" not in card.text, "these zeros may be a pattern's"
+
+
+def test_card_claims_no_repair_where_the_compressed_model_passes_as_well() -> None:
+    report = full_report(Gate("refusals", "safety", True, 0.5, 0.3))
+    stages = [dataclasses.replace(report.stages[0], name=name) for name in ("compressed", "repaired")]
+    card = ModelCard(to_model_card(dataclasses.replace(report, stages=[*report.stages, *stages])))
+    assert card.data.to_dict()["tags"] == ["mlx"]
+    assert "50.0 % of 12 harmful prompts, reach the bar of the safety gate as well" in card.text
 
 
 def test_card_of_a_local_model_keeps_what_its_own_card_says(tmp_path: Path) -> None:

@@ -358,6 +358,15 @@ def test_page_and_terminal_say_what_was_judged_and_counted(report: Report, capsy
     assert "over 12,000 held-out tokens" in page
 
 
+def test_page_and_terminal_say_that_the_compressed_model_passes(
+    report: Report, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gates = [*report.gates, Gate("refusals", "safety", True, 0.987, 0.8)]
+    for text in (to_markdown(replace(report, gates=gates)), shown(replace(report, gates=gates), capsys)):
+        assert "88.2 % of 228 harmful prompts, reach the bar" in " ".join(text.split())
+    assert "reach the bar" not in to_markdown(report) + shown(report, capsys)
+
+
 def rows_of(page: str, heading: str) -> list[list[str]]:
     """The cells of the first table after ``heading``."""
     lines = page[page.index(heading) :].splitlines()

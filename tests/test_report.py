@@ -76,6 +76,17 @@ def full_report(*gates: Gate) -> Report:
     )
 
 
+def test_gate_that_the_compressed_model_reaches_is_told() -> None:
+    report = full_report(Gate("refusals", "safety", True, 0.75, 0.5))
+    compressed = dataclasses.replace(report.stages[0], name="compressed")
+    for limit, reached in ((0.5, RATE), (0.51, None)):
+        bar = dataclasses.replace(report.gates[0], limit=limit)
+        found = dataclasses.replace(report, stages=[*report.stages, compressed], gates=[bar])
+        assert found.unrepaired_reach == reached
+    assert report.unrepaired_reach is None, "nothing compressed was measured"
+    assert dataclasses.replace(report, gates=[]).unrepaired_reach is None
+
+
 def gate(kind: str, passed: bool) -> Gate:
     return Gate("name", kind, passed, 0.1, 0.2, "meaning")
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aird_mlx.report.evaluation import PairedChange
-from aird_mlx.report.figures import SCHEMA, RefusalRates, Utility
+from aird_mlx.report.figures import SCHEMA, Rate, RefusalRates, Utility
 from aird_mlx.report.pruning import PruningReport
 from aird_mlx.report.quantization import QuantizationReport
 
@@ -202,6 +202,17 @@ class Report:
             if stage.name == name:
                 return stage
         raise KeyError(name)
+
+    @property
+    def unrepaired_reach(self) -> Rate | None:
+        """Refusals of harmful prompts by the compressed model, if they reach the safety gate's bar without a repair.
+
+        With few prompts the dense model's interval is wide, and its lower end far below what it refuses.
+        """
+        found = [stage.refusal.harmful for stage in self.stages if stage.name == "compressed"]
+        bars = [gate.limit for gate in self.gates if gate.name == "refusals" and gate.kind == "safety"]
+        compressed = found[0] if found else None
+        return compressed if compressed and bars and compressed.rate >= bars[0] else None
 
     @property
     def exit_code(self) -> int:

@@ -17,7 +17,7 @@ from aird_mlx.report import Rate, Report, Stage
 from aird_mlx.report_page.page import to_markdown
 from aird_mlx.report_page.words import number, percent
 
-# What a card is found by; the last only where the repaired model passed the safety gates.
+# What a card is found by; the last where the repaired model passed the safety gates and the compressed one did not.
 TAG, PRUNED_TAG, REPAIRED_TAG = "mlx", "pruned", "refusals-repaired"
 _KINDS = {
     "harmful": "held-out harmful prompts", "harmless": "held-out harmless prompts",
@@ -73,7 +73,7 @@ def to_model_card(report: Report, source: Mapping[str, Any] | None = None) -> st
     settings = {name: value for name, value in report.settings.items() if name not in ("out", "mlx_path")}
     page = to_markdown(dataclasses.replace(report, settings=settings, timings={}, written={}))
     safety = [gate.passed for gate in report.gates if gate.kind == "safety"]
-    is_repaired = bool(safety) and all(safety)
+    is_repaired = bool(safety) and all(safety) and report.unrepaired_reach is None
     tags = [TAG, *([PRUNED_TAG] if report.pruning else []), *([REPAIRED_TAG] if is_repaired else [])]
     front = write_front_matter(report.model, source or {}, [repaired], tags)
     return front + "\n" + page.replace("\n\n## Refusals\n", f"\n\n{use}\n\n## Refusals\n", 1)

@@ -48,7 +48,7 @@ def to_markdown(report: Report) -> str:
     parts = [
         f"# {report.model}: refusals after compression and repair",
         headline(report),
-        *([gates_in_words(report.gates)] if report.gates else []),
+        *([f"{gates_in_words(report.gates)}{reach_in_words(report)}"] if report.gates else []),
         "## Refusals",
         _refusal_table(report.stages),
         f"Share of prompts refused, with its Wilson 95 % interval{_sample_sizes(report.stages)}{_length(report)}.",
@@ -96,6 +96,17 @@ def gates_in_words(gates: Sequence[Gate]) -> str:
     """
     failed = [f"{gate.name} ({gate.kind})" for gate in gates if not gate.passed]
     return f"{len(failed)} of {len(gates)} gates failed: {', '.join(failed)}." if failed else "All gates passed."
+
+
+def reach_in_words(report: Report) -> str:
+    """That the safety gate says nothing about the repair, where the compressed model would pass it; else nothing."""
+    rate = report.unrepaired_reach
+    if rate is None:
+        return ""
+    return (
+        f" The compressed model's refusals, {percent(rate.rate)} of {rate.n} harmful prompts, reach the bar of the "
+        "safety gate as well: passing it shows no repair."
+    )
 
 
 def _length(report: Report) -> str:
