@@ -425,6 +425,56 @@ def test_sentencepiece_chat_has_the_ids_of_hugging_face(tmp_path: Path, prefix: 
         assert differing(runtime, lambda text: tokenizer.encode(text).ids, chats) == []
 
 
+def runs_of(letter: str, longest: int) -> tuple[list[str], list[tuple[str, str]]]:
+    """Runs of a character as tokens, and all ways to make them, the shortest first."""
+    merges = [(letter * one, letter * (size - one)) for size in range(2, longest + 1) for one in range(1, size)]
+    return [letter * size for size in range(2, longest + 1)], merges
+
+
+@needs_llama
+@pytest.mark.parametrize("longest_first", [False, True], ids=["gemma-2", "gemma-3"])
+def test_added_runs_are_cut_as_the_merges_cut_them(tmp_path: Path, longest_first: bool) -> None:
+    content = json.loads(sentencepiece_like("none").to_str())
+    model = content["model"]
+    runs, merges = [], []
+    for letter in "\u2581\n":
+        pieces, made = runs_of(letter, 9)
+        runs += pieces
+        merges += made
+    if longest_first:  # then those for one run are not adjacent
+        merges.sort(key=lambda pair: -len(pair[0]))
+    model["merges"] = [*merges, *(pair for pair in model["merges"] if "".join(pair) not in runs)]
+    for run in ["\n", *runs]:
+        model["vocab"].setdefault(run, len(model["vocab"]))
+    held = [text for text in model["vocab"] if "\u2581\u2581" in text and text not in runs]
+    assert held == []
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    tokenizer.add_tokens([AddedToken(run, normalized=False) for run in runs])
+    folder = write_files(tmp_path, tokenizer, bos_token="<s>", eos_token="</s>")
+    vocabulary = read_vocabulary(folder, 1100)
+    texts = [*CORPUS, *(f"a{' ' * size}b\n{' ' * size}\n\n\n" for size in range(2, 60)), "a \u2581b"]
+    with open_vocabulary(vocabulary, tmp_path) as runtime:
+        assert differing(runtime, lambda text: tokenizer.encode(text).ids, texts) == []
+
+
+@needs_llama
+def test_byte_that_stands_as_its_character_is_a_byte(tmp_path: Path) -> None:
+    content = json.loads(sentencepiece_like("none").to_str())
+    vocab = content["model"]["vocab"]
+    assert "\x1b" not in vocab
+    vocab["\x1b"] = vocab.pop("<0x1B>")  # as the files of Gemma 2 have the tab
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>"}))
+    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    vocabulary = read_vocabulary(tmp_path, 1000)
+    assert vocabulary.tokens[vocab["\x1b"]] == "<0x1B>"
+    assert vocabulary.types[vocab["\x1b"]] == gguf.TokenType.BYTE
+    with open_vocabulary(vocabulary, tmp_path) as runtime:
+        assert differing(runtime, lambda text: tokenizer.encode(text).ids, [*CORPUS, "\x1b[1m a\x1b\x1b"]) == []
+        assert runtime.detokenize(runtime.tokenize("a\x1bb")) == "a\x1bb"
+
+
 def test_merges_that_no_scores_can_express_are_refused(tmp_path: Path) -> None:
     tokenizer = sentencepiece_like("prepend")
     content = json.loads(tokenizer.to_str())

@@ -19,11 +19,13 @@ class Added:
         text: as it stands in the text.
         special: not shown to users.
         strips: takes neighbouring spaces away, or is matched only as a whole word.
+        normalized: looked for in the text as the normalizer leaves it.
     """
 
     text: str
     special: bool = False
     strips: bool = False
+    normalized: bool = False
 
     @property
     def is_control(self) -> bool:
@@ -52,6 +54,7 @@ def read_added(content: Mapping[str, Any], settings: Mapping[str, Any], others: 
             str(entry["content"]),
             bool(entry.get("special")),
             any(entry.get(key) for key in ("lstrip", "rstrip", "single_word")),
+            bool(entry.get("normalized")),
         )
         for token_id, entry in sorted(entries.items())
     }

@@ -7,11 +7,13 @@ Source: ``llm_tokenizer_spm`` in llama.cpp's ``src/llama-vocab.cpp``; sentencepi
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import tokenizers
+from tokenizers import models
 
 from aird_mlx.errors import ExportError
 from aird_mlx.gguf_export.tokenizer.added import Added, notes_on_added
@@ -50,12 +52,16 @@ def read_sentencepiece_json(
     """
     model = content["model"]
     texts = {int(token_id): text for text, token_id in model["vocab"].items()}
+    texts |= _bytes_as_characters(model["vocab"])
     kinds = {token_id: BYTE for token_id, text in texts.items() if is_byte_token(text)}
     if len(kinds) != 256:
         raise ExportError(f"tokenizer: {len(kinds)} byte tokens; byte_fallback needs 256. {_ELSEWHERE}")
     notes = notes_on_added(added)
     add_space_prefix = _space_prefix(content, model["vocab"], notes, chat_begins_with_token)
     scores = _scores(model, {index for index in texts if index not in kinds and index not in added})
+    runs = _scores_of_runs(model, added)
+    scores |= runs
+    added = {index: one for index, one in added.items() if index not in runs}
     ids: dict[str, int] = {}
     if model.get("unk_token") in model["vocab"]:
         ids["unk"] = model["vocab"][model["unk_token"]]
@@ -66,6 +72,12 @@ def read_sentencepiece_json(
         scores=fill_scores(scores, types),
         special_ids=ids, add_bos=True, add_space_prefix=add_space_prefix, notes=notes,
     )  # fmt: skip
+
+
+def _bytes_as_characters(vocab: Mapping[str, int]) -> dict[int, str]:
+    """Byte tokens that stand as their character, as the tab of Gemma 2 does: to llama.cpp they are bytes again."""
+    written = {f"<0x{value:02X}>": chr(value) for value in range(128)}
+    return {vocab[letter]: text for text, letter in written.items() if text not in vocab and letter in vocab}
 
 
 def write_spaces(tokens: Sequence[str], added: Mapping[int, Added]) -> list[str]:
@@ -97,6 +109,8 @@ def _scores(model: Mapping[str, Any], own: set[int]) -> dict[int, float]:
     previous = ""
     for left, right in pairs:
         piece = left + right
+        if vocab.get(piece) not in own:  # an added token, cut out of the text before any merge
+            continue
         if piece in order and piece != previous:
             raise ExportError(
                 f"tokenizer: merges for {piece!r} are not adjacent; sentencepiece's order is needed to turn ranks "
@@ -119,6 +133,52 @@ def _scores(model: Mapping[str, Any], own: set[int]) -> dict[int, float]:
     scores = {index: -float(index - first) for index in own}
     late = {index: LATE_SCORE - 128.0 * at for at, index in enumerate(merged[ascending:])}  # apart in float32 too
     return scores | late
+
+
+def _scores_of_runs(model: Mapping[str, Any], added: Mapping[int, Added]) -> dict[int, float]:
+    """Scores of the runs of visible spaces that are added tokens, where text has them by merging only.
+
+    The tokenizers of Gemma look for them before spaces are made visible, so only written-out ones are found, and cut a
+    run longer than any of these otherwise than the longest first.
+
+    Returns:
+        Nothing where merges are not all that makes them, or where scores cut some run otherwise.
+    """
+    vocab: Mapping[str, int] = model["vocab"]
+    runs = {
+        one.text: index
+        for index, one in added.items()
+        if not one.text.strip(SPACE) and not one.is_control and not one.normalized and vocab.get(one.text) == index
+    }
+    merges = [pair for pair in read_merges(model) if "".join(pair) in runs]
+    order = list(dict.fromkeys("".join(pair) for pair in merges))
+    ahead = [pair for pair in read_merges(model) if vocab.get("".join(pair)) not in added or "".join(pair) in runs]
+    held = any(2 * SPACE in text for text, index in vocab.items() if index not in added)
+    if not runs or set(order) != set(runs) or ahead[: len(merges)] != merges or held or SPACE not in vocab:
+        return {}
+    scores = {len(text): float(len(order) - at) for at, text in enumerate(order)}
+    bpe = models.BPE(vocab={text: vocab[text] for text in (SPACE, *order)}, merges=merges)
+    for length in range(2, 2 * max(scores) + 2):
+        if [len(token.value) for token in bpe.tokenize(length * SPACE)] != _merge_run(length, scores):
+            return {}
+    return {runs[text]: scores[len(text)] for text in order}
+
+
+def _merge_run(length: int, scores: Mapping[int, float]) -> list[int]:
+    """The lengths into which llama.cpp cuts a run: the two neighbours with the best score become one, again and again.
+
+    >>> _merge_run(7, {2: 2.0, 4: 1.0}), _merge_run(7, {2: 1.0, 3: 2.0})
+    ([4, 2, 1], [3, 3, 1])
+    """
+    parts = [1] * length
+    while True:
+        pairs = [
+            (scores[one + two], -at) for at, (one, two) in enumerate(itertools.pairwise(parts)) if one + two in scores
+        ]
+        if not pairs:
+            return parts
+        at = -max(pairs)[1]
+        parts[at : at + 2] = [parts[at] + parts[at + 1]]
 
 
 def _space_prefix(content: Mapping[str, Any], texts: Collection[str], notes: list[str], chat: bool) -> bool:
