@@ -324,6 +324,23 @@ def test_a_name_that_splits_otherwise_is_not_taken(
     assert vocabulary.pre == "gpt-2"
 
 
+@pytest.mark.parametrize("adds_bos", [True, False])
+def test_name_is_told_by_the_ids_with_the_bos_that_the_settings_add(
+    tmp_path: Path, crossing: Tokenizer, monkeypatch: pytest.MonkeyPatch, adds_bos: bool
+) -> None:
+    crossing = Tokenizer.from_str(crossing.to_str())
+    crossing.pre_tokenizer = build_pre_tokenizer(PRE_TOKENIZERS["deepseek-v3"].expressions)
+    ids = crossing.encode(pre_names.TEXT).ids
+    marks = [hashlib.sha256(str(numbers).encode()).hexdigest()[:16] for numbers in ([0, *ids], ids)]
+    names = [pre_names.NAMES[mark] for mark in ("877081d19cf6996e", "b4b8ca1f9769494f")]
+    monkeypatch.setattr(pre_names, "NAMES", dict(zip(marks, names, strict=True)))
+    end = "<|endoftext|>"
+    folder = write_files(tmp_path, crossing, bos_token=end, eos_token=end, add_bos_token=adds_bos)
+    vocabulary = read_vocabulary(folder, 9000)
+    assert vocabulary.add_bos == adds_bos
+    assert vocabulary.pre == ("deepseek-v3" if adds_bos else "joyai-llm")
+
+
 def test_known_pre_tokenizers_all_differ_on_the_probes() -> None:
     seen: dict[Any, str] = {}
     for name, known in PRE_TOKENIZERS.items():
@@ -749,6 +766,19 @@ def test_what_is_put_around_every_text_has_its_role_where_no_file_gives_it(
         return
     with open_vocabulary(vocabulary, tmp_path) as runtime:
         assert runtime.tokenize("ab", add_special=True) == around
+
+
+def test_padding_and_truncation_of_a_training_run_do_not_count(tmp_path: Path) -> None:
+    tokenizer = train_byte_level(split_by(LLAMA3_PATTERN), 400)
+    tokenizer.add_special_tokens(["<s>", "<pad>"])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="$A $B", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
+    )
+    tokenizer.enable_padding(length=8, pad_token="<pad>", pad_id=tokenizer.token_to_id("<pad>"))
+    tokenizer.enable_truncation(4)
+    vocabulary = read_vocabulary(write_files(tmp_path, tokenizer, eos_token="<|endoftext|>"), 420)
+    assert (vocabulary.add_bos, vocabulary.add_eos, vocabulary.notes) == (True, False, [])
+    assert vocabulary.tokens[vocabulary.special_ids["bos"]] == "<s>"
 
 
 def test_end_of_code_llamas_infill_is_named(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ spaces before punctuation go when text is put together again. Source: ``get_voca
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 from tokenizers import Tokenizer
 
@@ -32,6 +33,7 @@ NAMES = {
     "a1336059768a55c9": ("llama-bpe", "glm4"),
     "9ca2dd618e8afaf0": ("llama-bpe", "glm4"),
     "cdf5f35325780597": ("llama-bpe", "glm4"),
+    "877081d19cf6996e": ("deepseek-v3", "deepseek-v3"),  # without its bos, it is joyai-llm's
     "bba3b3366b646dbd": ("deepseek-v3", "hunyuan-dense"),
     "e6ddf9c6686791c1": ("deepseek-v3", "hy_v4"),
     "b4b8ca1f9769494f": ("deepseek-v3", "joyai-llm"),
@@ -71,20 +73,22 @@ NAMES = {
 }
 
 
-def name_of(known: str, tokenizer: Tokenizer) -> str:
+def name_of(known: str, tokenizer: Tokenizer, bos: int | None = None) -> str:
     """The converter's name for a byte-level BPE.
 
     Args:
         known: how it splits, a key of `pre_types.PRE_TOKENIZERS`.
         tokenizer: the whole of it.
+        bos: the id that goes before every text, which the post-processor may leave to the settings.
 
     Returns:
         Another name for that, where the converter knows this very vocabulary; else ``known``.
     """
-    found = (NAMES.get(_fingerprint(tokenizer, adds_special)) for adds_special in (True, False))
+    usual, bare = (tokenizer.encode(TEXT, add_special_tokens=adds_special).ids for adds_special in (True, False))
+    around = usual if bos is None or usual[:1] == [bos] else [bos, *usual]
+    found = (NAMES.get(_fingerprint(ids)) for ids in (around, usual, bare))
     return next((name for splits, name in filter(None, found) if splits == known), known)
 
 
-def _fingerprint(tokenizer: Tokenizer, adds_special: bool) -> str:
-    ids = tokenizer.encode(TEXT, add_special_tokens=adds_special).ids
-    return hashlib.sha256(str(ids).encode()).hexdigest()[:16]
+def _fingerprint(ids: Sequence[int]) -> str:
+    return hashlib.sha256(str(list(ids)).encode()).hexdigest()[:16]

@@ -45,16 +45,15 @@ def read_vocabulary(folder: Path, vocab_size: int) -> Vocabulary:
             "Copy the tokenizer files into the folder."
         )
     templates = read_chat_templates(folder)
+    tokenizer = _load(folder / "tokenizer.json") if content else None
     try:
-        if content:
-            tokenizer = _load(folder / "tokenizer.json")
+        if tokenizer is not None:
             around = _ids_around(tokenizer)
             added = read_added(content, settings, {})
             vocabulary = _read_json(content, added, vocab_size, settings, templates.get("default"))
             if vocabulary.pre is not None:
                 prefix = False if settings.get("add_prefix_space") is False else None  # as it is anyway, once said
-                named = name_of(vocabulary.pre, tokenizer)
-                vocabulary = dataclasses.replace(vocabulary, pre=named, add_space_prefix=prefix)
+                vocabulary = dataclasses.replace(vocabulary, add_space_prefix=prefix)
             if _parts_pairs(content):
                 vocabulary.options["add_sep_token"] = False  # of two texts; a decoder gets one
         else:
@@ -70,8 +69,12 @@ def read_vocabulary(folder: Path, vocab_size: int) -> Vocabulary:
     ids, missed = find_special_ids(folder, settings, vocabulary.tokens, around, vocabulary.special_ids)
     usual = vocabulary.add_bos, vocabulary.add_eos
     add_bos, add_eos, unlike = find_added_around(around, ids, settings, usual)
+    pre = vocabulary.pre
+    if pre is not None and tokenizer is not None:
+        pre = name_of(pre, tokenizer, ids["bos"] if add_bos else None)
     return dataclasses.replace(
         vocabulary,
+        pre=pre,
         special_ids=ids,
         add_bos=add_bos,
         add_eos=add_eos,
@@ -112,11 +115,14 @@ def _load(file: Path) -> tokenizers.Tokenizer:
         ModelError: the library cannot read the file.
     """
     try:
-        return tokenizers.Tokenizer.from_file(str(file))
+        tokenizer = tokenizers.Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises nothing narrower
         if type(error) is not Exception:
             raise
         raise _damaged(file.parent, error) from error
+    tokenizer.no_padding()  # files may be saved with what a training run set
+    tokenizer.no_truncation()
+    return tokenizer
 
 
 def _ids_around(tokenizer: tokenizers.Tokenizer) -> tuple[list[int], list[int]]:
