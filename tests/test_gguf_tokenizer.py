@@ -768,6 +768,20 @@ def test_what_is_put_around_every_text_has_its_role_where_no_file_gives_it(
         assert runtime.tokenize("ab", add_special=True) == around
 
 
+@needs_llama
+def test_added_token_keeps_the_id_it_has_whatever_the_settings_say(tmp_path: Path) -> None:
+    tokenizer = train_byte_level(split_by(LLAMA3_PATTERN), 400)
+    tokenizer.add_special_tokens(["<end>"])
+    texts = ("<end>", "<|endoftext|>", "  ")  # the last has no id of its own, and none is left for it
+    decoder = {str(300 + at): {"content": text, "special": True} for at, text in enumerate(texts)}
+    folder = write_files(tmp_path, tokenizer, eos_token="<end>", added_tokens_decoder=decoder)
+    vocabulary = read_vocabulary(folder, 420)
+    assert vocabulary.special_ids["eos"] == tokenizer.token_to_id("<end>") == 400
+    with open_vocabulary(vocabulary, tmp_path) as runtime:
+        lines = [*CORPUS, "a<end>b<|endoftext|>"]
+        assert differing(runtime, lambda text: tokenizer.encode(text).ids, lines) == []
+
+
 def test_padding_and_truncation_of_a_training_run_do_not_count(tmp_path: Path) -> None:
     tokenizer = train_byte_level(split_by(LLAMA3_PATTERN), 400)
     tokenizer.add_special_tokens(["<s>", "<pad>"])

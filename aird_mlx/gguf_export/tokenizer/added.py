@@ -42,13 +42,20 @@ def read_added(content: Mapping[str, Any], settings: Mapping[str, Any], others: 
 
     Args:
         content: ``tokenizer.json``, or empty.
-        settings: ``tokenizer_config.json``, which may add to the former and override it.
+        settings: ``tokenizer_config.json``, which may add to the former and override it, but not the ids in it.
         others: ``added_tokens.json``, text -> id: the oldest form, which adds what the former two do not name.
     """
     entries: dict[int, dict[str, Any]] = {int(token_id): {"content": text} for text, token_id in others.items()}
-    entries |= {int(entry["id"]): entry for entry in content.get("added_tokens") or []}
-    for token_id, entry in (settings.get("added_tokens_decoder") or {}).items():
-        entries[int(token_id)] = {**entries.get(int(token_id), {}), **entry}
+    at = _ids_by_text(content)
+    for entry in content.get("added_tokens") or []:
+        entries[at.setdefault(entry["content"], int(entry["id"]))] = entry
+    taken = set(at.values())
+    for number, entry in (settings.get("added_tokens_decoder") or {}).items():
+        token_id = at.get(entry.get("content"))
+        if token_id is None and int(number) not in taken:
+            token_id = int(number)
+        if token_id is not None:
+            entries[token_id] = {**entries.get(token_id, {}), **entry}
     return {
         token_id: Added(
             str(entry["content"]),
@@ -58,6 +65,14 @@ def read_added(content: Mapping[str, Any], settings: Mapping[str, Any], others: 
         )
         for token_id, entry in sorted(entries.items())
     }
+
+
+def _ids_by_text(content: Mapping[str, Any]) -> dict[str, int]:
+    """The ids of the model's own tokens."""
+    vocab = (content.get("model") or {}).get("vocab") or {}
+    if isinstance(vocab, Mapping):
+        return dict(vocab)
+    return {text: index for index, (text, _) in enumerate(vocab)}
 
 
 def notes_on_added(added: Mapping[int, Added]) -> list[str]:
