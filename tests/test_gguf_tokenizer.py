@@ -359,6 +359,20 @@ def test_tokenizer_that_a_name_was_meant_for_is_recognized_and_its_difference_no
     assert ["other ids" in note and name in note for note in notes] == [True]
 
 
+@needs_llama
+def test_falcon_splits_otherwise_and_has_the_ids_of_hugging_face(tmp_path: Path, crossing: Tokenizer) -> None:
+    meant = build_pre_tokenizer(PRE_TOKENIZERS["falcon"].meant or ())
+    tokenizer = train_byte_level(meant, 3000)
+    vocabulary = read_vocabulary(write_files(tmp_path, tokenizer, eos_token="<|endoftext|>"), 3000)
+    assert vocabulary.pre == "falcon"
+    assert "none of the lines tried got other ids" in " ".join(vocabulary.notes)
+    with open_vocabulary(vocabulary, tmp_path) as runtime:
+        assert differing(runtime, lambda text: tokenizer.encode(text).ids, CORPUS) == []
+    across = Tokenizer.from_str(crossing.to_str())  # where some tokens cross what only one of them splits
+    across.pre_tokenizer = meant
+    assert "such words get other ids" in " ".join(identify_pre_tokenizer(json.loads(across.to_str()))[1])
+
+
 def test_unknown_pre_tokenizer_names_nearest_and_place() -> None:
     tokenizer = train_byte_level(split_by(LLAMA3_PATTERN.replace("{1,3}", "{1,2}")), 300)
     with pytest.raises(ExportError, match=r"nearest is (llama-bpe|qwen2|dbrx)") as caught:

@@ -87,11 +87,7 @@ def identify_pre_tokenizer(content: Mapping[str, Any]) -> tuple[str, list[str]]:
     if not meant:
         raise _unknown(own, done)
     name = _with_merges(meant, content)
-    ours, theirs = _first_difference(own, done[name])
-    return name, [
-        f"llama.cpp's pre-tokenizer for this kind of model, {name}, splits some unusual text otherwise, for example "
-        f"{theirs} for {ours}: such words get other ids"
-    ]
+    return name, [_note_on_difference(name, own, done[name], content)]
 
 
 @functools.cache
@@ -100,10 +96,19 @@ def _known_splits() -> dict[str, list[list[str]]]:
     return {name: _split_probes(build_pre_tokenizer(known.expressions)) for name, known in PRE_TOKENIZERS.items()}
 
 
-def build_pre_tokenizer(expressions: Iterable[str]) -> pre_tokenizers.PreTokenizer:
-    """What llama.cpp does with a list of expressions: split by each in turn, then map bytes to letters."""
-    splits = [pre_tokenizers.Split(Regex(expression), "isolated") for expression in expressions]
-    return pre_tokenizers.Sequence([*splits, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+def build_pre_tokenizer(steps: Iterable[str | Mapping[str, Any]]) -> pre_tokenizers.PreTokenizer:
+    """What llama.cpp does with a list of expressions: split by each in turn, then map bytes to letters.
+
+    Args:
+        steps: expressions; among them may be steps as ``tokenizer.json`` has them, the one that maps bytes included.
+    """
+    parts = [
+        pre_tokenizers.Split(Regex(step), "isolated") if isinstance(step, str) else _load_pre_tokenizer(step)
+        for step in steps
+    ]
+    if not any(isinstance(part, pre_tokenizers.ByteLevel) for part in parts):
+        parts.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
+    return pre_tokenizers.Sequence(parts)
 
 
 def list_steps(definition: Mapping[str, Any] | None) -> list[Mapping[str, Any]]:
@@ -150,6 +155,22 @@ def _with_merges(names: Sequence[str], content: Mapping[str, Any]) -> str:
             "and some tokens depend on it. Use a model whose tokenizer llama.cpp supports."
         )
     return names[0]
+
+
+def _note_on_difference(name: str, own: list[list[str]], others: list[list[str]], content: Mapping[str, Any]) -> str:
+    """That llama.cpp splits otherwise, with an example, of other ids if these splits give any."""
+    model = content["model"]
+    ignores = PRE_TOKENIZERS[name].ignore_merges
+    bpe = models.BPE(vocab=model["vocab"], merges=read_merges(model), ignore_merges=ignores)
+    probes = list(zip(own, others, strict=True))
+    told = [[[token.id for piece in pieces for token in bpe.tokenize(piece)] for pieces in probe] for probe in probes]
+    apart = [probe for probe, (ours, theirs) in zip(probes, told, strict=True) if ours != theirs]
+    ours, theirs = _first_difference(*map(list, zip(*(apart or probes), strict=True)))
+    return (
+        f"llama.cpp's pre-tokenizer for this kind of model, {name}, splits some unusual text otherwise, for example "
+        f"{theirs} for {ours}: "
+        + ("such words get other ids" if apart else "none of the lines tried got other ids by it, but some may")
+    )
 
 
 def _unknown(own: list[list[str]], done: Mapping[str, list[list[str]]]) -> ExportError:

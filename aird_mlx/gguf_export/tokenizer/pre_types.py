@@ -8,7 +8,9 @@ llama.cpp. Source: ``llm_tokenizer_bpe`` and ``ignore_merges`` in ``src/llama-vo
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -18,13 +20,13 @@ class PreTokenizer:
     Attributes:
         expressions: what it splits by, one after another.
         ignore_merges: a piece that is a token as a whole becomes it, whatever the merges say.
-        meant: the expressions of the tokenizers it was written for, where llama.cpp does something else with
-            unusual text.
+        meant: the expressions of the tokenizers it was written for, or their steps as ``tokenizer.json`` has them,
+            where llama.cpp does something else with unusual text.
     """
 
     expressions: tuple[str, ...]
     ignore_merges: bool = False
-    meant: tuple[str, ...] | None = None
+    meant: tuple[str | Mapping[str, Any], ...] | None = None
 
 
 _CONTRACTION = r"(?:'[sS]|'[tT]|'[rR][eE]|'[vV][eE]|'[mM]|'[lL][lL]|'[dD])"
@@ -154,7 +156,15 @@ PRE_TOKENIZERS: dict[str, PreTokenizer] = {
         meant=(r"\d{1,3}(?=(?:\d{3})*\b)", _UNSPACED_SCRIPTS, _DEEPSEEK3),
     ),
     "superbpe": PreTokenizer((r"\p{N}+", r"(?=([0-9]{3})+(?![0-9]))"), meant=(r"\p{N}+", r"(?=(\d{3})+(?!\d))")),
-    "falcon": PreTokenizer((r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, "[0-9][0-9][0-9]")),
+    "falcon": PreTokenizer(
+        (r"[\p{P}\$\+<=>\^~\|`]+", _GPT2, "[0-9][0-9][0-9]"),
+        meant=(
+            {"type": "Punctuation", "behavior": "Contiguous"},
+            {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+            {"type": "Digits", "individual_digits": False},  # of the letters for bytes, some of which are numbers
+            "[0-9][0-9][0-9]",
+        ),
+    ),
     "default": PreTokenizer((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", "[0-9][0-9][0-9]")),
     "chameleon": PreTokenizer(
         (
