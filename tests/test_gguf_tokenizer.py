@@ -39,6 +39,7 @@ from aird_mlx.gguf_export.tokenizer import (
 from aird_mlx.gguf_export.tokenizer.pre_tokenizer import PROBES, build_pre_tokenizer
 from aird_mlx.gguf_export.tokenizer.pre_types import PRE_TOKENIZERS
 from aird_mlx.gguf_export.tokenizer.vocabulary import lay_out
+from aird_mlx.server.text import TextStream
 
 needs_llama = pytest.mark.skipif(not is_available(), reason="llama-cpp-python is not installed")
 DATA = Path(os.environ.get("AIRD_TEST_DATA", "/nonexistent")) / "tokenizers"
@@ -249,6 +250,21 @@ def test_scores_from_merges_are_those_of_sentencepiece(tmp_path: Path) -> None:
     fields = read_fields("phi-3")
     scores = read_vocabulary(copy_files("phi-3-mini", tmp_path), 32064).scores or []
     assert sum(score == theirs for score, theirs in zip(scores, fields["scores"], strict=True)) > 32000
+
+
+@needs_llama
+@pytest.mark.parametrize("name", ["gpt-2", "llama-bpe", "qwen2"])
+def test_text_comes_back_with_every_space(tmp_path: Path, name: str) -> None:
+    known = PRE_TOKENIZERS[name]
+    tokenizer = train_byte_level(build_pre_tokenizer(known.expressions), 2000, ignore_merges=known.ignore_merges)
+    vocabulary = read_vocabulary(write_files(tmp_path, tokenizer, eos_token="<|endoftext|>"), 2000)
+    texts = [text for text in CORPUS if "<|endoftext|>" not in text]
+    assert any(" ?" in text for text in texts)
+    with open_vocabulary(vocabulary, tmp_path) as runtime:
+        assert [text for text in texts if runtime.detokenize(runtime.tokenize(text)) != text] == []
+        stream = TextStream(runtime.detokenize)
+        pieces = [stream.push(token) for token in runtime.tokenize("a ? b ! 'c' . d 's ,")]
+        assert "".join(pieces) + stream.finish() == "a ? b ! 'c' . d 's ,"
 
 
 # --- pre-tokenizers ----------------------------------------------------------------------------------------------

@@ -148,14 +148,34 @@ class LlamaRuntime:
             room = -count
 
     def detokenize(self, ids: Sequence[int]) -> str:
-        """Text of ``ids`` without special tokens; bytes that are no UTF-8 become U+FFFD."""
-        tokens = (self._library.llama_token * max(len(ids), 1))(*ids)
-        room = 16 * len(ids) + 16
+        """Text of ``ids`` without special tokens; bytes that are no UTF-8 become U+FFFD.
+
+        The pieces one after another, as programs on top of llama.cpp stream them: its own way to put a text together
+        takes away spaces before punctuation, in code too.
+        """
+        library, vocab, rest = self._library, self._vocab, list(ids)
+        begins = library.llama_vocab_get_add_bos(vocab) and rest[:1] == [library.llama_vocab_bos(vocab)]
+        if begins:
+            del rest[0]
+        if library.llama_vocab_get_add_eos(vocab) and rest[-1:] == [library.llama_vocab_eos(vocab)]:
+            del rest[-1]
+        pieces = [self._piece(token, self._adds_space and at == 0 and not begins) for at, token in enumerate(rest)]
+        return b"".join(pieces).decode("utf-8", errors="replace")
+
+    @functools.cached_property
+    def _adds_space(self) -> bool:
+        """Whether `tokenize` puts a space before a text."""
+        told = self.metadata("tokenizer.ggml.add_space_prefix")
+        return self.metadata("tokenizer.ggml.model") in ("llama", "bert") if told is None else told == "true"
+
+    def _piece(self, token: int, without_space: bool) -> bytes:
+        """The bytes a token stands for; none if it is special."""
+        room = 64
         while True:
             buffer = ctypes.create_string_buffer(room)
-            count = self._library.llama_detokenize(self._vocab, tokens, len(ids), buffer, room, True, False)
+            count = self._library.llama_token_to_piece(self._vocab, token, buffer, room, int(without_space), False)
             if count >= 0:
-                return buffer.raw[:count].decode("utf-8", errors="replace")
+                return buffer.raw[:count]
             room = -count
 
     @functools.cached_property
