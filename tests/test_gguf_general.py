@@ -9,6 +9,7 @@ from typing import Any
 
 import gguf
 import pytest
+from tokenizers import Tokenizer
 
 from aird_mlx.gguf_export import LlamaRuntime, check_exportable, export_gguf, is_available
 from aird_mlx.gguf_export.general import read_general, read_licence
@@ -123,3 +124,32 @@ def test_name_of_a_phi_3_with_other_tokens_is_one_that_llama_cpp_takes(
     written = export_gguf(model_folder(), tmp_path / "m.gguf", "f16", name=name)
     with LlamaRuntime(written.path, vocab_only=True) as runtime:
         assert runtime.metadata("general.name") == name.replace("phi3", "phi 3").replace("Phi-3", "Phi 3")
+
+
+@pytest.mark.skipif(not is_available(), reason="llama-cpp-python is not installed")
+@pytest.mark.parametrize(("name", "written"), [("Phi 3.5 tiny", "Phi-3.5 tiny"), ("mine", "mine (Phi-3)")])
+def test_special_tokens_of_a_phi_3_swallow_the_spaces_behind_them(
+    model_folder: Callable[..., Path], tmp_path: Path, name: str, written: str
+) -> None:
+    folder = model_folder()
+    file = folder / "tokenizer.json"
+    content = json.loads(file.read_text())
+    texts = ["<|endoftext|>", "<unk>", "<s>", "</s>", "<|user|>", "<|im_start|>", "<|im_end|>"]
+    fixed = {"single_word": False, "lstrip": False, "normalized": False, "special": True}
+    vocab = content["model"]["vocab"]
+    for left, right in content["model"]["merges"][-4:]:  # room for what is new
+        del vocab[left + right]
+    del content["model"]["merges"][-4:]
+    for text in texts:
+        vocab.setdefault(text, len(vocab))
+    content["added_tokens"] = [
+        {"id": vocab[text], "content": text, "rstrip": text not in texts[:3], **fixed} for text in texts
+    ]
+    file.write_text(json.dumps(content))
+    tokenizer = Tokenizer.from_file(str(file))
+    assert not [note for note in check_exportable(folder, "f16") if "swallow" in note]
+    exported = export_gguf(folder, tmp_path / "m.gguf", "f16", name=name)
+    with LlamaRuntime(exported.path, vocab_only=True) as runtime:
+        assert runtime.metadata("general.name") == written
+        for text in ("<|user|>\n Hello</s>  there<s> x", "<|im_start|>\n\n", "a <unk>  b<|endoftext|> c"):
+            assert runtime.tokenize(text) == tokenizer.encode(text).ids

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,6 @@ from aird_mlx.gguf_export.hyperparameters import read_json
 QUANTIZATION_VERSION = gguf.GGML_QUANT_VERSION
 QUANTIZED_BY = "aird-mlx"
 _UNQUANTIZED = (gguf.LlamaFileType.ALL_F32, gguf.LlamaFileType.MOSTLY_F16, gguf.LlamaFileType.MOSTLY_BF16)
-# llama.cpp refuses a file whose name holds phi-3 or phi3 and whose vocabulary does not hold these.
-_PHI_3_TOKENS = {"<unk>", "<s>", "</s>", "<|endoftext|>"}
 _WHOLE = ("sampling_top_k", "sampling_penalty_last_n", "sampling_mirostat")
 
 
@@ -94,7 +91,12 @@ def read_general(folder: Path, parameters: int, name: str | None = None) -> Meta
 
 
 def add_general(
-    writer: gguf.GGUFWriter, folder: Path, name: str | None, file_type: gguf.LlamaFileType, tokens: Collection[str]
+    writer: gguf.GGUFWriter,
+    folder: Path,
+    name: str | None,
+    file_type: gguf.LlamaFileType,
+    *,
+    strips_as_phi_3: bool,
 ) -> None:
     """Write these keys; the tensors must have been described before, since they are counted.
 
@@ -103,19 +105,31 @@ def add_general(
         folder: the model's.
         name: as for `read_general`.
         file_type: of the weights.
-        tokens: of the vocabulary, which decide whether llama.cpp may take the model for a Phi-3.
+        strips_as_phi_3: see `Vocabulary`; it decides whether llama.cpp is to take the model for a Phi-3.
     """
     parameters, shared, expert, experts = writer.get_total_parameter_count()
     general = read_general(folder, parameters, name)
     general.size_label = general.size_label or gguf.size_label(parameters, shared, expert, experts)
     if file_type not in _UNQUANTIZED:
         general.quantized_by = general.quantized_by or QUANTIZED_BY
-    if not set(tokens) >= _PHI_3_TOKENS:
-        general.name = re.sub(r"(?i)(phi)-?3", r"\1 3", str(general.name))
+    general.name = _name_for_llama(str(general.name), strips_as_phi_3)
     writer.add_type("model")
     general.set_gguf_meta_model(writer)
     writer.add_file_type(int(file_type))
     writer.add_quantization_version(QUANTIZATION_VERSION)
+
+
+def _name_for_llama(name: str, strips_as_phi_3: bool) -> str:
+    """A name that holds ``phi-3`` just if the tokenizer is one of those: llama.cpp strips spaces by it.
+
+    >>> _name_for_llama("Phi 3.5 Mini", True), _name_for_llama("Phi-3 Clone", False), _name_for_llama("Mine", True)
+    ('Phi-3.5 Mini', 'Phi 3 Clone', 'Mine (Phi-3)')
+    """
+    if not strips_as_phi_3:
+        return re.sub(r"(?i)(phi)-?3", r"\1 3", name)
+    if re.search(r"(?i)phi[ _-]?3", name):
+        return re.sub(r"(?i)(phi)[ _]3", r"\1-3", name)
+    return f"{name} (Phi-3)"
 
 
 def _typed(general: Metadata) -> Metadata:

@@ -40,7 +40,8 @@ def describe(prepared: Prepared, name: str | None, extra: Mapping[str, Value]) -
         writer.add_tensor_info(
             planned.name, planned.shape, np.dtype(np.float32), planned.size_bytes, raw_dtype=planned.type
         )
-    general.add_general(writer, prepared.folder, name, prepared.wanted.file_type, prepared.vocabulary.tokens)
+    strips = prepared.vocabulary.strips_as_phi_3
+    general.add_general(writer, prepared.folder, name, prepared.wanted.file_type, strips_as_phi_3=strips)
     return writer
 
 

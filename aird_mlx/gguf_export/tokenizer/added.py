@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+# What llama.cpp knows of a Phi-3: all of its special tokens take away the spaces behind them, but for these.
+_PHI_3_KEEPS = {"<unk>", "<s>", "<|endoftext|>"}
 # Tokens that models forgot to mark as special, as llama.cpp's converter knows them.
 _LOOKS_SPECIAL = re.compile(r"<pad>|<mask>|<2mass>|\[@BOS@\]|<\|.*\|>|<\uff5c.*\uff5c>|<unused.*>", re.DOTALL)
 
@@ -20,12 +22,14 @@ class Added:
         special: not shown to users.
         strips: takes neighbouring spaces away, or is matched only as a whole word.
         normalized: looked for in the text as the normalizer leaves it.
+        strips_behind: takes away the spaces behind it, and does nothing else of what ``strips`` says.
     """
 
     text: str
     special: bool = False
     strips: bool = False
     normalized: bool = False
+    strips_behind: bool = False
 
     @property
     def is_control(self) -> bool:
@@ -62,6 +66,7 @@ def read_added(content: Mapping[str, Any], settings: Mapping[str, Any], others: 
             bool(entry.get("special")),
             any(entry.get(key) for key in ("lstrip", "rstrip", "single_word")),
             bool(entry.get("normalized")),
+            bool(entry.get("rstrip")) and not entry.get("lstrip") and not entry.get("single_word"),
         )
         for token_id, entry in sorted(entries.items())
     }
@@ -75,10 +80,25 @@ def _ids_by_text(content: Mapping[str, Any]) -> dict[str, int]:
     return {text: index for index, (text, _) in enumerate(vocab)}
 
 
+def strips_as_phi_3(added: Mapping[int, Added]) -> bool:
+    """Whether they take spaces away just as llama.cpp does it for a model whose name holds ``phi-3``.
+
+    >>> usual = [Added(text) for text in ("<unk>", "<s>", "<|endoftext|>")]
+    >>> strips_as_phi_3(dict(enumerate([*usual, Added("</s>", strips=True, strips_behind=True)])))
+    True
+    >>> strips_as_phi_3(dict(enumerate([*usual, Added("</s>")])))
+    False
+    """
+    texts = {one.text for one in added.values()}
+    return _PHI_3_KEEPS | {"</s>"} <= texts and all(
+        not one.strips if one.text in _PHI_3_KEEPS else one.strips_behind for one in added.values()
+    )
+
+
 def notes_on_added(added: Mapping[int, Added]) -> list[str]:
     """What llama.cpp does not do with them, in a sentence; empty if there is nothing."""
     stripping = [token.text for token in added.values() if token.strips]
-    if not stripping:
+    if not stripping or strips_as_phi_3(added):
         return []
     return [
         f"{len(stripping)} added tokens such as {stripping[0]} swallow neighbouring spaces; llama.cpp does not, "

@@ -11,7 +11,7 @@ import tokenizers
 
 from aird_mlx.errors import ExportError, ModelError
 from aird_mlx.gguf_export.hyperparameters import read_json
-from aird_mlx.gguf_export.tokenizer.added import Added, read_added
+from aird_mlx.gguf_export.tokenizer.added import Added, read_added, strips_as_phi_3
 from aird_mlx.gguf_export.tokenizer.byte_level import read_byte_level
 from aird_mlx.gguf_export.tokenizer.pre_names import name_of
 from aird_mlx.gguf_export.tokenizer.rwkv import read_rwkv
@@ -79,6 +79,7 @@ def read_vocabulary(folder: Path, vocab_size: int) -> Vocabulary:
         add_bos=add_bos,
         add_eos=add_eos,
         chat_templates=templates,
+        strips_as_phi_3=strips_as_phi_3(added),
         notes=[*vocabulary.notes, *missed, *unlike],
     )
 

@@ -45,6 +45,7 @@ class Vocabulary:
         chat_templates: ``default`` and others by name.
         options: further flags under ``tokenizer.ggml.``, such as ``remove_extra_whitespaces``.
         precompiled_charsmap: sentencepiece's table of normalizations, for ``t5``.
+        strips_as_phi_3: its special tokens take away the spaces behind them; llama.cpp does so by the model's name.
         notes: what llama.cpp cannot be told about this tokenizer, one sentence each.
     """
 
@@ -61,6 +62,7 @@ class Vocabulary:
     chat_templates: dict[str, str] = field(default_factory=dict)
     options: dict[str, bool] = field(default_factory=dict)
     precompiled_charsmap: bytes | None = None
+    strips_as_phi_3: bool = False
     notes: list[str] = field(default_factory=list)
 
 
