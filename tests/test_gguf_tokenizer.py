@@ -599,21 +599,33 @@ def test_trained_sentencepiece_model_has_its_own_ids(tmp_path: Path, options: Ma
 
 
 @needs_llama
-def test_unigram_of_tokenizer_json_has_the_ids_of_hugging_face(tmp_path: Path) -> None:
+@pytest.mark.parametrize("splits", [False, True], ids=["whole", "T5"])
+def test_unigram_of_tokenizer_json_has_the_ids_of_hugging_face(tmp_path: Path, splits: bool) -> None:
     lines = "\n".join(text.replace(" ", "\u2581") for text in CORPUS if text.isascii())
     counts = Counter(lines[at : at + length] for length in (1, 2, 3, 5) for at in range(len(lines) - length))
     pieces = [piece for piece, count in sorted(counts.items()) if len(piece) == 1 or count > 3]
+    pieces = [piece for piece in pieces if not (splits and "\u2581" in piece[1:])]
     # Trained models differ from run to run; no two sums of these are alike.
     scores = [-8.0 - 0.37 * len(piece) - number**2 * 0.6180339887 % 1 for number, piece in enumerate(pieces)]
     vocab = [("<unk>", 0.0), ("</s>", 0.0), *zip(pieces, scores, strict=True)]
     tokenizer = Tokenizer(models.Unigram(vocab, unk_id=0))
     tokenizer.add_special_tokens(["<unk>", "</s>"])
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
+    if splits:
+        both = [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace(prepend_scheme="always", split=True)]
+        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(both)
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    vocabulary = read_vocabulary(write_files(tmp_path, tokenizer, eos_token="</s>"), 3000)
+    folder = write_files(tmp_path, tokenizer, eos_token="</s>")
+    if splits:
+        content = json.loads(tokenizer.to_str())
+        del content["model"]["type"]
+        (folder / "tokenizer.json").write_text(json.dumps(content))
+    vocabulary = read_vocabulary(folder, 3000)
     assert (vocabulary.model, vocabulary.add_bos, vocabulary.add_eos) == ("t5", False, True)
     texts = [text for text in CORPUS if not text.startswith(" ") and not RUN.search(text)]
-    assert len(texts) > 140
+    if splits:  # llama.cpp knows one kind of space, but for those that a table of normalizations makes one
+        texts = ["  a   b  ", *(text for text in texts if not re.search(r"[^\S ]|\u2581", text))]
+    assert len(texts) > 120
     with open_vocabulary(vocabulary, tmp_path) as runtime:
         assert differing(runtime, lambda text: tokenizer.encode(text, add_special_tokens=False).ids, texts) == []
         assert runtime.tokenize("a b", add_special=True) == tokenizer.encode("a b").ids

@@ -91,8 +91,8 @@ def _read_json(
     settings: Mapping[str, Any],
     template: str | None,
 ) -> Vocabulary:
-    model = content.get("model") or {}
-    kind = model.get("type") or ("BPE" if "merges" in model else None)  # early files do not say
+    model = content.get("model") or {}  # of which early files do not say the type
+    kind = model.get("type") or ("BPE" if "merges" in model else "Unigram" if "unk_id" in model else None)
     if kind == "BPE":
         if not model.get("byte_fallback"):
             return read_byte_level(content, added, vocab_size)

@@ -13,7 +13,7 @@ from typing import Any
 
 from aird_mlx.errors import ExportError
 from aird_mlx.gguf_export.tokenizer.added import Added, notes_on_added
-from aird_mlx.gguf_export.tokenizer.pre_tokenizer import list_steps
+from aird_mlx.gguf_export.tokenizer.pre_tokenizer import list_steps, step_types
 from aird_mlx.gguf_export.tokenizer.sentencepiece_bpe import fill_scores, is_byte_token, write_spaces
 from aird_mlx.gguf_export.tokenizer.vocabulary import BYTE, SPACE, UNKNOWN, Vocabulary, lay_out
 
@@ -42,6 +42,7 @@ def read_unigram_json(content: Mapping[str, Any], added: Mapping[int, Added], vo
     if model.get("byte_fallback"):
         kinds |= {index: BYTE for index, (text, _) in enumerate(pieces) if is_byte_token(text)}
     charsmap, merges_spaces = _normalization(content)
+    merges_spaces = merges_spaces or "WhitespaceSplit" in step_types(content.get("pre_tokenizer"))
     prefix = _prefix(content)
     return build_unigram(
         pieces, kinds, added, vocab_size, charsmap=charsmap, merges_spaces=merges_spaces, add_space_prefix=prefix
