@@ -80,8 +80,8 @@ def gather_inputs(
 ) -> Inputs:
     """Read and split what the user gave; what was not given is the demo's own or the built-in set.
 
-    With own harmful or harmless prompts and no twins, no twins are asked, since built-in ones may be about something
-    the model knows nothing of.
+    With own harmful or harmless prompts built-in twins are left out, since they may be about something the model knows
+    nothing of: without own ones no twins are asked, and with own test twins alone none are learned from.
 
     Args:
         limit: keep at most this many test prompts of each kind, the first of a test file.
@@ -98,8 +98,8 @@ def gather_inputs(
         file = files[kind]
         if file is not None:
             split = split_prompts(read_prompts(file, kind), seed, kind=kind, test=test)
-        elif kind == "twin" and own and test is None and model != "demo":
-            split = Split((), (), ())
+        elif kind == "twin" and own and model != "demo":
+            split = Split((), (), tuple(distinct(test or ())))
         else:
             split = _demo_split(kind, seed) if model == "demo" else _built_in_split(kind, seed)
             split = split if test is None else _with_test(split, test)

@@ -93,6 +93,12 @@ def test_own_files_are_split_and_named_as_origin(tmp_path: Path) -> None:
     assert str(harmless) in inputs.contrast.origin
 
 
+def test_own_test_twins_are_asked_and_no_others_learned_from(tmp_path: Path) -> None:
+    harmful, twins = write(tmp_path, "bad.txt", "bad"), write(tmp_path, "twins.txt", "twin")
+    split = gather_inputs("some/model", 0, harmful=harmful, test_twins=twins).contrast.twin
+    assert (split.find, split.validate, split.test) == ((), (), tuple(twins.read_text().splitlines()))
+
+
 def test_own_test_files_are_used_whole_and_kept_out_of_the_rest(tmp_path: Path) -> None:
     harmful, test = write(tmp_path, "bad.txt", "bad", 30), write(tmp_path, "test.txt", "bad", 10)
     inputs = gather_inputs("some/model", 0, harmful=harmful, test_harmful=test)
