@@ -780,6 +780,17 @@ def test_answers_end_in_llama_cpp_wherever_they_end_in_mlx(tmp_path: Path) -> No
 
 
 @needs_llama
+def test_end_that_llama_cpp_sees_in_plain_text_is_noted(tmp_path: Path) -> None:
+    tokenizer = train_byte_level(split_by(LLAMA3_PATTERN), 400)
+    tokenizer.add_tokens([AddedToken("</s>"), AddedToken("<|im_end|>", special=True)])  # the first as Gemma 3 has it
+    folder = write_files(tmp_path, tokenizer, eos_token="<|im_end|>")
+    vocabulary = read_vocabulary(folder, 420)
+    assert vocabulary.notes == ["</s> is text to the tokenizer; llama.cpp takes it for a token that ends answers"]
+    with open_vocabulary(vocabulary, tmp_path) as runtime:
+        assert tokenizer.token_to_id("</s>") in runtime.end_tokens
+
+
+@needs_llama
 @pytest.mark.parametrize(
     ("single", "settings", "roles"),
     [

@@ -17,7 +17,12 @@ from aird_mlx.gguf_export.tokenizer.pre_names import name_of
 from aird_mlx.gguf_export.tokenizer.rwkv import read_rwkv
 from aird_mlx.gguf_export.tokenizer.sentencepiece_bpe import read_sentencepiece_json
 from aird_mlx.gguf_export.tokenizer.sentencepiece_model import read_sentencepiece_model
-from aird_mlx.gguf_export.tokenizer.special import find_added_around, find_special_ids, token_text
+from aird_mlx.gguf_export.tokenizer.special import (
+    find_added_around,
+    find_special_ids,
+    notes_on_plain_ends,
+    token_text,
+)
 from aird_mlx.gguf_export.tokenizer.templates import chat_begins_with, read_chat_templates
 from aird_mlx.gguf_export.tokenizer.unigram import read_unigram_json
 from aird_mlx.gguf_export.tokenizer.vocabulary import Vocabulary
@@ -80,7 +85,7 @@ def read_vocabulary(folder: Path, vocab_size: int) -> Vocabulary:
         add_eos=add_eos,
         chat_templates=templates,
         strips_as_phi_3=strips_as_phi_3(added),
-        notes=[*vocabulary.notes, *missed, *unlike],
+        notes=[*vocabulary.notes, *missed, *unlike, *notes_on_plain_ends(vocabulary.tokens, vocabulary.types, ids)],
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from aird_mlx.errors import ExportError
 from aird_mlx.gguf_export.hyperparameters import read_json
+from aird_mlx.gguf_export.tokenizer.vocabulary import NORMAL, USER_DEFINED
 
 # Texts that end an answer in llama.cpp whatever the file says.
 ENDS = (
@@ -114,6 +115,23 @@ def _with_ends(ids: dict[str, int], at: Mapping[str, int], wanted: set[int]) -> 
     if not missed:
         return ids, []
     return ids, [f"answers do not end at {', '.join(missed)} in llama.cpp, which takes only eos, eot and eom"]
+
+
+def notes_on_plain_ends(tokens: Sequence[str], types: Sequence[int], ids: Mapping[str, int]) -> list[str]:
+    """That llama.cpp ends answers at what is text to the tokenizer, in a sentence; empty if it does not.
+
+    Args:
+        tokens: the vocabulary.
+        types: of its tokens.
+        ids: of the roles; a token with one ends answers as it should.
+    """
+    roles = set(ids.values())
+    plain = [
+        text
+        for index, (text, kind) in enumerate(zip(tokens, types, strict=True))
+        if text in ENDS and kind in (NORMAL, USER_DEFINED) and index not in roles
+    ]
+    return [f"{text} is text to the tokenizer; llama.cpp takes it for a token that ends answers" for text in plain]
 
 
 def _ids_in(config: Mapping[str, Any], key: str, size: int) -> list[int]:
