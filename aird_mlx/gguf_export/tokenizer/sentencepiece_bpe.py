@@ -58,8 +58,9 @@ def read_sentencepiece_json(
         raise ExportError(f"tokenizer: {len(kinds)} byte tokens; byte_fallback needs 256. {_ELSEWHERE}")
     notes = notes_on_added(added)
     add_space_prefix = _space_prefix(content, model["vocab"], notes, chat_begins_with_token)
-    scores = _scores(model, {index for index in texts if index not in kinds and index not in added})
-    runs = _scores_of_runs(model, added)
+    merges = read_merges(model)
+    scores = _scores(model["vocab"], merges, {index for index in texts if index not in kinds and index not in added})
+    runs = _scores_of_runs(model["vocab"], merges, added)
     scores |= runs
     added = {index: one for index, one in added.items() if index not in runs}
     ids: dict[str, int] = {}
@@ -97,14 +98,12 @@ def is_byte_token(text: str) -> bool:
     return len(text) == 6 and text.startswith("<0x") and text.endswith(">")
 
 
-def _scores(model: Mapping[str, Any], own: set[int]) -> dict[int, float]:
+def _scores(vocab: Mapping[str, int], pairs: Sequence[tuple[str, str]], own: set[int]) -> dict[int, float]:
     """Scores that make llama.cpp merge as the list of merges does.
 
     Sentencepiece gives ids in the order of the merges, but for a few pieces of spaces that come last: then these are
     its own scores.
     """
-    vocab: Mapping[str, int] = model["vocab"]
-    pairs = read_merges(model)
     order: dict[str, int] = {}
     previous = ""
     for left, right in pairs:
@@ -135,7 +134,9 @@ def _scores(model: Mapping[str, Any], own: set[int]) -> dict[int, float]:
     return scores | late
 
 
-def _scores_of_runs(model: Mapping[str, Any], added: Mapping[int, Added]) -> dict[int, float]:
+def _scores_of_runs(
+    vocab: Mapping[str, int], pairs: Sequence[tuple[str, str]], added: Mapping[int, Added]
+) -> dict[int, float]:
     """Scores of the runs of visible spaces that are added tokens, where text has them by merging only.
 
     The tokenizers of Gemma look for them before spaces are made visible, so only written-out ones are found, and cut a
@@ -144,15 +145,14 @@ def _scores_of_runs(model: Mapping[str, Any], added: Mapping[int, Added]) -> dic
     Returns:
         Nothing where merges are not all that makes them, or where scores cut some run otherwise.
     """
-    vocab: Mapping[str, int] = model["vocab"]
     runs = {
         one.text: index
         for index, one in added.items()
         if not one.text.strip(SPACE) and not one.is_control and not one.normalized and vocab.get(one.text) == index
     }
-    merges = [pair for pair in read_merges(model) if "".join(pair) in runs]
+    merges = [pair for pair in pairs if "".join(pair) in runs]
     order = list(dict.fromkeys("".join(pair) for pair in merges))
-    ahead = [pair for pair in read_merges(model) if vocab.get("".join(pair)) not in added or "".join(pair) in runs]
+    ahead = [pair for pair in pairs if vocab.get("".join(pair)) not in added or "".join(pair) in runs]
     held = any(2 * SPACE in text for text, index in vocab.items() if index not in added)
     if not runs or set(order) != set(runs) or ahead[: len(merges)] != merges or held or SPACE not in vocab:
         return {}

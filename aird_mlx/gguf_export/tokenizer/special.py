@@ -125,11 +125,11 @@ def notes_on_plain_ends(tokens: Sequence[str], types: Sequence[int], ids: Mappin
         types: of its tokens.
         ids: of the roles; a token with one ends answers as it should.
     """
-    roles = set(ids.values())
+    roles, ends = set(ids.values()), set(ENDS)
     plain = [
         text
         for index, (text, kind) in enumerate(zip(tokens, types, strict=True))
-        if text in ENDS and kind in (NORMAL, USER_DEFINED) and index not in roles
+        if text in ends and kind in (NORMAL, USER_DEFINED) and index not in roles
     ]
     return [f"{text} is text to the tokenizer; llama.cpp takes it for a token that ends answers" for text in plain]
 
