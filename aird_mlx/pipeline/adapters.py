@@ -7,8 +7,8 @@ A deployed file need not be replaced: ``--lora patch.gguf`` beside it does the s
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from aird_mlx.pipeline.canary_run import run_canaries
 from aird_mlx.report import AdapterCheck, AdapterReport
 from aird_mlx.report_page import percent, read_report
 from aird_mlx.settings import Progress
-from aird_mlx.workspace import check_new_folder, whole_folder, writing_to
+from aird_mlx.workspace import check_new_folder, remove, whole_folder, writing_to
 
 ADAPTER, CONTROL_VECTOR = "adapter", "refusal.cvec.gguf"
 BLUNT = (
@@ -85,18 +85,18 @@ def export_adapters(
     is_low_rank = rank is not None or patch.rank is not None
     write = partial(_write_lora, patch=patch, rank=rank) if is_low_rank else partial(_write_weights, patch=patch)
     vector: dict[str, str] = {}
-    try:
+    check, notes = None, _notes(patch, written, base)
+    with ExitStack() as undo:  # one adapter without the other, or one that does not run, is none
+        undo.callback(remove, written.path)
+        undo.callback(remove, adapter)
         adapter_bytes = _write_folder(adapter, folder, write)
-        check, notes = None, _notes(patch, written, base)
-        vector = _write_control_vector(out, folder, outfile.with_name(CONTROL_VECTOR), facts) if control_vector else {}
-        notes += [BLUNT] if vector else []
+        if control_vector:
+            vector = _write_control_vector(out, folder, outfile.with_name(CONTROL_VECTOR), facts)
+            undo.callback(remove, outfile.with_name(CONTROL_VECTOR))
+            notes.append(BLUNT)
         if base is not None and is_available():
             check = _check(report.model, load(folder), base, written.path, progress)
-    except BaseException:  # one adapter without the other, or one that does not run, is none
-        for path in (written.path, *map(Path, vector.values())):
-            path.unlink(missing_ok=True)
-        shutil.rmtree(adapter, ignore_errors=True)
-        raise
+        undo.pop_all()
     return AdapterReport(
         model=report.model,
         rule=patch.rule,

@@ -13,7 +13,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -55,11 +55,10 @@ class Workspace:
         with self.guarding():
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock: int | None = _lock(self.folder)
-        try:
+        with ExitStack() as undo:
+            undo.callback(self.close)
             self._open(json.loads(json.dumps(settings)), resume)
-        except BaseException:
-            self.close()
-            raise
+            undo.pop_all()
 
     def _open(self, settings: dict[str, Any], resume: bool) -> None:
         unfinished_of(self.folder / "settings.json").unlink(missing_ok=True)
