@@ -143,7 +143,7 @@ class Reference:
 
     def _unread(self, kind: str) -> str:
         """What may be done about answers to find prompts that are mostly broken, or thoughts cut short."""
-        classes = [judge_answer(decode(self.model, tokens)) for tokens in self.answers[kind]["find"]]
+        classes = self._classes(kind, "find")
         share = classes.count(INCOHERENT) / len(classes)
         if share <= 0.5:
             return ""
@@ -153,7 +153,11 @@ class Reference:
         )
 
     def _refused(self, kind: str, part: str) -> list[bool]:
-        return [judge_answer(decode(self.model, tokens)) == REFUSAL for tokens in self.answers[kind][part]]
+        return [one == REFUSAL for one in self._classes(kind, part)]
+
+    def _classes(self, kind: str, part: str, tokens: int | None = None) -> list[str]:
+        """The classes of the answers (of their first ``tokens``) to the prompts of one kind and part."""
+        return [judge_answer(decode(self.model, answer[:tokens])) for answer in self.answers[kind][part]]
 
     def prompts(self, kind: str, part: str, most: int | None = None) -> list[list[int]]:
         """Token ids of the (first ``most``) prompts of one kind and part."""
@@ -179,8 +183,8 @@ class Reference:
 
     def judged(self, part: str, tokens: int | None = None) -> tuple[list[str], list[str]]:
         """The kind of every prompt of one part, and the class of the model's answer (or of its first ``tokens``)."""
-        asked = [(kind, answer[:tokens]) for kind in KINDS for answer in self.answers[kind][part]]
-        return [kind for kind, _ in asked], [judge_answer(decode(self.model, answer)) for _, answer in asked]
+        judged = [(kind, one) for kind in KINDS for one in self._classes(kind, part, tokens)]
+        return [kind for kind, _ in judged], [one for _, one in judged]
 
     def calibration(self, kinds: Sequence[str], tokens: str = "all") -> list[TokenBatch]:
         """Dialogues of these kinds and the plain calibration texts; or, as ``tokens``, only the ``prompts`` of them.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from aird_mlx.report import AskedSet, Evaluation, SetChange, to_json
-from aird_mlx.report_page import interval, number, p_value, percent
+from aird_mlx.report_page import interval, judged_on, number, p_value, percent
 
 from .render import Part, caption, headline, new_table, show_notes, show_sections
 
@@ -48,8 +48,7 @@ def _rates_caption(evaluation: Evaluation) -> str:
     words = "harmful prompts complied with: attack success rate; in brackets Wilson 95 %"
     if any(one.tries > 1 for one in evaluation.sets):
         words += "\nany: a prompt counts when one try complied"
-    tokens = evaluation.answer_tokens
-    return words + (f"\njudged on the first {tokens} tokens of each answer" if tokens else "")
+    return f"{words}\n{judged_on(evaluation.answer_tokens)}".rstrip()
 
 
 def _row_name(one: AskedSet | SetChange) -> str:

@@ -14,7 +14,9 @@ from aird_mlx.report_page import (
     blocks,
     by_refusals,
     calibration_words,
+    counts_in_words,
     interval,
+    judged_on,
     number,
     p_value,
     percent,
@@ -111,10 +113,9 @@ def _refusal_table(stages: list[Stage]) -> Table:
 
 
 def _refusal_caption(report: Report) -> Text:
-    sizes = ", ".join(f"{n} {kind}" for kind, n in sample_sizes(report.stages).items())
-    tokens = report.settings.get("max_new_tokens")
-    judged = f"\njudged on the first {tokens} tokens of each answer" if tokens else ""
-    return caption(f"n = {sizes or 'none'}; in brackets the Wilson 95 % interval{judged}")
+    sizes = counts_in_words(sample_sizes(report.stages))
+    words = f"n = {sizes or 'none'}; in brackets the Wilson 95 % interval"
+    return caption(f"{words}\n{judged_on(report.settings.get('max_new_tokens'))}".rstrip())
 
 
 def _utility_table(stages: list[Stage]) -> Table:

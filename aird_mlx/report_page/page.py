@@ -12,7 +12,7 @@ from pathlib import Path
 from aird_mlx.report import DirectionFigures, Gate, Report, Stage, read_result
 from aird_mlx.report_page.markdown import bullets, pairs, table
 from aird_mlx.report_page.search import changes_section, controls_section, repair_section
-from aird_mlx.report_page.words import interval, number, percent, sample_sizes
+from aird_mlx.report_page.words import counts_in_words, interval, judged_on, number, percent, sample_sizes
 
 
 def read_report(folder: Path) -> Report:
@@ -110,8 +110,8 @@ def reach_in_words(report: Report) -> str:
 
 
 def _length(report: Report) -> str:
-    tokens = report.settings.get("max_new_tokens")
-    return f", judged on the first {tokens} tokens of each answer" if tokens else ""
+    judged = judged_on(report.settings.get("max_new_tokens"))
+    return f", {judged}" if judged else ""
 
 
 def _tokens_counted(stages: Sequence[Stage]) -> list[str]:
@@ -122,8 +122,8 @@ def _tokens_counted(stages: Sequence[Stage]) -> list[str]:
 
 
 def _sample_sizes(stages: Sequence[Stage]) -> str:
-    sizes = sample_sizes(stages)
-    return " (" + ", ".join(f"{n} {kind}" for kind, n in sizes.items()) + ")" if sizes else ""
+    sizes = counts_in_words(sample_sizes(stages))
+    return f" ({sizes})" if sizes else ""
 
 
 def _refusal_table(stages: Sequence[Stage]) -> str:

@@ -8,6 +8,7 @@ from aird_mlx.report_page.words import (
     blocks,
     by_refusals,
     calibration_words,
+    counts_in_words,
     interval,
     number,
     p_value,
@@ -46,8 +47,8 @@ TRIED_HEADER = ["plan", "harmful", "harmless", "twin", "KL", "perplexity", "spar
 
 
 def _counts(validated: dict[str, int]) -> str:
-    counts = [f"{count} {kind}" for kind, count in validated.items() if count]
-    return f" ({', '.join(counts)})" if counts else ""
+    counts = counts_in_words(validated)
+    return f" ({counts})" if counts else ""
 
 
 def _tried_row(tried: TriedPlan, validated: dict[str, int]) -> list[str]:

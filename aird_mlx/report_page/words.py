@@ -78,6 +78,24 @@ def sample_sizes(stages: Sequence[Stage]) -> dict[str, int]:
     return sizes
 
 
+def counts_in_words(counts: Mapping[str, int]) -> str:
+    """How many prompts of each kind, those with none left out.
+
+    >>> counts_in_words({"harmful": 40, "harmless": 30, "twin": 0})
+    '40 harmful, 30 harmless'
+    """
+    return ", ".join(f"{count} {kind}" for kind, count in counts.items() if count)
+
+
+def judged_on(tokens: int | None) -> str:
+    """What answers were judged on, as a clause; nothing where that is not known.
+
+    >>> judged_on(64), judged_on(None)
+    ('judged on the first 64 tokens of each answer', '')
+    """
+    return f"judged on the first {tokens} tokens of each answer" if tokens else ""
+
+
 def shares_in_words(figures: TrialFigures, validated: Mapping[str, int]) -> list[str]:
     """Refusals of harmful, harmless and twin prompts in validation, ``-`` for a kind that has none.
 

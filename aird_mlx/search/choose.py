@@ -22,6 +22,7 @@ from aird_mlx.model import ChatModel
 from aird_mlx.patch import Patch, patched, scaled, sparsity_lost
 from aird_mlx.repair import RULES, RepairPlan, goes_on_from, solve_patch
 from aird_mlx.report import TrialFigures
+from aird_mlx.report_page import counts_in_words
 from aird_mlx.search.spaces import PlanSpace
 from aird_mlx.search.trial import Bars, Trial, pareto_front, unbeaten
 from aird_mlx.search.validation import Validation
@@ -257,19 +258,18 @@ class _Search:
     def explain(self, chosen: Trial, finalists: int) -> str:
         found = _answered(chosen)
         bars = self.bars_for([found])
-        praise = (
-            "is within the limits and refuses as often as any that did, both but for chance, and is nearest to the "
-        )
-        praise = "is within the limits, but for chance" if finalists == 1 else f"{praise}dense model"
+        praise = "is within the limits, but for chance"
+        if finalists > 1:
+            praise = "is within the limits and refuses as often as any that did, both but for chance, and is nearest to"
+            praise += " the dense model"
         asked = {kind: count for kind, count in self.validation.counts.items() if count}
-        counts = ", ".join(f"{count} {kind}" for kind, count in asked.items())
         shares = ", ".join(
             f"{'twins' if kind == 'twin' else kind} {getattr(found, kind):.1%} (dense {getattr(bars.dense, kind):.1%})"
             for kind in asked
         )
         return (
-            f"of {len(self.trials)} plans tried on validation prompts ({counts}), {finalists} answered them, and this "
-            f"one {praise if bars.broken(found) == 0 else 'breaks the limits least'}: {shares}"
+            f"of {len(self.trials)} plans tried on validation prompts ({counts_in_words(asked)}), {finalists} answered "
+            f"them, and this one {praise if bars.broken(found) == 0 else 'breaks the limits least'}: {shares}"
         )
 
 
